@@ -1,0 +1,1 @@
+"""The distillation library: losses, distiller, cache, metrics, checkpoints. Imports nothing from the scripts."""

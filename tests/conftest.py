@@ -1,0 +1,88 @@
+"""Shared by all tests: one thread, a way to run the scripts as a user does, a small demo data set."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+RunScript = Callable[..., subprocess.CompletedProcess]
+
+# Tensors are tiny here: more threads only wait for each other, and would change the order of sums.
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def run_script() -> RunScript:
+    """``run_script("evaluate.py", "--device", "cpu", ...)`` -> `CompletedProcess` with text output.
+
+    The script runs from the repository root in a process of its own, without a GPU and without a
+    terminal. Keyword arguments: ``check`` (fail the test on a non-zero status, the default),
+    ``timeout`` in seconds, ``env`` (added to the environment), ``cwd``.
+    """
+
+    def run(script: str, *args: object, check: bool = True, timeout: float = 300, env=None, cwd=ROOT):
+        command = [sys.executable, str(ROOT / script), *map(str, args)]
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""} | (env or {})
+        done = subprocess.run(
+            command,
+            cwd=cwd,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+        if check and done.returncode != 0:
+            pytest.fail(f"{' '.join(command)}\nexit status {done.returncode}\n{done.stdout}\n{done.stderr}")
+        return done
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def demo_data(tmp_path_factory) -> Path:
+    """A ``--data-dir`` that holds a small demo data set: 16 training and 6 validation pictures."""
+    from segdata.demo import make_demo
+
+    root = tmp_path_factory.mktemp("data")
+    make_demo(root / "demo", num_train=16, num_val=6)
+    return root
+
+
+@pytest.fixture(scope="session")
+def demo_checkpoint(demo_data, tmp_path_factory) -> Callable[..., Path]:
+    """``demo_checkpoint("compact", seed=0)`` -> model file of an untrained network for the demo classes."""
+    from dataset import build_dataset
+    from kd.checkpoint import save_atomic
+    from zoo import create_model, model_file_dict
+
+    dataset = build_dataset("demo", demo_data, "val")
+    folder = tmp_path_factory.mktemp("runs")
+
+    def make(name: str, seed: int = 0) -> Path:
+        path = folder / f"{name}_{seed}" / "best.pth"
+        if not path.exists():
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                model = create_model(name, dataset.num_classes, "none")
+            save_atomic(model_file_dict(name, model, dataset), path)
+        return path
+
+    return make
+
+
+def assert_one_line_error(done: subprocess.CompletedProcess, *words: str) -> None:
+    """The script ended as after a `UserError`: status 2, one ``error:`` line with ``words``, no traceback."""
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr, done.stderr
+    lines = [line for line in done.stderr.splitlines() if "error: " in line]
+    assert len(lines) == 1, done.stderr
+    for word in words:
+        assert word in lines[0], lines[0]
