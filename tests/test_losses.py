@@ -1,0 +1,482 @@
+"""The rules that every loss keeps, for each row of the registry, and values worked out by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import math
+
+import pytest
+import torch
+
+from kd.errors import UserError, choose
+from kd.losses import IGNORE, LOSSES, PAPER_LAMBDAS, PRESETS, adaptive_weights
+
+HARD = [name for name, spec in LOSSES.items() if spec.kind == "hard"]
+SOFT = [name for name, spec in LOSSES.items() if spec.kind != "hard"]
+CHANNELS = 5
+
+
+def soft_inputs(name: str, seed: int = 0, n: int = 3, h: int = 4, w: int = 6):
+    """Random student, teacher and valid for the soft loss ``name``; about a fifth of the cells is padding."""
+    generator = torch.Generator().manual_seed(seed)
+    spec = LOSSES[name]
+    same_channels = spec.kind == "logits" or spec.adapter
+    student = torch.randn(n, CHANNELS, h, w, generator=generator)
+    teacher = 2 * torch.randn(n, CHANNELS if same_channels else CHANNELS + 3, h, w, generator=generator)
+    valid = torch.rand(n, h, w, generator=generator) > 0.2
+    return student, teacher, valid
+
+
+def hard_inputs(seed: int = 0, n: int = 3, h: int = 4, w: int = 6):
+    """Random logits and a mask with void pixels, in which the last class is absent."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = 2 * torch.randn(n, CHANNELS, h, w, generator=generator)
+    mask = torch.randint(CHANNELS - 1, (n, h, w), generator=generator)
+    return logits, mask.masked_fill(torch.rand(n, h, w, generator=generator) < 0.2, IGNORE)
+
+
+def inputs(name: str, **kwargs):
+    """Arguments of the loss ``name``: (student or logits, teacher or mask[, valid])."""
+    return hard_inputs(**kwargs) if LOSSES[name].kind == "hard" else soft_inputs(name, **kwargs)
+
+
+def value_and_grad(name: str, student: torch.Tensor, *rest, **options):
+    """The loss and its gradient with respect to the student."""
+    student = student.detach().clone().requires_grad_()
+    loss = LOSSES[name].fn(student, *rest, **options)
+    loss.backward()
+    return loss.detach(), student.grad
+
+
+# ---- rules for every loss ----
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_registry_row_fits_its_function(name):
+    spec = LOSSES[name]
+    parameters = inspect.signature(spec.fn).parameters
+    assert spec.kind in ("hard", "logits", "features")
+    assert spec.uses_temperature == ("temperature" in parameters)
+    assert ("class_weights" in parameters) == (spec.kind == "hard")
+    assert bool(spec.taps) == (spec.kind == "features")
+    assert set(spec.taps) <= {"low", "mid", "high", "decoder"}
+    assert spec.source
+    for word in ("shapes", "scale", "void and padding"):
+        assert word in spec.fn.__doc__.lower()
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_is_a_positive_scalar_with_a_useful_gradient(name):
+    student, *rest = inputs(name)
+    loss, grad = value_and_grad(name, student, *rest)
+    assert loss.shape == () and loss.dtype == torch.float32 and loss > 1e-3
+    assert grad.isfinite().all() and grad.abs().sum() > 0
+    step = student - 1e-2 * grad / grad.norm()
+    assert LOSSES[name].fn(step, *rest) < loss
+
+
+@pytest.mark.parametrize("name", SOFT)
+def test_identical_maps_cost_nothing(name):
+    student, _, valid = soft_inputs(name)
+    loss, grad = value_and_grad(name, student, student.clone(), valid)
+    assert abs(loss.item()) < 1e-6
+    assert grad.isfinite().all()
+
+
+@pytest.mark.parametrize("name", HARD)
+def test_perfect_prediction_costs_nothing(name):
+    _, mask = hard_inputs()
+    logits = 100.0 * torch.nn.functional.one_hot(mask.where(mask != IGNORE, 0), CHANNELS).movedim(-1, 1)
+    assert abs(LOSSES[name].fn(logits, mask).item()) < 1e-6
+
+
+@pytest.mark.parametrize("fill", [0.0, 3.0])
+@pytest.mark.parametrize("name", SOFT)
+def test_identical_constant_maps_cost_nothing(name, fill):
+    constant = torch.full((2, CHANNELS, 4, 4), fill)
+    valid = torch.ones(2, 4, 4, dtype=torch.bool)
+    loss, grad = value_and_grad(name, constant, constant.clone(), valid)
+    assert abs(loss.item()) < 1e-6
+    assert grad.isfinite().all()
+
+
+@pytest.mark.parametrize("name", SOFT)
+def test_constant_student_has_a_bounded_gradient(name):
+    _, teacher, valid = soft_inputs(name)
+    for fill in (0.0, 1e-12, 1.0):
+        loss, grad = value_and_grad(name, torch.full((3, CHANNELS, 4, 6), fill), teacher, valid)
+        assert loss.isfinite()
+        assert grad.abs().max() < 100
+
+
+@pytest.mark.parametrize("tiles", [(2, 1, 1), (1, 3, 1), (1, 1, 2), (3, 2, 2)], ids=str)
+@pytest.mark.parametrize("name", LOSSES)
+def test_tiling_changes_nothing(name, tiles):
+    tensors = inputs(name)
+    n, h, w = tiles
+    tiled = [x.repeat(n, 1, h, w) if x.ndim == 4 else x.repeat(n, h, w) for x in tensors]
+    torch.testing.assert_close(LOSSES[name].fn(*tiled), LOSSES[name].fn(*tensors), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", SOFT)
+def test_what_lies_under_padding_changes_nothing(name):
+    student, teacher, valid = soft_inputs(name)
+    assert not valid.all()
+    loss, grad = value_and_grad(name, student, teacher, valid)
+    padding = ~valid[:, None]
+    assert grad.masked_select(padding).abs().max() == 0
+    for s, t in [(1e30, 0.0), (0.0, -1e30), (1e30, 1e30), (-7.0, 5.0)]:
+        changed, changed_grad = value_and_grad(
+            name, student.masked_fill(padding, s), teacher.masked_fill(padding, t), valid
+        )
+        assert torch.equal(changed, loss)
+        assert torch.equal(changed_grad, grad)
+
+
+@pytest.mark.parametrize("name", HARD)
+def test_what_lies_under_void_changes_nothing(name):
+    logits, mask = hard_inputs()
+    loss, grad = value_and_grad(name, logits, mask)
+    void = (mask == IGNORE)[:, None]
+    assert grad.masked_select(void).abs().max() == 0
+    for value in (1e30, -1e30):
+        # One class far away, so that the softmax under void changes too.
+        other = logits.clone()
+        other[:, :1] = other[:, :1].masked_fill(void, value)
+        changed, changed_grad = value_and_grad(name, other, mask)
+        assert torch.equal(changed, loss)
+        assert torch.equal(changed_grad, grad)
+
+
+@pytest.mark.parametrize("name", SOFT)
+def test_valid_positions_count(name):
+    """The converse of the padding rule: each valid cell of either map has a say."""
+    student, teacher, valid = soft_inputs(name)
+    n, y, x = valid.nonzero()[0]
+    before = LOSSES[name].fn(student, teacher, valid)
+    for changed in (student, teacher):
+        kept = changed[n, :, y, x].clone()
+        changed[n, :, y, x] = kept.roll(1) + torch.tensor([0.0, 1.0, 0.0, -1.0, 2.0, 0.5, 1.0, 0.0])[: len(kept)]
+        assert LOSSES[name].fn(student, teacher, valid) != before
+        changed[n, :, y, x] = kept
+
+
+@pytest.mark.parametrize("name", SOFT)
+def test_an_image_without_a_valid_position_is_left_out(name):
+    student, teacher, valid = soft_inputs(name)
+    expected = LOSSES[name].fn(student[:2], teacher[:2], valid[:2])
+    valid[2] = False
+    loss, grad = value_and_grad(name, student, teacher, valid)
+    torch.testing.assert_close(loss, expected)
+    assert grad[2].abs().max() == 0
+
+
+@pytest.mark.parametrize("name", SOFT)
+def test_no_valid_position_gives_zero(name):
+    student, teacher, valid = soft_inputs(name)
+    for fill in (None, 1e30):
+        maps = [x if fill is None else torch.full_like(x, fill) for x in (student, teacher)]
+        loss, grad = value_and_grad(name, *maps, torch.zeros_like(valid))
+        assert loss.item() == 0
+        assert grad.abs().max() == 0
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("name", HARD)
+def test_no_labelled_pixel_gives_zero(name, weighted):
+    logits, mask = hard_inputs()
+    weights = torch.rand(CHANNELS) if weighted else None
+    loss, grad = value_and_grad(name, logits, torch.full_like(mask, IGNORE), class_weights=weights)
+    assert loss.item() == 0
+    assert grad.abs().max() == 0
+
+
+@pytest.mark.parametrize("name", SOFT)
+def test_single_valid_position(name):
+    student, teacher, valid = soft_inputs(name)
+    valid = torch.zeros_like(valid)
+    valid[0, 1, 2] = True
+    loss, grad = value_and_grad(name, student, teacher, valid)
+    assert loss.isfinite() and loss >= 0
+    assert grad.isfinite().all()
+
+
+@pytest.mark.parametrize("name", SOFT)
+def test_gradient_goes_to_the_student_alone(name):
+    student, teacher, valid = soft_inputs(name)
+    student.requires_grad_()
+    teacher.requires_grad_()
+    LOSSES[name].fn(student, teacher, valid).backward()
+    assert teacher.grad is None
+    assert student.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("name", LOSSES)
+def test_half_precision_is_computed_in_float32(name, dtype):
+    """Under autocast with half inputs: the very value of the same inputs in float32 without autocast."""
+    student, *rest = inputs(name)
+    student = student.to(dtype)
+    rest = [x.to(dtype) if x.is_floating_point() else x for x in rest]
+    expected, _ = value_and_grad(name, student.float(), *[x.float() if x.dtype == dtype else x for x in rest])
+    with torch.autocast("cpu", dtype=dtype):
+        loss, grad = value_and_grad(name, student, *rest)
+    assert loss.dtype == torch.float32
+    assert grad.dtype == dtype and grad.isfinite().all()
+    assert torch.equal(loss, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("name", LOSSES)
+def test_huge_values_give_finite_gradients(name, dtype):
+    student, *rest = inputs(name)
+    student = (1e4 * student.sign()).to(dtype)
+    rest = [(1e4 * x.sign()).to(dtype) if x.is_floating_point() else x for x in rest]
+    with torch.autocast("cpu", dtype=torch.bfloat16 if dtype == torch.float32 else dtype):
+        loss, grad = value_and_grad(name, student, *rest)
+    assert loss.isfinite()
+    assert grad.isfinite().all()
+
+
+@pytest.mark.parametrize("name", [name for name in SOFT if LOSSES[name].uses_temperature])
+def test_temperature_softens_and_rescales(name):
+    student, teacher, valid = soft_inputs(name)
+    fn = LOSSES[name].fn
+    torch.testing.assert_close(
+        fn(student, teacher, valid, temperature=4.0), 16 * fn(student / 4, teacher / 4, valid, temperature=1.0)
+    )
+    torch.testing.assert_close(fn(student, teacher, valid), fn(student, teacher, valid, temperature=1.0))
+
+
+@pytest.mark.parametrize("name", SOFT)
+def test_maps_that_do_not_fit_are_refused(name):
+    student, teacher, valid = soft_inputs(name)
+    bad = [(student[:1], teacher, valid), (student, teacher[..., :3], valid), (student, teacher, valid[:, :1])]
+    for arguments in [*bad, (student, teacher, valid.float())]:
+        with pytest.raises(ValueError, match=name):
+            LOSSES[name].fn(*arguments)
+
+
+@pytest.mark.parametrize("name", HARD)
+def test_mask_of_another_size_is_refused(name):
+    logits, mask = hard_inputs()
+    with pytest.raises(ValueError, match="mask"):
+        LOSSES[name].fn(logits, mask[:, :2])
+
+
+@pytest.mark.parametrize("name", HARD)
+def test_equal_class_weights_are_no_weights(name):
+    logits, mask = hard_inputs()
+    weighted = LOSSES[name].fn(logits, mask, class_weights=torch.full((CHANNELS,), 7.0))
+    torch.testing.assert_close(weighted, LOSSES[name].fn(logits, mask))
+
+
+@pytest.mark.parametrize("name", HARD)
+def test_a_class_of_weight_zero_has_no_say(name):
+    logits, mask = hard_inputs()
+    weights = torch.ones(CHANNELS)
+    weights[1] = 0
+    unlike = LOSSES[name].fn(logits, mask, class_weights=weights)
+    assert unlike != LOSSES[name].fn(logits, mask)
+    assert LOSSES[name].fn(logits, torch.full_like(mask, 1), class_weights=weights) == 0
+
+
+# ---- values worked out by hand ----
+
+# KL of (3/4, 1/4) from (1/2, 1/2), in nats.
+KL_QUARTER = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)
+
+
+def maps(*positions: list[float]) -> torch.Tensor:
+    """(1, D, 1, w) from one list of D channel values a position."""
+    return torch.tensor(positions).T[None, :, None, :]
+
+
+def soft(name: str, student: torch.Tensor, teacher: torch.Tensor, **options) -> float:
+    valid = torch.ones(student.shape[0], *student.shape[2:], dtype=torch.bool)
+    return LOSSES[name].fn(student, teacher, valid, **options).item()
+
+
+def test_ce_by_hand():
+    logits = torch.zeros(1, 4, 1, 3)
+    mask = torch.tensor([[[0, 3, IGNORE]]])
+    assert LOSSES["ce"].fn(logits, mask).item() == pytest.approx(math.log(4))
+    logits = torch.log(maps([0.75, 0.25], [0.5, 0.5]))
+    mask = torch.tensor([[[0, 1]]])
+    expected = -(1 * math.log(0.75) + 3 * math.log(0.5)) / 4
+    weights = torch.tensor([1.0, 3.0])
+    assert LOSSES["ce"].fn(logits, mask, class_weights=weights).item() == pytest.approx(expected)
+
+
+def test_focal_by_hand():
+    logits = torch.log(maps([0.75, 0.25], [0.5, 0.5], [0.9, 0.1]))
+    mask = torch.tensor([[[0, 1, IGNORE]]])
+    easy, even = -(0.25**2) * math.log(0.75), -(0.5**2) * math.log(0.5)
+    assert LOSSES["focal"].fn(logits, mask).item() == pytest.approx((easy + even) / 2)
+    weights = torch.tensor([1.0, 3.0])
+    assert LOSSES["focal"].fn(logits, mask, class_weights=weights).item() == pytest.approx((easy + 3 * even) / 4)
+    cross_entropy = LOSSES["ce"].fn(logits, mask)
+    torch.testing.assert_close(LOSSES["focal"].fn(logits, mask, gamma=0.0), cross_entropy)
+
+
+def test_dice_by_hand():
+    # Two labelled pixels, both of class 0; class 1 is absent and left out.
+    logits = torch.log(maps([0.75, 0.25], [0.5, 0.5], [0.1, 0.9]))
+    mask = torch.tensor([[[0, 0, IGNORE]]])
+    score = 2 * (0.75 + 0.5) / (0.75**2 + 0.5**2 + 2)
+    assert LOSSES["dice"].fn(logits, mask).item() == pytest.approx(1 - score)
+    # Both present: the mean of the classes, weighted if asked for.
+    mask = torch.tensor([[[0, 1, IGNORE]]])
+    first = 1 - 2 * 0.75 / (0.75**2 + 0.5**2 + 1)
+    second = 1 - 2 * 0.5 / (0.25**2 + 0.5**2 + 1)
+    assert LOSSES["dice"].fn(logits, mask).item() == pytest.approx((first + second) / 2)
+    weights = torch.tensor([1.0, 3.0])
+    assert LOSSES["dice"].fn(logits, mask, class_weights=weights).item() == pytest.approx((first + 3 * second) / 4)
+
+
+def test_kl_by_hand():
+    student, teacher = maps([0.0, 0.0]), torch.log(maps([3.0, 1.0]))
+    assert soft("kl", student, teacher) == pytest.approx(KL_QUARTER)
+    assert soft("kl", student, 2 * teacher, temperature=2.0) == pytest.approx(4 * KL_QUARTER)
+    # A second position where both agree halves the mean; as padding it does not count.
+    student, teacher = maps([0.0, 0.0], [5.0, 1.0]), torch.log(maps([3.0, 1.0], [1.0, 1.0]))
+    teacher[..., 1] = student[..., 1]
+    assert soft("kl", student, teacher) == pytest.approx(KL_QUARTER / 2)
+    valid = torch.tensor([[[True, False]]])
+    assert LOSSES["kl"].fn(student, teacher, valid).item() == pytest.approx(KL_QUARTER)
+
+
+def test_cwd_by_hand():
+    # Softmax over the two positions: class 0 differs, class 1 is equal (a constant offset does not matter).
+    student = maps([0.0, 1.0], [0.0, 2.0])
+    teacher = maps([math.log(3.0), 11.0], [0.0, 12.0])
+    assert soft("cwd", student, teacher) == pytest.approx(KL_QUARTER / 2, rel=1e-5)
+
+
+def test_dist_by_hand():
+    # Swapped probabilities: correlation -1 over classes at every position and over positions in every class.
+    student = torch.log(maps([0.9, 0.1], [0.2, 0.8]))
+    assert soft("dist", student, student.flip(1)) == pytest.approx(4.0)
+    # Constant in space: nothing to correlate there, and -1 over classes.
+    student = torch.log(maps([0.9, 0.1], [0.9, 0.1]))
+    assert soft("dist", student, student.flip(1)) == pytest.approx(2.0)
+
+
+def test_icsd_by_hand():
+    # A flat student has no differences between classes: zero rows against the teacher's unit rows.
+    teacher = maps([5.0, 0.0, 1.0], [0.0, 5.0, 2.0], [1.0, 1.0, 5.0])
+    assert soft("icsd", torch.zeros_like(teacher), teacher) == pytest.approx(1.0)
+    # p_0 = p_1 in the student, p_0 = p_2 in the teacher: rows 0 are (0, 0, 1) and (0, 1, 0), at squared distance 2;
+    # rows 1 are (0, 0, 1) and (1, 0, 1) / sqrt 2; rows 2 are (1, 1, 0) / sqrt 2 and (0, 1, 0).
+    a, b = [0.0, 1.0], [2.0, 0.0]
+    student = torch.tensor([a, a, b])[None, :, None, :]
+    teacher = torch.tensor([a, b, a])[None, :, None, :]
+    expected = (2 + 2 * (2 - math.sqrt(2))) / 3
+    assert soft("icsd", student, teacher) == pytest.approx(expected, rel=1e-5)
+
+
+def test_icsd_does_not_magnify_rounding_errors():
+    """A student flat but for rounding has no similarities to speak of: the value of a flat one, a small gradient."""
+    _, teacher, valid = soft_inputs("icsd")
+    flat = LOSSES["icsd"].fn(torch.zeros_like(teacher), teacher, valid)
+    loss, grad = value_and_grad("icsd", 1e-5 * torch.randn(teacher.shape), teacher, valid)
+    torch.testing.assert_close(loss, flat, rtol=1e-2, atol=0)
+    assert grad.abs().max() < 1
+
+
+def test_cosine_and_pixelwise_by_hand():
+    student = maps([1.0, 0.0], [0.0, 2.0], [3.0, 3.0])
+    teacher = maps([5.0, 0.0], [0.0, -1.0], [1.0, 0.0])
+    distances = 0 + 2 + (1 - math.sqrt(0.5))
+    assert soft("cosine", student, teacher) == pytest.approx(distances / 3)
+    assert soft("pixelwise", student, teacher) == pytest.approx(2 * distances / 3)
+
+
+def test_pairwise_by_hand():
+    # Cosines between the two positions: student 0, teacher 1; the diagonal agrees: 2 of 4 entries differ by 1.
+    student = maps([1.0, 0.0], [0.0, 1.0])
+    teacher = maps([1.0, 1.0, 0.0], [2.0, 2.0, 0.0])
+    assert soft("pairwise", student, teacher) == pytest.approx(0.5)
+
+
+def test_at_by_hand():
+    # Attention (1, 0) and (0, 1): unit vectors at a right angle. A factor does not matter.
+    assert soft("at", maps([1.0, 0.0], [0.0, 0.0]), maps([0.0], [7.0])) == pytest.approx(2.0)
+    # Attention (1, 1) / sqrt 2 and (1, 0).
+    assert soft("at", maps([-1.0], [1.0]), maps([3.0], [0.0])) == pytest.approx(2 - math.sqrt(2))
+
+
+def test_csd_by_hand():
+    # cos^2 of (1, 0) and (1, 1) is 1/2; what is negative counts as 0.
+    assert soft("csd", maps([1.0, -4.0]), maps([3.0, 3.0])) == pytest.approx(math.log(2))
+    assert soft("csd", maps([1.0, 0.0]), maps([0.0, 1.0])) == pytest.approx(-2 * math.log(1e-6), rel=1e-2)
+
+
+def test_per_image_losses_average_over_images():
+    """One valid cell or twenty: each image has the same weight where the loss belongs to an image."""
+    for name in ("cwd", "icsd", "pairwise", "at", "csd"):
+        student, teacher, valid = soft_inputs(name, n=2)
+        valid[:] = True
+        valid[0, 1:] = False
+        alone = [LOSSES[name].fn(student[i : i + 1], teacher[i : i + 1], valid[i : i + 1]) for i in range(2)]
+        torch.testing.assert_close(LOSSES[name].fn(student, teacher, valid), sum(alone) / 2)
+
+
+def test_per_position_losses_average_over_positions():
+    for name in ("kl", "cosine", "pixelwise"):
+        student, teacher, valid = soft_inputs(name, n=2)
+        valid[:] = True
+        valid[0, 1:] = False
+        alone = [LOSSES[name].fn(student[i : i + 1], teacher[i : i + 1], valid[i : i + 1]) for i in range(2)]
+        counts = [int(v.sum()) for v in valid]
+        expected = (counts[0] * alone[0] + counts[1] * alone[1]) / sum(counts)
+        torch.testing.assert_close(LOSSES[name].fn(student, teacher, valid), expected)
+
+
+# ---- schedule, presets, look-up ----
+
+
+def test_adaptive_weights_pass_from_teacher_to_labels():
+    assert adaptive_weights(0.0) == (0.0, 1.0)
+    assert adaptive_weights(0.25) == (0.25, 0.75)
+    assert adaptive_weights(1.0) == (1.0, 0.0)
+    for progress in (-0.1, 1.1, math.nan):
+        with pytest.raises(ValueError, match="progress"):
+            adaptive_weights(progress)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_preset_names_known_losses(name):
+    preset = PRESETS[name]
+    assert set(preset.weights) <= set(LOSSES)
+    assert all(LOSSES[term].kind == "hard" for term in preset.hard)
+    assert all(LOSSES[term].kind != "hard" for term in preset.other)
+    assert not {"kl", "cosine"} & set(preset.other), "alpha and beta are the dials of these two"
+    assert all(weight >= 0 for weight in preset.weights.values())
+    assert sum(weight for term, weight in preset.weights.items() if LOSSES[term].kind == "hard") > 0
+    assert sum(weight for term, weight in preset.weights.items() if LOSSES[term].kind != "hard") > 0
+    assert preset.temperature > 0 and preset.source
+    if preset.temperature != 1:
+        assert any(weight and LOSSES[term].uses_temperature for term, weight in preset.weights.items())
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        preset.alpha = 2.0
+
+
+def test_presets_are_the_published_mixes():
+    assert set(PRESETS) == {"response", "feature", "hdl", "papi", "aicsd", "cwd", "dist"}
+    nonzero = {name: {k: w for k, w in preset.weights.items() if w} for name, preset in PRESETS.items()}
+    assert nonzero["hdl"] == {"ce": 0.5, "dice": 0.2, "csd": 0.3}
+    assert nonzero["papi"] == {"ce": 1.0, "pairwise": 1.0, "pixelwise": pytest.approx(100 / 129)}
+    assert nonzero["cwd"] == {"ce": 1.0, "cwd": 3.0} and PRESETS["cwd"].temperature == 4.0
+    assert [name for name, preset in PRESETS.items() if preset.adaptive] == ["aicsd"]
+
+
+def test_paper_lambdas_name_known_losses():
+    for loss, factor in PAPER_LAMBDAS.values():
+        assert loss in LOSSES and factor > 0
+
+
+def test_unknown_loss_lists_the_known_ones():
+    with pytest.raises(UserError, match=r"cosine.*kl"):
+        choose(LOSSES, "cosinus", "loss")
