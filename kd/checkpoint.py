@@ -1,0 +1,57 @@
+"""Files of tensors: written so that a kill or a full disk never costs the old file, read without running code."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import torch
+
+from kd.atomic import replacing
+from kd.errors import UserError
+
+
+def save_atomic(obj: object, path: str | Path) -> None:
+    """``torch.save`` by way of `kd.atomic.replacing`: ``path`` holds the old content or the whole new one.
+
+    Raises:
+        UserError: the disk is full or the place cannot be written; the old file is untouched.
+    """
+    # An open file, not a path: given a path, torch writes by itself and hides the system's reason.
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        torch.save(obj, file)
+
+
+def load_file(path: str | Path) -> dict:
+    """The dict that ``torch.save`` wrote to ``path``, on the CPU; nothing in the file is ever executed.
+
+    Raises:
+        UserError: no such file, not a torch file, truncated, no dict, or more than tensors and plain
+            values in it (such a file could run code, and is refused).
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: {'a folder, not a file of weights' if path.is_dir() else 'no such file'}")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        # A text file fails as an unknown pickle instruction, too; only a real one deserves the warning.
+        if "GLOBAL" in str(error) and _is_torch_file(path):
+            raise UserError(
+                f"{path}: holds more than tensors and plain values, and reading it could run code: refused; "
+                "save its state_dict alone and pass that"
+            ) from error
+        raise UserError(f"{path}: not a torch file, or a damaged one") from error
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    except Exception as error:  # a damaged file fails in as many ways as there are bytes
+        raise UserError(f"{path}: not a torch file, or a damaged one ({type(error).__name__})") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: holds a {type(content).__name__}, not a dict of weights")
+    return content
+
+
+def _is_torch_file(path: Path) -> bool:
+    """Whether ``path`` starts like what ``torch.save`` writes: a zip archive, or (old) a pickle."""
+    with path.open("rb") as file:
+        return file.read(2) in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")

@@ -1,0 +1,1 @@
+"""Architectures that are not the student: wrappers of library models, and FastLiteSSNet."""

@@ -1,0 +1,63 @@
+"""What a model costs: parameters, multiply-accumulates, latency."""
+
+from __future__ import annotations
+
+import statistics
+import time
+
+import torch
+from torch import nn
+from torch.func import functional_call
+from torch.utils.flop_counter import FlopCounterMode
+
+from kd.device import synchronize
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Number of parameters, trained or frozen."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def parameters_by_part(model: nn.Module) -> dict[str, int]:
+    """Top-level child -> number of parameters; children without any are left out."""
+    counts = {name: count_parameters(child) for name, child in model.named_children()}
+    own = sum(parameter.numel() for parameter in model.parameters(recurse=False))
+    return {name: count for name, count in (counts | {"(own)": own}).items() if count}
+
+
+def count_macs(model: nn.Module, size: int) -> int:
+    """Multiply-accumulates of convolutions and matrix products for one ``size`` x ``size`` image.
+
+    Resizing, normalisation and activations are not counted, as usual. Nothing is computed: the
+    shapes alone are propagated, on PyTorch's meta device, through ``model`` as it is (use eval mode).
+    """
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    shapes = {name: tensor.detach().to("meta") for name, tensor in tensors.items()}
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        functional_call(model, shapes, (torch.zeros(1, 3, size, size, device="meta"),))
+    return counter.get_total_flops() // 2  # PyTorch counts a multiplication and an addition as two
+
+
+def file_megabytes(model: nn.Module) -> float:
+    """Size of the weights in a float32 file, buffers included, in MB of 10^6 bytes."""
+    return (
+        sum(tensor.numel() * (4 if tensor.is_floating_point() else 8) for tensor in model.state_dict().values()) / 1e6
+    )
+
+
+@torch.inference_mode()
+def measure_latency(model: nn.Module, size: int, device: torch.device, *, warmup: int = 5, repeats: int = 30) -> float:
+    """Median milliseconds for one ``size`` x ``size`` image, float32, eval mode, after ``warmup`` runs.
+
+    The device's queue is waited for before each reading of the clock.
+    """
+    model = model.to(device).eval()
+    image = torch.randn(1, 3, size, size, device=device)
+    times = []
+    for _ in range(warmup + repeats):
+        synchronize(device)
+        start = time.perf_counter()
+        model(image)
+        synchronize(device)
+        times.append(time.perf_counter() - start)
+    return 1000 * statistics.median(times[warmup:])

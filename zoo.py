@@ -1,0 +1,327 @@
+"""Every model by name: how it is built, where its weights come from, what its feature maps are.
+
+python zoo.py                       # table: parameters, MACs, strides, taps, source of weights
+python zoo.py --size 512 standard fcn_resnet50
+
+from zoo import create_model, load_teacher, load_checkpoint_model
+student = create_model("standard", num_classes=21, weights="default")
+teacher = load_teacher("fcn_resnet50", num_classes=21)
+model, checkpoint = load_checkpoint_model("checkpoints/run/best.pth")
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+import torch
+import torchvision.models as tv
+from torchvision.models import segmentation as tvs
+
+from kd.batch import MEAN, STD
+from kd.errors import UserError, choose, run_cli
+from models import smp_models
+from models.base import SegmentationModel
+from models.cost import count_macs, count_parameters
+from models.fastlitessnet import FastLiteSSNet
+from models.torchvision_models import DeepLabV3MobileNet, LRASPPMobileNet, ResNetModel
+from models.weights import (
+    ClassCountError,
+    StateDict,
+    WeightsFile,
+    fetch,
+    is_whole,
+    load_backbone,
+    load_whole,
+    read_weights,
+)
+from student_model import StudentNet
+
+FORMAT = 1
+VOC_CLASS_COUNT = 21
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A row of the registry.
+
+    Attributes:
+        build: ``build(num_classes, **model_args)`` -> the model with random weights.
+        backbone_weights: fetches the pretrained backbone; None where nobody publishes one.
+        whole_weights: fetches 21-class VOC weights of the whole network; None likewise.
+        source: where the weights come from, in words.
+    """
+
+    build: Callable[..., SegmentationModel]
+    backbone_weights: Callable[[], StateDict] | None
+    source: str
+    whole_weights: Callable[[], StateDict] | None = None
+
+
+class Labelled(Protocol):
+    """What a model file keeps of the data set."""
+
+    class_names: Sequence[str]
+    palette: Sequence[Sequence[int]]
+
+
+def _torchvision(weights) -> Callable[[], StateDict]:
+    """A fetcher for a torchvision weights' enum member; downloads once, then reads its cache."""
+    return partial(weights.get_state_dict, progress=True, check_hash=True)
+
+
+def _torchvision_spec(build: Callable[..., SegmentationModel], backbone, whole) -> ModelSpec:
+    source = f"torchvision ImageNet backbone; as teacher {whole.name}"
+    return ModelSpec(build, _torchvision(backbone), source, _torchvision(whole))
+
+
+def _smp_spec(build: Callable[..., SegmentationModel], encoder: str) -> ModelSpec:
+    return ModelSpec(build, partial(smp_models.imagenet_encoder, encoder), f"smp ImageNet encoder {encoder}")
+
+
+STUDENT_BACKBONE = _torchvision(tv.MobileNet_V3_Small_Weights.IMAGENET1K_V1)
+RESNET50, RESNET101 = tv.ResNet50_Weights.IMAGENET1K_V1, tv.ResNet101_Weights.IMAGENET1K_V1
+MOBILENET_LARGE = tv.MobileNet_V3_Large_Weights.IMAGENET1K_V1
+
+MODELS: dict[str, ModelSpec] = {
+    "standard": ModelSpec(partial(StudentNet, variant="standard"), STUDENT_BACKBONE, "torchvision ImageNet backbone"),
+    "compact": ModelSpec(partial(StudentNet, variant="compact"), STUDENT_BACKBONE, "torchvision ImageNet backbone"),
+    "fastlitessnet": ModelSpec(FastLiteSSNet, None, "none published: trained from scratch"),
+    "fcn_resnet50": _torchvision_spec(
+        partial(ResNetModel, tvs.fcn_resnet50), RESNET50, tvs.FCN_ResNet50_Weights.COCO_WITH_VOC_LABELS_V1
+    ),
+    "fcn_resnet101": _torchvision_spec(
+        partial(ResNetModel, tvs.fcn_resnet101), RESNET101, tvs.FCN_ResNet101_Weights.COCO_WITH_VOC_LABELS_V1
+    ),
+    "deeplabv3_resnet50": _torchvision_spec(
+        partial(ResNetModel, tvs.deeplabv3_resnet50), RESNET50, tvs.DeepLabV3_ResNet50_Weights.COCO_WITH_VOC_LABELS_V1
+    ),
+    "deeplabv3_resnet101": _torchvision_spec(
+        partial(ResNetModel, tvs.deeplabv3_resnet101),
+        RESNET101,
+        tvs.DeepLabV3_ResNet101_Weights.COCO_WITH_VOC_LABELS_V1,
+    ),
+    "deeplabv3_mobilenet_v3_large": _torchvision_spec(
+        DeepLabV3MobileNet, MOBILENET_LARGE, tvs.DeepLabV3_MobileNet_V3_Large_Weights.COCO_WITH_VOC_LABELS_V1
+    ),
+    "lraspp_mobilenet_v3_large": _torchvision_spec(
+        LRASPPMobileNet, MOBILENET_LARGE, tvs.LRASPP_MobileNet_V3_Large_Weights.COCO_WITH_VOC_LABELS_V1
+    ),
+    **{f"unet_{encoder}": _smp_spec(partial(smp_models.UNet, encoder), encoder) for encoder in ("vgg16", "resnet50")},
+    **{
+        f"deeplabv3plus_{encoder}": _smp_spec(partial(smp_models.DeepLabV3Plus, encoder), encoder)
+        for encoder in ("resnet101", "resnet18", "mobilenet_v2")
+    },
+    **{
+        f"segformer_{size}": _smp_spec(partial(smp_models.SegFormer, f"mit_{size}"), f"mit_{size}")
+        for size in ("b0", "b1", "b2", "b3", "b4", "b5")
+    },
+}
+
+
+# -- building ------------------------------------------------------------------------------------
+
+
+def build_model(name: str, num_classes: int, **model_args: object) -> SegmentationModel:
+    """The model ``name`` with random weights; ``model_args`` are its own extra arguments."""
+    spec = choose(MODELS, name, "model")
+    try:
+        model = spec.build(num_classes, **model_args)
+    except (TypeError, ValueError) as error:
+        if not model_args:
+            raise
+        raise UserError(f"{name} cannot be built with {model_args}: {error}") from error
+    model.model_args = dict(model_args)
+    return model
+
+
+def create_model(name: str, num_classes: int, weights: str = "none", **model_args: object) -> SegmentationModel:
+    """A model to be trained.
+
+    Args:
+        name: a key of `MODELS`.
+        num_classes: classes of the data set, background included.
+        weights: ``none`` (random), ``default`` (the library's pretrained backbone) or the path of a
+            weights' file: of the backbone, or of the whole network. Of a network for another number
+            of classes the backbone alone is taken. What was loaded is printed.
+
+    Raises:
+        UserError: unknown name, download failed, or a file that does not belong to this model.
+    """
+    spec = choose(MODELS, name, "model")
+    model = build_model(name, num_classes, **model_args)
+    if weights == "none":
+        return model
+    if weights == "default":
+        if spec.backbone_weights is None:
+            print(f"{name}: nobody publishes pretrained weights; starting from random ones")
+            return model
+        way_on = "pass --student-weights PATH with a file you have, or --student-weights none"
+        load_backbone(model, fetch(f"the pretrained backbone of {name}", spec.backbone_weights, way_on), "the library")
+        return model
+    file = _read_for(name, weights)
+    if not is_whole(model, file.state_dict):
+        load_backbone(model, file.state_dict, file.origin)
+        return model
+    try:
+        load_whole(model, file.state_dict, file.origin)
+        print(f"{name}: all weights from {file.origin}")
+    except ClassCountError as error:
+        print(f"{error}: only the backbone is taken")
+        load_backbone(model, file.state_dict, file.origin)
+    return model
+
+
+def load_teacher(
+    name: str, num_classes: int, weights: str = "default", class_names: Sequence[str] | None = None
+) -> SegmentationModel:
+    """A frozen teacher in eval mode; it has real weights, or this raises.
+
+    The global random state is left as it was, so that a student built next does not depend on the teacher.
+
+    Args:
+        name: a key of `MODELS`.
+        num_classes: classes of the data set, background included.
+        weights: ``default`` (the library's VOC weights, 21 classes) or the path of a weights' file.
+        class_names: if given, a checkpoint of this project must be for exactly these classes.
+
+    Raises:
+        UserError: no weights to be had, or weights for another model, class count or class list.
+    """
+    spec = choose(MODELS, name, "teacher")
+    if weights == "none":
+        raise UserError("a teacher without weights teaches noise: pass --teacher-weights default or PATH")
+    if weights == "default":
+        file = _default_teacher(name, spec, num_classes)
+    else:
+        file = _read_for(name, weights)
+        known = (file.checkpoint or {}).get("class_names")
+        if class_names is not None and known is not None and list(known) != list(class_names):
+            raise UserError(f"{weights}: made for {_names(known)}; the data set has {_names(class_names)}")
+    with torch.random.fork_rng(devices=[]):
+        model = build_model(name, num_classes, **(file.checkpoint or {}).get("model_args", {}))
+    if not is_whole(model, file.state_dict):
+        raise UserError(f"{weights}: no weights of a whole {name}, but at most of its backbone: no teacher yet")
+    load_whole(model, file.state_dict, file.origin)
+    return model.eval().requires_grad_(False)
+
+
+def _default_teacher(name: str, spec: ModelSpec, num_classes: int) -> WeightsFile:
+    train = f"train it first (train_kd.py --student {name} --alpha 0 --beta 0) and pass --teacher-weights PATH"
+    if spec.whole_weights is None:
+        raise UserError(f"nobody publishes segmentation weights for {name} that fit here; {train}")
+    if num_classes != VOC_CLASS_COUNT:
+        raise UserError(
+            f"the published weights of {name} are for the {VOC_CLASS_COUNT} classes of VOC, the data set has "
+            f"{num_classes}; {train}"
+        )
+    way_on = "pass --teacher-weights PATH with a file you have"
+    return WeightsFile("the library", fetch(f"the weights of {name}", spec.whole_weights, way_on))
+
+
+def _read_for(name: str, path: str) -> WeightsFile:
+    """Read ``path``; a checkpoint of this project must be of model ``name``."""
+    file = read_weights(path)
+    if file.checkpoint is not None:
+        check_model_file(file.checkpoint, path)
+        if file.checkpoint["model"] != name:
+            raise UserError(f"{path}: holds a {file.checkpoint['model']}, asked for is a {name}")
+    return file
+
+
+def _names(names: Sequence[str]) -> str:
+    return f"{len(names)} classes ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+
+
+# -- model files ---------------------------------------------------------------------------------
+
+
+def model_file_dict(name: str, model: SegmentationModel, dataset: Labelled, info: Mapping | None = None) -> dict:
+    """A checkpoint that needs no flags to be used: plain values and a copy of the weights on the CPU."""
+    return {
+        "format": FORMAT,
+        "model": name,
+        "model_args": dict(model.model_args),
+        "class_names": [str(name) for name in dataset.class_names],
+        "palette": [[int(value) for value in colour] for colour in dataset.palette],
+        "mean": list(MEAN),
+        "std": list(STD),
+        "state_dict": {key: value.detach().to("cpu", copy=True) for key, value in model.state_dict().items()},
+        "info": dict(info or {}),
+    }
+
+
+def check_model_file(checkpoint: Mapping, path: str | Path) -> None:
+    """A `UserError` unless ``checkpoint`` has every entry of `model_file_dict`, each of its kind."""
+    kinds = {
+        "format": int, "model": str, "model_args": dict, "class_names": list, "palette": list,
+        "mean": list, "std": list, "state_dict": Mapping, "info": dict,
+    }  # fmt: skip
+    faulty = [key for key, kind in kinds.items() if not isinstance(checkpoint.get(key), kind)]
+    if faulty:
+        raise UserError(f"{path}: not a checkpoint of this project ({', '.join(faulty)} missing or of another kind)")
+    if checkpoint["format"] > FORMAT:
+        raise UserError(f"{path}: written by a newer version of this project (format {checkpoint['format']})")
+    if len(checkpoint["palette"]) < len(checkpoint["class_names"]):
+        raise UserError(f"{path}: damaged: fewer colours than classes")
+
+
+def load_model_state(model: SegmentationModel, checkpoint: Mapping, path: str | Path) -> None:
+    """Load a checkpoint's weights into ``model``, strictly."""
+    check_model_file(checkpoint, path)
+    load_whole(model, dict(checkpoint["state_dict"]), str(path))
+
+
+def load_checkpoint_model(path: str | Path, device: torch.device | str = "cpu") -> tuple[SegmentationModel, dict]:
+    """The model in a checkpoint of this project, on ``device`` in eval mode, and the checkpoint's dict.
+
+    The global random state is left as it was.
+
+    Raises:
+        UserError: no such file, a damaged one, or not a checkpoint of this project.
+    """
+    file = read_weights(path)
+    if file.checkpoint is None:
+        raise UserError(f"{path}: bare weights, not a checkpoint of this project: the model and classes are unknown")
+    checkpoint = file.checkpoint
+    check_model_file(checkpoint, path)
+    with torch.random.fork_rng(devices=[]):
+        model = build_model(checkpoint["model"], len(checkpoint["class_names"]), **checkpoint["model_args"])
+    load_whole(model, file.state_dict, str(path))
+    return model.to(device).eval(), checkpoint
+
+
+# -- the table -----------------------------------------------------------------------------------
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="*", metavar="MODEL", help="rows of the table (default: all)")
+    parser.add_argument("--num-classes", type=int, default=VOC_CLASS_COUNT, help="(21)")
+    parser.add_argument("--size", type=int, default=256, help="side of the image MACs are counted at, in pixels (256)")
+    return parser
+
+
+def main(args: argparse.Namespace) -> None:
+    for name in args.models:
+        choose(MODELS, name, "model")
+    taps_title = "taps: channels@stride (low, mid, high, decoder)"
+    print(f"{'model':<29} {'M params':>8} {'G MACs':>7} {'pads to':>7}  {taps_title:<50} weights")
+    for name in args.models or MODELS:
+        try:
+            model = build_model(name, args.num_classes).eval()
+        except UserError as error:  # an optional library is not installed
+            print(f"{name:<29} {error}")
+            continue
+        taps = ", ".join(f"{channels}@{model.tap_strides[tap]}" for tap, channels in model.tap_channels.items())
+        parameters, macs = count_parameters(model) / 1e6, count_macs(model, args.size) / 1e9
+        row = f"{name:<29} {parameters:8.2f} {macs:7.2f} {model.stride:7d}  {taps:<50} {MODELS[name].source}"
+        print(row, flush=True)
+
+
+if __name__ == "__main__":
+    run_cli(main, get_args_parser)
