@@ -1,0 +1,273 @@
+"""Segmentation data sets as tensors; run by itself, this script sets data up and checks them.
+
+    python dataset.py                                    find (or extract) VOC 2012 and say what is there
+    python dataset.py --download                         fetch it first
+    python dataset.py --check                            read every file once and list all faults
+    python dataset.py --stats --train-split train_aug    class frequencies and weights, as CSV and PNG
+    python dataset.py --dataset folder --data-dir DIR    the same for your own data
+
+A sample is a dict:
+
+    image  uint8   (3, H, W)  RGB; normalised later, on the device (`kd.batch.prepare_batch`)
+    mask   int64   (H, W)     classes 0..C-1, 255 = void; all 255 where the split has no masks
+    valid  bool    (H, W)     False where the crop reached beyond the image
+    box    float32 (4,)       (x0, y0, x1, y1) the crop's window in pixels of the original image
+    flip   bool               whether the window was mirrored
+    index  int, id str, size int64 (2,) = original (H, W)
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch.utils.data import Dataset
+
+from kd.errors import UserError, choose, run_cli
+from segdata.archives import check_md5, extract, find_archive, unfinished
+from segdata.check import check_layout
+from segdata.decode_cache import open_cache
+from segdata.demo import find_demo
+from segdata.download import SOURCES, download
+from segdata.layouts import Layout, find_ade20k, find_folder, find_voc
+from segdata.reading import VOID, check_labels, check_sizes, read_image, read_mask
+from segdata.sampler import EpochSampler
+from segdata.stats import ClassStats, count_classes, save_stats
+from segdata.transforms import full_sample
+
+__all__ = [
+    "DATASETS",
+    "EpochSampler",
+    "SegmentationDataset",
+    "add_data_arguments",
+    "build_dataset",
+    "find_layout",
+]
+
+# name -> function from --data-dir to the layout found there
+DATASETS: dict[str, Callable[[Path], Layout]] = {
+    "voc": find_voc,
+    "folder": find_folder,
+    "demo": find_demo,
+    "ade20k": find_ade20k,
+}
+
+
+class SegmentationDataset(Dataset):
+    """One split of a data set on disk.
+
+    Args:
+        layout: where things lie.
+        split: which list of images.
+        transform: a function (image uint8 (3, H, W), mask uint8 (H, W)) -> sample; None gives the
+            whole image at native size.
+        decode_cache: read from a file of decoded pixels (`segdata.decode_cache`), made on first use;
+            a path names the folder to keep it in.
+
+    Raises:
+        DataError: a list or a pair is missing or malformed; also on reading a damaged file, whether
+            here or in a DataLoader worker.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        split: str,
+        transform: Callable | None = None,
+        decode_cache: bool | str | Path = False,
+    ):
+        self.layout = layout
+        self.split = split
+        self.transform = transform
+        self.files = layout.files(split)
+        self.name, self.root = layout.name, layout.root
+        self.class_names, self.palette = layout.class_names, layout.palette
+        self.num_classes = len(layout.class_names)
+        self._cache = None
+        if decode_cache:
+            folder = None if decode_cache is True else Path(decode_cache)
+            self._cache = open_cache(layout, split, self.files, self._read_files, folder)
+
+    @property
+    def ids(self) -> list[str]:
+        return self.files.ids
+
+    @property
+    def has_masks(self) -> bool:
+        """False for an unlabelled test split, whose masks are all void."""
+        return self.files.masks is not None
+
+    def image_path(self, index: int) -> Path:
+        return self.files.images[index]
+
+    def mask_path(self, index: int) -> Path | None:
+        return self.files.masks[index] if self.has_masks else None
+
+    def __len__(self) -> int:
+        return len(self.files.ids)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> dict:
+        """The sample at an index, or at ``(index, seed)`` with its augmentation drawn from that seed alone."""
+        index, seed = key if isinstance(key, tuple) else (key, None)
+        image, mask = self._read(index)
+        if self.transform is None:
+            sample = full_sample(image, mask)
+        else:
+            with _seeded(seed):
+                sample = self.transform(image, mask)
+        return {**sample, "index": index, "id": self.ids[index], "size": torch.tensor(mask.shape)}
+
+    def _read(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The stored pair, image uint8 (3, H, W) and mask uint8 (H, W); from a cache it is a view of the file."""
+        return self._cache.read(index) if self._cache else self._read_files(index)
+
+    def _read_files(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Decode image and mask and check them against each other."""
+        image = read_image(self.image_path(index))
+        if not self.has_masks:
+            return image, torch.full(image.shape[1:], VOID, dtype=torch.uint8)
+        path = self.mask_path(index)
+        mask = read_mask(path)
+        check_sizes(image, mask, self.image_path(index), path)
+        mask = self.layout.to_labels(mask)
+        check_labels(mask, self.num_classes, path)
+        return image, torch.from_numpy(mask)
+
+
+@contextmanager
+def _seeded(seed: int | None):
+    """Draw from ``seed`` inside, leaving the global CPU generator as it was; None changes nothing.
+
+    `torch.manual_seed` would also reseed every GPU, hence the CPU generator by itself.
+    """
+    if seed is None:
+        yield
+        return
+    state = torch.get_rng_state()
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(state)
+
+
+def find_layout(name: str, data_dir: str | Path = "data") -> Layout:
+    """Find data set ``name`` below ``data_dir``; `UserError` for an unknown name or missing data."""
+    return choose(DATASETS, name, "data set")(Path(data_dir))
+
+
+def build_dataset(
+    name: str,
+    data_dir: str | Path,
+    split: str,
+    transform: Callable | None = None,
+    decode_cache: bool | str | Path = False,
+) -> SegmentationDataset:
+    """One split of a data set by name; see `SegmentationDataset`."""
+    return SegmentationDataset(find_layout(name, data_dir), split, transform, decode_cache)
+
+
+def add_data_arguments(parser: argparse.ArgumentParser, *, train: bool = True) -> None:
+    """Add --dataset, --data-dir, --val-split and, for scripts that train, --train-split."""
+    group = parser.add_argument_group("data")
+    known = ", ".join(DATASETS)
+    group.add_argument("--dataset", default="voc", metavar="NAME", help=f"one of {known} (default: voc)")
+    group.add_argument("--data-dir", default="data", type=Path, metavar="DIR", help="where data lie (default: data)")
+    if train:
+        group.add_argument("--train-split", default="train", metavar="SPLIT", help="what to train on (default: train)")
+    group.add_argument("--val-split", default="val", metavar="SPLIT", help="what to score on (default: val)")
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_data_arguments(parser)
+    parser.add_argument(
+        "--download", action="store_true", help="fetch the archive if neither it nor the data are there"
+    )
+    parser.add_argument("--no-verify", action="store_true", help="take an archive whose md5 is not the published one")
+    parser.add_argument("--check", action="store_true", help="read every file of every split; exit status 1 on faults")
+    parser.add_argument("--stats", action="store_true", help="class frequencies of both splits as CSV and PNG")
+    parser.add_argument("--output-dir", default="data", type=Path, metavar="DIR", help="for --stats (default: data)")
+    return parser
+
+
+def main(args: argparse.Namespace) -> int | None:
+    layout = _set_up(args)
+    print(f"{layout.name}: {layout.root}, {len(layout.class_names)} classes")
+    if args.check:
+        return _check(layout)
+    for split in layout.splits():
+        print(f"  {split:<10} {_count_images(layout, split)}")
+    splits = list(dict.fromkeys([args.train_split, args.val_split]))
+    if not args.stats:  # just looking: what is not there is not asked for
+        splits = [split for split in splits if split in layout.splits() and layout.scan(split)[0].masks]
+    counted = [count_classes(layout, split) for split in splits]
+    _print_frequencies(counted)
+    if args.stats:
+        for stats in counted:
+            print("saved", *save_stats(stats, args.output_dir))
+    return None
+
+
+def _set_up(args: argparse.Namespace) -> Layout:
+    """Find the data set; failing that extract its archive, fetched first with --download."""
+    source = SOURCES.get(args.dataset)
+    if source is None:
+        if args.download:
+            known = ", ".join(SOURCES)
+            raise UserError(f"--download: nothing to fetch for --dataset {args.dataset}; there is for {known}")
+        return find_layout(args.dataset, args.data_dir)
+    archive = find_archive(args.data_dir, source.stem)
+    try:
+        layout = find_layout(args.dataset, args.data_dir)
+        # A VOC folder may hold the test set alone, and an extraction may have been stopped at its end.
+        if archive is None or ("train" in layout.splits() and not unfinished(archive, args.data_dir)):
+            return layout
+    except UserError:
+        if archive is None and not args.download:
+            raise
+    archive = archive or download(source, args.data_dir)
+    if source.md5 and not args.no_verify:
+        warning = check_md5(archive, source.md5)
+    else:
+        warning = f"{archive}: not compared with a published md5"
+    if warning:
+        print(f"warning: {warning}")
+    print(f"extracted {extract(archive, args.data_dir):,} files from {archive}")
+    return find_layout(args.dataset, args.data_dir)
+
+
+def _count_images(layout: Layout, split: str) -> str:
+    files, faults = layout.scan(split)
+    masks = "" if files.masks is not None else ", no masks"
+    return f"{len(files.ids):6,} images{masks}" + f", {len(faults)} faults (see --check)" * bool(faults)
+
+
+def _check(layout: Layout) -> int:
+    report = check_layout(layout)
+    for split, count in report.images.items():
+        print(f"  {split:<10} {count:6,} images")
+    for remark in report.remarks:
+        print(f"remark: {remark}")
+    for fault in report.faults:
+        print(f"fault: {fault}")
+    print(f"{len(report.faults)} faults" if report.faults else "no faults")
+    return 1 if report.faults else 0
+
+
+def _print_frequencies(counted: list[ClassStats]) -> None:
+    """A table of pixel and image shares, a row a class and two columns a split."""
+    if not counted:
+        return
+    width = max(map(len, counted[0].class_names))
+    print(f"\n{'class':<{width}}" + "".join(f"  {stats.split + ' pixels':>16}  {'images':>7}" for stats in counted))
+    for label, name in enumerate(counted[0].class_names):
+        shares = ((stats.pixel_share[label], stats.image_share[label]) for stats in counted)
+        print(f"{name:<{width}}" + "".join(f"  {pixels:>16.3%}  {images:>7.1%}" for pixels, images in shares))
+
+
+if __name__ == "__main__":
+    run_cli(main, get_args_parser)

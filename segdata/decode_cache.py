@@ -1,0 +1,154 @@
+"""Decoded images and masks of a split in one file, memory-mapped: for many epochs on few cores.
+
+The file holds, one sample after the other, the image's bytes (H, W, 3) and the mask's (H, W) at native
+size. Beside it lies a manifest with the samples' sizes and with what they were made from: names, sizes
+and modification times of the source files. The manifest is written last and the cache's name is a digest
+of the sources, so that a cache is whole and fits, or is not used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from kd.atomic import write_text
+from kd.errors import UserError
+from segdata.layouts import Layout, SplitFiles
+from segdata.parallel import map_in_order
+from segdata.reading import image_size
+
+FORMAT = 1
+DEFAULT_FOLDER = Path("data/decoded")
+STALE_SECONDS = 3600  # a temporary file that nobody wrote to for so long belongs to a run that was killed
+
+ReadPair = Callable[[int], tuple[torch.Tensor, torch.Tensor]]
+
+
+class DecodeCache:
+    """Read access to a finished cache; made by `open_cache`.
+
+    It holds no open file when it is pickled, so that DataLoader workers of any start method map it anew.
+    """
+
+    def __init__(self, path: Path, shapes: list[tuple[int, int]]):
+        self.path = path
+        self.shapes = shapes
+        self.offsets = np.cumsum([0] + [4 * height * width for height, width in shapes])
+        self._bytes: np.ndarray | None = None
+
+    def read(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Image uint8 (3, H, W) in channels-last memory and mask uint8 (H, W), both views of the file.
+
+        Nothing is read before a pixel is looked at. Writing to them changes a private copy (copy on write).
+        """
+        if self._bytes is None:
+            self._bytes = np.memmap(self.path, np.uint8, mode="c")
+        height, width = self.shapes[index]
+        start, end = self.offsets[index], self.offsets[index + 1]
+        sample = torch.from_numpy(self._bytes[start:end])
+        image = sample[: 3 * height * width].view(height, width, 3).permute(2, 0, 1)
+        return image, sample[3 * height * width :].view(height, width)
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_bytes": None}
+
+
+def open_cache(
+    layout: Layout, split: str, files: SplitFiles, read_pair: ReadPair, folder: Path | None = None
+) -> DecodeCache:
+    """The decoded cache of a split, built first if there is none for just these files.
+
+    Args:
+        read_pair: gives the checked pair of an index, as `SegmentationDataset._read` does.
+        folder: where caches lie (default: data/decoded). Two runs may share it: both may build, the
+            result is the same, and the last one to finish puts its file in the place of the first's.
+
+    Raises:
+        UserError: a source file is faulty, there is no room, or the folder cannot be written.
+    """
+    folder = Path(folder or DEFAULT_FOLDER)
+    sources = _describe_sources(layout, files)
+    digest = hashlib.sha256(json.dumps([FORMAT, layout.class_names, sources]).encode()).hexdigest()[:16]
+    data = folder / f"{layout.name}_{split}_{digest}.bin"
+    manifest = data.with_suffix(".json")
+    cache = _load(data, manifest, sources)
+    if cache is not None:
+        return cache
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(folder)
+        shapes = _build(data, files, read_pair)
+    except OSError as error:
+        raise UserError(f"--decode-cache: {folder} cannot be written: {error.strerror or error}") from None
+    about = {"format": FORMAT, "data_set": layout.name, "split": split, "root": str(layout.root.resolve())}
+    write_text(manifest, json.dumps(about | {"shapes": shapes, "sources": sources}))
+    return DecodeCache(data, shapes)
+
+
+def _describe_sources(layout: Layout, files: SplitFiles) -> list[list]:
+    """Name, bytes and modification time of each source file, names relative to the data set's root."""
+    paths = [*files.images, *(files.masks or [])]
+    described = []
+    for path in paths:
+        found = path.stat()
+        described.append([path.relative_to(layout.root).as_posix(), found.st_size, found.st_mtime_ns])
+    return described
+
+
+def _load(data: Path, manifest: Path, sources: list[list]) -> DecodeCache | None:
+    """The cache if manifest and file are whole and of just these sources, otherwise None."""
+    try:
+        about = json.loads(manifest.read_text(encoding="utf-8"))
+        if about["format"] != FORMAT or about["sources"] != sources:
+            return None
+        cache = DecodeCache(data, [(int(height), int(width)) for height, width in about["shapes"]])
+        return cache if data.stat().st_size == cache.offsets[-1] else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _build(data: Path, files: SplitFiles, read_pair: ReadPair) -> list[tuple[int, int]]:
+    """Decode everything into ``data`` by way of a temporary file; return the sizes (H, W)."""
+    shapes = [image_size(path)[::-1] for path in files.images]
+    total = sum(4 * height * width for height, width in shapes)
+    free = shutil.disk_usage(data.parent).free
+    print(f"decoded cache: {len(shapes):,} images, {total / 1e9:.2f} GB in {data} ({free / 1e9:.1f} GB free)")
+    if total > free:
+        raise UserError(
+            f"--decode-cache: {total / 1e9:.2f} GB are needed in {data.parent}, {free / 1e9:.2f} GB are free; "
+            "leave the option out or make room"
+        )
+
+    def encode(index: int) -> bytes:
+        image, mask = read_pair(index)
+        return image.permute(1, 2, 0).contiguous().numpy().tobytes() + mask.contiguous().numpy().tobytes()
+
+    # Written as a stream: on a full disk that is an error, where a memory map would be a crash.
+    handle, name = tempfile.mkstemp(prefix=".decoding-", dir=data.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            for sample in map_in_order(encode, range(len(shapes)), desc="decoding", total=len(shapes)):
+                file.write(sample)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).replace(data)
+    finally:
+        Path(name).unlink(missing_ok=True)
+    return shapes
+
+
+def _remove_leftovers(folder: Path) -> None:
+    for path in folder.glob(".decoding-*"):
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > STALE_SECONDS:
+                path.unlink()

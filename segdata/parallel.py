@@ -1,0 +1,32 @@
+"""Do the same to many files at once, with threads: decoding happens in C and lets Python go."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from tqdm import tqdm
+
+T, R = TypeVar("T"), TypeVar("R")
+
+
+def map_in_order(function: Callable[[T], R], items: Iterable[T], desc: str, total: int) -> Iterator[R]:
+    """Yield ``function(item)`` in order, with a progress bar and a bounded number of results in memory."""
+    workers = min(16, os.cpu_count() or 1)
+    with ThreadPoolExecutor(workers) as pool, tqdm(total=total, desc=desc, unit="img", leave=False) as bar:
+        waiting = deque()
+        try:
+            for item in items:
+                waiting.append(pool.submit(function, item))
+                if len(waiting) >= 4 * workers:
+                    yield waiting.popleft().result()
+                    bar.update()
+            while waiting:
+                yield waiting.popleft().result()
+                bar.update()
+        finally:
+            for future in waiting:
+                future.cancel()

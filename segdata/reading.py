@@ -1,0 +1,154 @@
+"""Read one image or one mask from a file nobody vouches for; whatever is wrong is one line naming the file.
+
+EXIF orientation is *not* applied: the masks of VOC, ADE20K and their kin were drawn on the stored pixels,
+so turning the image alone would tear the pair apart.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torchvision.io import ImageReadMode, decode_image
+
+from kd.errors import UserError
+
+VOID = 255
+MAX_PIXELS = 100_000_000  # 300 MB decoded; far above any photograph here, far below a decompression bomb
+IMAGE_FORMATS = ("JPEG", "PNG", "MPO", "WEBP")  # MPO: a JPEG with a second view behind it, made by phones
+RGB_LIKE = ("RGB", "L", "P", "1", "RGBA", "LA", "PA")  # what converts to 8-bit RGB without guessing
+
+
+class DataError(UserError):
+    """A fault in the data; the message names the file.
+
+    A DataLoader worker hands an exception on as its type and its printed traceback. Built from such
+    a traceback this class finds its own last line again, so that the user reads the same single line
+    with any number of workers.
+    """
+
+    def __init__(self, message: str):
+        if message.startswith("Caught ") and "Traceback" in message:
+            message = message.strip().splitlines()[-1].partition(f"{type(self).__name__}: ")[2] or message
+        super().__init__(" ".join(message.split()))
+
+
+def _open(file: IO[bytes], path: Path) -> Image.Image:
+    """Parse the header alone: nothing is decoded until size and kind are known to be sane."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(file)
+    except Image.DecompressionBombError as error:
+        raise DataError(f"{path}: decompression bomb? {error}") from None
+    except UnidentifiedImageError:
+        file.seek(0)
+        start = file.read(8)
+        fault = f"not an image (it begins with {start!r})" if start else "the file is empty; get it again"
+        raise DataError(f"{path}: {fault}") from None
+    except (OSError, SyntaxError, ValueError, OverflowError, EOFError) as error:
+        raise DataError(f"{path}: damaged image header: {error}") from None
+    width, height = image.size
+    if width < 1 or height < 1:
+        raise DataError(f"{path}: the image has no pixels ({width}x{height})")
+    if width * height > MAX_PIXELS:
+        raise DataError(f"{path}: {width}x{height} pixels are over the limit of {MAX_PIXELS:,} (decompression bomb?)")
+    if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
+        raise DataError(f"{path}: an animated {image.format} with {image.n_frames} frames; save one frame")
+    return image
+
+
+def _load_bytes(path: Path) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
+
+
+def read_image(path: Path) -> torch.Tensor:
+    """Decode ``path`` (JPEG, PNG or WebP, told by content, not by name) to RGB.
+
+    Returns:
+        uint8 (3, H, W), the stored pixels without EXIF orientation, in channels-last memory for JPEG.
+
+    Raises:
+        DataError: missing, empty, truncated, not an image, too large, animated, 16-bit or CMYK.
+    """
+    data = _load_bytes(path)
+    header = _open(io.BytesIO(data), path)
+    if header.format not in IMAGE_FORMATS:
+        raise DataError(f"{path}: a {header.format} file; save it as JPEG or PNG")
+    if header.mode not in RGB_LIKE:
+        raise DataError(f"{path}: colour mode {header.mode}; save it as 8-bit RGB")
+    try:
+        # bytearray: torch wants a writable buffer, and decode_image only reads it.
+        image = decode_image(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.RGB)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(f"{path}: truncated or damaged image: {reason}") from None
+    if image.dtype != torch.uint8:
+        raise DataError(f"{path}: {image.dtype} samples; save it as 8-bit RGB")
+    if tuple(image.shape) != (3, header.height, header.width):
+        raise DataError(f"{path}: decodes to {tuple(image.shape)}, its header says {header.size}")
+    return image
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """(width, height) from the file's header alone.
+
+    Raises:
+        DataError: missing, empty, not an image, too large or animated.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            return _open(file, path).size
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror or error}") from None
+
+
+def read_mask(path: Path) -> np.ndarray:
+    """Read the class numbers of a mask: palette indices of a palette PNG, grey values of a grey one.
+
+    Returns:
+        uint8 (H, W) as stored; whether the numbers are classes is for `check_labels` to say.
+
+    Raises:
+        DataError: missing, empty, truncated, RGB instead of palette, 16-bit, animated, too large.
+    """
+    data = _load_bytes(path)
+    image = _open(io.BytesIO(data), path)
+    if image.mode in ("RGB", "RGBA", "CMYK", "YCbCr", "LA", "PA"):
+        raise DataError(f"{path}: the mask holds {image.mode} colours; save class numbers as a palette or grey PNG")
+    if image.mode not in ("P", "L", "1"):
+        raise DataError(f"{path}: mask of mode {image.mode}; save class numbers as an 8-bit palette or grey PNG")
+    if image.format in ("JPEG", "MPO", "WEBP"):
+        raise DataError(f"{path}: a {image.format} mask: lossy compression changes class numbers; save it as PNG")
+    try:
+        return np.array(image, dtype=np.uint8)
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        raise DataError(f"{path}: truncated or damaged mask: {error}") from None
+
+
+def check_labels(mask: np.ndarray, num_classes: int, path: Path) -> None:
+    """Raise `DataError` unless every value of ``mask`` (uint8) is a class or 255 (void)."""
+    # 255 + 1 wraps round to 0, so one addition and one maximum test both allowed ranges at once.
+    if mask.size and int((mask + np.uint8(1)).max()) > num_classes:
+        wrong = [int(v) for v in np.unique(mask) if num_classes <= v < VOID]
+        shown = ", ".join(map(str, wrong[:8])) + (", ..." if len(wrong) > 8 else "")
+        raise DataError(f"{path}: labels {shown} are neither a class (0..{num_classes - 1}) nor void (255)")
+
+
+def check_sizes(image: torch.Tensor, mask: np.ndarray, image_path: Path, mask_path: Path) -> None:
+    """Raise `DataError` unless ``mask`` (H, W) covers ``image`` (3, H, W) exactly."""
+    height, width = image.shape[1:]
+    if mask.shape != (height, width):
+        raise DataError(
+            f"{mask_path}: {mask.shape[1]}x{mask.shape[0]} pixels, but its image {image_path} has {width}x{height}"
+        )

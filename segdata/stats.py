@@ -1,0 +1,194 @@
+"""How often each class occurs in a split, and the weights that even it out."""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from kd.atomic import replacing, write_text
+from kd.errors import UserError
+from segdata.layouts import Layout
+from segdata.parallel import map_in_order
+from segdata.reading import VOID, DataError, check_labels, read_mask
+
+MAX_WEIGHT = 10.0  # a class seen in a handful of pixels would otherwise drown all others
+COLUMNS = ("class", "name", "pixels", "pixel_share", "images", "image_share", "weight")
+
+
+@dataclass
+class ClassStats:
+    """Counts of one split.
+
+    Attributes:
+        pixels, images: int64 (C,), labelled pixels of each class and images in which it occurs.
+        num_images: images read.
+        void_pixels: pixels labelled 255, which no share counts.
+    """
+
+    name: str
+    split: str
+    class_names: list[str]
+    palette: list[tuple[int, int, int]]
+    pixels: np.ndarray
+    images: np.ndarray
+    num_images: int
+    void_pixels: int
+
+    @property
+    def pixel_share(self) -> np.ndarray:
+        """float64 (C,): share of the labelled pixels."""
+        return self.pixels / max(int(self.pixels.sum()), 1)
+
+    @property
+    def image_share(self) -> np.ndarray:
+        """float64 (C,): share of the images in which the class occurs."""
+        return self.images / max(self.num_images, 1)
+
+    @property
+    def weights(self) -> np.ndarray:
+        """float64 (C,): inverse-frequency weights, see `inverse_frequency`."""
+        return inverse_frequency(self.pixels)
+
+
+def inverse_frequency(pixels: np.ndarray) -> np.ndarray:
+    """Weights (C,) proportional to 1 / pixel share: 1 / (K * share), K the number of classes that occur.
+
+    A class of average frequency has weight 1, and before the cap every class contributes the same total.
+    Weights are cut at `MAX_WEIGHT`; a class that never occurs has weight 1, which then weighs nothing.
+    """
+    present = pixels > 0
+    share = pixels / max(int(pixels.sum()), 1)
+    weights = np.ones(len(pixels))
+    weights[present] = np.minimum(1 / (present.sum() * share[present]), MAX_WEIGHT)
+    return weights
+
+
+def count_classes(layout: Layout, split: str) -> ClassStats:
+    """Count the classes in all masks of a split.
+
+    Raises:
+        DataError: the split has no masks, or one of them is damaged.
+    """
+    masks = layout.files(split).masks
+    if masks is None:
+        raise DataError(f"{layout.root}: the split {split!r} has no masks to count classes in")
+    num_classes = len(layout.class_names)
+
+    def count(path: Path) -> np.ndarray:
+        labels = layout.to_labels(read_mask(path))
+        check_labels(labels, num_classes, path)
+        return np.bincount(labels.reshape(-1), minlength=VOID + 1)
+
+    pixels, images = np.zeros(VOID + 1, np.int64), np.zeros(VOID + 1, np.int64)
+    for counts in map_in_order(count, masks, desc=f"counting classes in {split}", total=len(masks)):
+        pixels += counts
+        images += counts > 0
+    return ClassStats(
+        layout.name,
+        split,
+        layout.class_names,
+        layout.palette,
+        pixels[:num_classes],
+        images[:num_classes],
+        len(masks),
+        int(pixels[VOID]),
+    )
+
+
+def save_stats(stats: ClassStats, folder: Path) -> tuple[Path, Path]:
+    """Write ``NAME_SPLIT_stats.csv`` and ``.png`` into ``folder``; return both paths."""
+    base = Path(folder) / f"{stats.name}_{stats.split}_stats"
+    rows = zip(stats.class_names, stats.pixels, stats.pixel_share, stats.images, stats.image_share, stats.weights)  # noqa: B905
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for label, (name, pixels, share, images, image_share, weight) in enumerate(rows):
+        writer.writerow([label, name, int(pixels), f"{share:.6g}", int(images), f"{image_share:.6g}", f"{weight:.6g}"])
+    write_text(base.with_suffix(".csv"), text.getvalue())
+    with replacing(base.with_suffix(".png")) as temporary:
+        _plot(stats, temporary)
+    return base.with_suffix(".csv"), base.with_suffix(".png")
+
+
+def _plot(stats: ClassStats, path: Path) -> None:
+    """Three bar charts side by side, the most frequent class at the top."""
+    from matplotlib.figure import Figure  # not pyplot: no window system, no global state
+
+    order = np.argsort(stats.pixels, kind="stable")
+    names = [stats.class_names[label] for label in order]
+    colours = [tuple(channel / 255 for channel in stats.palette[label]) for label in order]
+    size = 0.24 * len(order) + 1.6
+    figure = Figure(figsize=(12, size), layout="constrained")
+    axes = figure.subplots(1, 3, sharey=True)
+    panels = [
+        ("share of labelled pixels in % (log scale)", 100 * stats.pixel_share[order], "{:.2g}"),
+        ("share of images with the class in %", 100 * stats.image_share[order], "{:.3g}"),
+        (f"inverse-frequency weight (cut at {MAX_WEIGHT:g})", stats.weights[order], "{:.2f}"),
+    ]
+    for axis, (title, values, form) in zip(axes, panels, strict=True):
+        bars = axis.barh(names, values, color=colours, edgecolor="0.3", linewidth=0.6, height=0.75)
+        axis.bar_label(bars, [form.format(value) for value in values], padding=3, fontsize=8)
+        axis.set_title(title, fontsize=10)
+        axis.margins(x=0.18, y=0.5 / len(order))
+        axis.tick_params(axis="y", length=0, labelsize=9)
+        axis.tick_params(axis="x", labelsize=8)
+        axis.spines[["top", "right"]].set_visible(False)
+    if (stats.pixels > 0).any():
+        smallest = 100 * stats.pixel_share[stats.pixels > 0].min()
+        axes[0].set_xscale("log")
+        axes[0].set_xlim(smallest / 2, 600)  # room for the longest bar's number
+    void = stats.void_pixels / max(int(stats.pixels.sum()) + stats.void_pixels, 1)
+    figure.suptitle(
+        f"{stats.name} / {stats.split}: {stats.num_images:,} images, {int(stats.pixels.sum()):,} labelled pixels, "
+        f"{void:.1%} void",
+        fontsize=12,
+    )
+    figure.savefig(path, dpi=110)
+
+
+def class_weights(source: str | Path, layout: Layout, split: str) -> torch.Tensor:
+    """The weights for `--class-weights`.
+
+    Args:
+        source: ``auto`` counts the classes of ``split``; anything else is a file: the CSV of
+            ``dataset.py --stats`` (possibly edited), or plain text with one number a class.
+
+    Returns:
+        float32 (C,).
+
+    Raises:
+        UserError: the file is missing, malformed or made for other classes.
+    """
+    if str(source) == "auto":
+        return torch.from_numpy(count_classes(layout, split).weights).to(torch.float32)
+    path = Path(source)
+    try:
+        lines = [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--class-weights {path}: cannot be read: {error}; give `auto` or a file") from None
+    if lines and lines[0].startswith(",".join(COLUMNS[:2])):
+        rows = list(csv.DictReader(lines))
+        names = [row["name"] for row in rows]
+        if names != layout.class_names:
+            raise UserError(f"--class-weights {path}: its classes are not those of {layout.name} ({layout.root})")
+        words = [row.get("weight") or "" for row in rows]
+    else:
+        words = lines
+    return _parse_weights(words, len(layout.class_names), path)
+
+
+def _parse_weights(words: list[str], num_classes: int, path: Path) -> torch.Tensor:
+    try:
+        values = torch.tensor([float(word) for word in words], dtype=torch.float32)
+    except ValueError as error:
+        raise UserError(f"--class-weights {path}: {error}; one number a class is wanted") from None
+    if len(values) != num_classes:
+        raise UserError(f"--class-weights {path}: {len(values)} weights for {num_classes} classes")
+    if not (values.isfinite() & (values >= 0)).all() or not (values > 0).any():
+        raise UserError(f"--class-weights {path}: weights must be finite, none negative, not all 0")
+    return values
