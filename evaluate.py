@@ -1,0 +1,261 @@
+"""Score saved students on a split: one table by class, one line by checkpoint.
+
+    python evaluate.py checkpoints/RUN/best.pth --dataset voc
+    python evaluate.py checkpoints/*/best.pth --dataset voc --csv scores.csv --json scores.json
+
+Architecture, classes and normalisation come from the checkpoint. The protocol: native resolution, one
+scale, no flip; logits are resized to the mask, never the mask to the logits; only 255 is left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from dataset import SegmentationDataset, add_data_arguments, build_dataset
+from kd.batch import prepare_batch
+from kd.device import autocast, pick_device, synchronize
+from kd.errors import UserError, run_cli
+from kd.metrics import IGNORE_INDEX, ConfusionMatrix, Scores
+from models.cost import count_parameters
+from zoo import load_checkpoint_model
+
+PROTOCOL = (
+    "native resolution, single scale, no flip, logits resized to the mask, void (255) left out, background counted"
+)
+WARMUP_IMAGES = 3
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What one pass over a split gives.
+
+    Attributes:
+        scores: all scores of the split.
+        loss: mean cross-entropy over all labelled pixels of the split.
+        ms_per_image: median forward time of one image, in milliseconds, after a warm-up.
+        protocol: how the numbers came about, in words; it is printed beside them and saved with them.
+    """
+
+    scores: Scores
+    loss: float
+    ms_per_image: float
+    protocol: str
+
+
+class SameSizeBatches:
+    """Batch sampler that puts only images of equal size into one batch, so that none is padded.
+
+    The score of a split is then that of batch size 1.
+    """
+
+    def __init__(self, dataset: SegmentationDataset, batch_size: int):
+        groups = defaultdict(list)
+        for index in range(len(dataset)):
+            groups[image_size(dataset.image_path(index)) if batch_size > 1 else index].append(index)
+        self.batches = [
+            group[start : start + batch_size] for group in groups.values() for start in range(0, len(group), batch_size)
+        ]
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self.batches)
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """(width, height) from the file's header alone."""
+    with Image.open(path) as image:
+        return image.size
+
+
+@torch.inference_mode()
+def evaluate_model(
+    model: nn.Module,
+    dataset: SegmentationDataset,
+    device: torch.device,
+    *,
+    batch_size: int = 1,
+    workers: int = 0,
+    amp: str = "off",
+    progress: bool = True,
+) -> Evaluation:
+    """Score ``model`` (images (N, 3, H, W) -> logits (N, C, H, W)) on every image of ``dataset``.
+
+    The model's mode is put back as it was. The loss is summed over pixels and divided once, so that it,
+    like the scores, does not depend on the batch size.
+    """
+    was_training = model.training
+    model.eval()
+    loader = DataLoader(
+        dataset,
+        batch_sampler=SameSizeBatches(dataset, batch_size),
+        num_workers=workers,
+        pin_memory=device.type == "cuda",
+        generator=torch.Generator(),  # its own, so that scoring leaves the training's random numbers alone
+    )
+    confusion = ConfusionMatrix(dataset.num_classes, device)
+    loss_sum = torch.zeros((), dtype=torch.float64, device=device)
+    seconds_per_image = []
+    for batch in tqdm(loader, desc=f"evaluate {dataset.split}", leave=False, disable=not progress, unit="batch"):
+        batch = prepare_batch(batch, device)
+        images, mask = batch["image"], batch["mask"]
+        synchronize(device)
+        start = time.perf_counter()
+        with autocast(device, amp):
+            logits = model(images).float()
+        synchronize(device)
+        seconds_per_image += [(time.perf_counter() - start) / len(images)] * len(images)
+        loss_sum += F.cross_entropy(logits, mask, ignore_index=IGNORE_INDEX, reduction="sum").double()
+        # max(1) gives the same indices as argmax(1), several times faster on the CPU.
+        confusion.update(logits.max(1)[1], mask)
+    model.train(was_training)
+    scores = confusion.scores()
+    return Evaluation(
+        scores=scores,
+        loss=loss_sum.item() / max(scores.pixels, 1),
+        ms_per_image=1000 * statistics.median(seconds_per_image[WARMUP_IMAGES:] or seconds_per_image),
+        protocol=f"{dataset.name}/{dataset.split}, {len(dataset)} images: {PROTOCOL}",
+    )
+
+
+def lab_score(miou: float, parameters: int) -> float:
+    """4 * mIoU / (1 + millions of parameters): accuracy weighed against size."""
+    return 4 * miou / (1 + parameters / 1e6)
+
+
+def format_class_table(scores: Scores, class_names: list[str]) -> str:
+    """The table by class: IoU, accuracy and pixel share in percent, ``-`` where a class has none."""
+    width = max(len(name) for name in [*class_names, "class"])
+
+    def percent(value: torch.Tensor) -> str:
+        return "-" if value.isnan() else f"{100 * value.item():.2f}"
+
+    lines = [f"{'class':{width}}  {'IoU %':>7}  {'acc %':>7}  {'pixels %':>8}"]
+    for name, iou, accuracy, share in zip(class_names, scores.iou, scores.accuracy, scores.pixel_share, strict=True):
+        lines.append(f"{name:{width}}  {percent(iou):>7}  {percent(accuracy):>7}  {percent(share):>8}")
+    if scores.classes_left_out:
+        lines.append(f"{scores.classes_left_out} classes occur neither in truth nor prediction: not in the mean")
+    return "\n".join(lines)
+
+
+def format_summary(rows: list[dict]) -> str:
+    """One line by checkpoint; ``rows`` as `summary_row` makes them."""
+    width = max(len(row["checkpoint"]) for row in [*rows, {"checkpoint": "checkpoint"}])
+    lines = [
+        f"{'checkpoint':{width}}  {'model':>12}  {'mIoU %':>7}  {'pixel acc %':>11}  {'params M':>8}  "
+        f"{'ms/image':>8}  {'score':>6}"
+    ]
+    lines += [
+        f"{row['checkpoint']:{width}}  {row['model']:>12}  {100 * row['miou']:7.2f}  "
+        f"{100 * row['pixel_accuracy']:11.2f}  {row['parameters'] / 1e6:8.3f}  {row['ms_per_image']:8.1f}  "
+        f"{row['score']:6.3f}"
+        for row in rows
+    ]
+    return "\n".join(lines)
+
+
+def summary_row(label: str, name: str, model: nn.Module, evaluation: Evaluation, class_names: list[str]) -> dict:
+    """The figures of one evaluation as plain numbers and strings, for printing, JSON and CSV."""
+    scores, parameters = evaluation.scores, count_parameters(model)
+    return {
+        "checkpoint": label,
+        "model": name,
+        "miou": scores.miou,
+        "pixel_accuracy": scores.pixel_accuracy,
+        "loss": evaluation.loss,
+        "parameters": parameters,
+        "ms_per_image": evaluation.ms_per_image,
+        "score": lab_score(scores.miou, parameters),
+        "classes_left_out": scores.classes_left_out,
+        "pixels": scores.pixels,
+        "protocol": evaluation.protocol,
+        "iou": {
+            name: None if value.isnan() else value.item() for name, value in zip(class_names, scores.iou, strict=True)
+        },
+    }
+
+
+def write_results(rows: list[dict], json_path: Path | None, csv_path: Path | None) -> None:
+    """Write summary rows as JSON and/or CSV (one column ``iou/NAME`` a class)."""
+    if json_path:
+        json_path.parent.mkdir(parents=True, exist_ok=True)
+        json_path.write_text(json.dumps(rows, indent=2, allow_nan=False) + "\n")
+    if csv_path:
+        csv_path.parent.mkdir(parents=True, exist_ok=True)
+        flat = [
+            {key: value for key, value in row.items() if key != "iou"}
+            | {f"iou/{name}": value for name, value in row["iou"].items()}
+            for row in rows
+        ]
+        with csv_path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=flat[0].keys())
+            writer.writeheader()
+            writer.writerows(flat)
+
+
+def report(label: str, name: str, model: nn.Module, dataset: SegmentationDataset, args: argparse.Namespace) -> dict:
+    """Evaluate one model with the command line's options, print its class table, return its summary row."""
+    device = pick_device(args.device)
+    evaluation = evaluate_model(model, dataset, device, batch_size=args.batch_size, workers=args.workers, amp=args.amp)
+    print(f"\n{label} ({name}), protocol: {evaluation.protocol}")
+    print(format_class_table(evaluation.scores, dataset.class_names))
+    return summary_row(label, name, model, evaluation, dataset.class_names)
+
+
+def check_classes(label: str, class_names: list[str], dataset: SegmentationDataset) -> None:
+    """A model that was made for other classes than the data set's is a `UserError`."""
+    if list(class_names) != list(dataset.class_names):
+        raise UserError(
+            f"{label} was trained for {len(class_names)} classes ({', '.join(class_names[:3])}, ...), "
+            f"the data set {dataset.name} has {dataset.num_classes} ({', '.join(dataset.class_names[:3])}, ...): "
+            "give the --dataset and --data-dir it was trained on"
+        )
+
+
+def add_evaluation_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options shared by every script that scores a model."""
+    add_data_arguments(parser, train=False)
+    parser.add_argument("--device", default="auto", choices=["auto", "cuda", "mps", "cpu"])
+    parser.add_argument("--amp", default="off", choices=["off", "bf16", "fp16"])
+    parser.add_argument("--batch-size", type=int, default=1, help="only images of equal size share a batch")
+    parser.add_argument("--workers", type=int, default=2, help="loader processes")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results as JSON")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="write the results as CSV")
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoints", nargs="+", type=Path, metavar="CHECKPOINT", help=".pth files of this project")
+    add_evaluation_arguments(parser)
+    return parser
+
+
+def main(args: argparse.Namespace) -> None:
+    dataset = build_dataset(args.dataset, args.data_dir, args.val_split)
+    rows = []
+    for path in args.checkpoints:
+        model, checkpoint = load_checkpoint_model(path, pick_device(args.device))
+        check_classes(str(path), checkpoint["class_names"], dataset)
+        rows.append(report(str(path), checkpoint["model"], model, dataset, args))
+    print("\n" + format_summary(rows))
+    write_results(rows, args.json, args.csv)
+
+
+if __name__ == "__main__":
+    run_cli(main, get_args_parser)

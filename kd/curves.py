@@ -1,0 +1,76 @@
+"""The picture of a run: losses on the left, scores on the right."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+# Okabe and Ito's colours: told apart by the colour-blind, and in grey.
+BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
+GREY = "#666666"
+
+
+def draw_curves(rows: Sequence[Mapping[str, object]], path: str | Path, title: str = "") -> None:
+    """Draw ``train_loss``, ``val_loss`` and ``val_miou``, ``val_pixel_accuracy`` over ``epoch``.
+
+    Args:
+        rows: metrics by epoch, scores in 0..1; a column may be missing, a value None or nan.
+        path: picture to write; its suffix chooses the format.
+        title: the run's name.
+    """
+    figure = Figure(figsize=(10, 4), layout="constrained", facecolor="white")
+    losses, scores = figure.subplots(1, 2, sharex=True)
+    _draw_line(losses, rows, "train_loss", "train", BLUE)
+    _draw_line(losses, rows, "val_loss", "validation (cross-entropy)", ORANGE)
+    _draw_line(scores, rows, "val_pixel_accuracy", "pixel accuracy", GREY)
+    _draw_line(scores, rows, "val_miou", "mIoU", GREEN)
+    _mark_best(scores, rows)
+    _finish(losses, "Loss")
+    _finish(scores, "Validation scores")
+    losses.set_ylim(bottom=0)
+    scores.set_ylim(0, 1)
+    scores.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    if title:
+        figure.suptitle(title, fontsize=12, fontweight="bold", parse_math=False)
+    figure.savefig(path, dpi=130)
+
+
+def _series(rows: Sequence[Mapping[str, object]], column: str) -> tuple[list[float], list[float]]:
+    filled = [row for row in rows if isinstance(row.get(column), int | float) and math.isfinite(row[column])]
+    return [row["epoch"] for row in filled], [row[column] for row in filled]
+
+
+def _draw_line(axes: Axes, rows: Sequence[Mapping[str, object]], column: str, label: str, color: str) -> None:
+    epochs, values = _series(rows, column)
+    if epochs:
+        # Single dots matter while there are few: a run of one epoch has no line to draw.
+        marker = "o" if len(epochs) <= 30 else None
+        axes.plot(epochs, values, color=color, label=label, linewidth=1.8, marker=marker, markersize=3.5)
+
+
+def _mark_best(axes: Axes, rows: Sequence[Mapping[str, object]]) -> None:
+    epochs, values = _series(rows, "val_miou")
+    if not epochs:
+        return
+    best = max(range(len(values)), key=values.__getitem__)
+    label = f"best mIoU {100 * values[best]:.2f} % at epoch {epochs[best]}"
+    ring = {"facecolor": "none", "edgecolor": GREEN, "linewidth": 1.8, "zorder": 3}
+    axes.scatter(epochs[best], values[best], s=70, label=label, **ring)
+
+
+def _finish(axes: Axes, title: str) -> None:
+    axes.set_title(title, fontsize=11, loc="left")
+    axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.grid(color="#dddddd", linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False, fontsize=9, loc="best")
+    else:
+        axes.text(0.5, 0.5, "no values yet", transform=axes.transAxes, ha="center", va="center", color=GREY)

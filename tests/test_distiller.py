@@ -1,0 +1,180 @@
+"""The distiller: what is computed, on which grid, and what must never change."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from kd.distiller import DistilledStudent, Distiller, LiveTeacher, Recipe, pad_batch
+from kd.errors import UserError
+from kd.losses import LOSSES, PRESETS
+from tests.tiny import TinyModel, tiny_batch
+
+
+def make_distiller(weights, student=None, teacher_model=None, temperature=2.0, **options):
+    torch.manual_seed(0)
+    student = student or TinyModel()
+    recipe = Recipe(weights, temperature=temperature, **options)
+    teacher = LiveTeacher(teacher_model or TinyModel(width=16)) if recipe.needs_teacher else None
+    model = DistilledStudent(student, recipe, teacher)
+    return Distiller(model, student, recipe, teacher)
+
+
+def test_baseline_needs_no_teacher_and_is_cross_entropy():
+    distiller = make_distiller({"ce": 1.0, "kl": 0.0})
+    assert distiller.teacher is None and distiller.recipe.weights == {"ce": 1.0}
+    batch = tiny_batch()
+    distiller.model.eval()
+    losses = distiller.losses(batch)
+    expected = F.cross_entropy(distiller.student(batch["image"]), batch["mask"], ignore_index=255)
+    assert list(losses) == ["ce"]
+    torch.testing.assert_close(losses["ce"], expected)
+    torch.testing.assert_close(distiller.total(losses), expected)
+
+
+def test_total_is_the_weighted_sum():
+    distiller = make_distiller({"ce": 1.0, "kl": 0.5, "cosine": 2.0})
+    losses = distiller.losses(tiny_batch())
+    torch.testing.assert_close(distiller.total(losses), losses["ce"] + 0.5 * losses["kl"] + 2 * losses["cosine"])
+
+
+def test_kl_by_the_formula_on_the_coarser_grid():
+    """Teacher at stride 8, student at 4: the student's logits are averaged 2 x 2, then T^2 * KL per cell."""
+    teacher = TinyModel(width=16, logit_stride=8)
+    distiller = make_distiller({"ce": 1.0, "kl": 1.0}, teacher_model=teacher, temperature=3.0)
+    distiller.model.eval()
+    batch = tiny_batch()
+    with torch.no_grad():
+        measured = distiller.losses(batch)["kl"].item()
+        student = distiller.student.forward_taps(batch["image"])[0].double()
+        told = teacher.forward_taps(batch["image"])[0].double()
+    n, c, h, w = student.shape
+    student = student.reshape(n, c, h // 2, 2, w // 2, 2).mean((3, 5))
+    log_s, log_t = (student / 3).log_softmax(1), (told / 3).log_softmax(1)
+    expected = 9 * (log_t.exp() * (log_t - log_s)).sum(1).mean()
+    assert measured == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, spec in LOSSES.items() if spec.kind == "features" and not spec.adapter]
+)
+def test_losses_without_adapter_vanish_for_equal_networks(name):
+    model = TinyModel().eval()
+    distiller = make_distiller({"ce": 1.0, name: 1.0}, student=model, teacher_model=model)
+    distiller.model.eval()
+    assert distiller.losses(tiny_batch())[name].item() == pytest.approx(0, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", sorted(LOSSES))
+def test_every_loss_trains_the_student_and_only_the_student(name):
+    weights = {"ce": 0.0 if LOSSES[name].kind == "hard" else 1e-9, name: 1.0}
+    distiller = make_distiller(weights)
+    batch = tiny_batch(size=96)
+    total = distiller.total(distiller.losses(batch))
+    total.backward()
+    assert torch.isfinite(total)
+    grads = [p.grad for p in distiller.student.backbone.parameters() if p.grad is not None]
+    assert sum(g.abs().sum().item() for g in grads) > 0
+    if distiller.teacher:
+        assert all(p.grad is None for p in distiller.teacher.model.parameters())
+
+
+def test_teacher_is_bit_identical_after_steps():
+    teacher = TinyModel(width=16)
+    before = {key: value.clone() for key, value in teacher.state_dict().items()}
+    distiller = make_distiller({"ce": 1.0, "kl": 1.0, "cosine": 1.0}, teacher_model=teacher)
+    optimizer = torch.optim.SGD(distiller.model.parameters(), lr=0.1)
+    teacher.train()  # somebody meddles; the distiller must put it right
+    for seed in range(3):
+        distiller.model.train()
+        optimizer.zero_grad()
+        distiller.total(distiller.losses(tiny_batch(seed=seed))).backward()
+        optimizer.step()
+    assert not teacher.training
+    after = teacher.state_dict()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_teacher_is_not_saved_with_the_student():
+    distiller = make_distiller({"ce": 1.0, "kl": 1.0})
+    teacher_values = sum(p.numel() for p in distiller.teacher.model.parameters())
+    assert sum(p.numel() for p in distiller.model.parameters()) < teacher_values
+    assert all(key.startswith(("student.", "adapters.")) for key in distiller.model.state_dict())
+
+
+def test_adapters_are_built_once_and_trained():
+    distiller = make_distiller({"ce": 1.0, "cosine": 1.0})
+    assert sorted(distiller.model.adapters) == ["cosine_high", "cosine_low", "cosine_mid"]
+    distiller.total(distiller.losses(tiny_batch())).backward()
+    for adapter in distiller.model.adapters.values():
+        assert isinstance(adapter, nn.Conv2d) and adapter.weight.grad.abs().sum() > 0
+
+
+def test_what_lies_under_padding_changes_no_distillation_loss():
+    """The maps under invalid cells are overwritten after both networks have run."""
+    names = [name for name, spec in LOSSES.items() if spec.kind != "hard"]
+    distiller = make_distiller({"ce": 1.0} | dict.fromkeys(names, 1.0))
+    distiller.model.eval()
+    batch = tiny_batch(size=64)
+    batch["valid"][:, 48:] = False
+    with torch.no_grad():
+        logits, adapted = distiller.model(batch["image"])
+        told = distiller.teacher(batch)
+        clean = [distiller._logit_loss("kl", logits, told.logits, batch["valid"]).item()]
+        clean += [
+            distiller._feature_loss(name, adapted[f"{name}_{tap}"], told.taps[tap], tap, batch["valid"]).item()
+            for name, tap in distiller.model.feature_terms
+        ]
+        for feature_map in (logits, told.logits, *adapted.values(), *told.taps.values()):
+            feature_map[..., feature_map.shape[-2] * 3 // 4 :, :] = 1e4
+        dirty = [distiller._logit_loss("kl", logits, told.logits, batch["valid"]).item()]
+        dirty += [
+            distiller._feature_loss(name, adapted[f"{name}_{tap}"], told.taps[tap], tap, batch["valid"]).item()
+            for name, tap in distiller.model.feature_terms
+        ]
+    assert clean == pytest.approx(dirty, rel=1e-6)
+    assert all(value > 0 for value in clean)
+
+
+def test_odd_sizes_are_padded_for_both_networks():
+    distiller = make_distiller({"ce": 1.0, "kl": 1.0, "cosine": 1.0})
+    batch = tiny_batch(size=75)
+    padded = pad_batch(batch, 16)
+    assert padded["image"].shape[-2:] == (80, 80)
+    assert padded["mask"][:, 75:].eq(255).all() and not padded["valid"][:, 75:].any()
+    assert torch.isfinite(distiller.total(distiller.losses(batch)))
+
+
+def test_batch_without_a_label_costs_nothing():
+    distiller = make_distiller({"ce": 1.0, "dice": 1.0, "focal": 1.0})
+    batch = tiny_batch()
+    batch["mask"][:] = 255
+    total = distiller.total(distiller.losses(batch))
+    total.backward()
+    assert total.item() == 0
+    assert all(p.grad is None or not p.grad.any() for p in distiller.model.parameters())
+
+
+def test_adaptive_recipe_shifts_the_weight_to_the_hard_loss():
+    distiller = make_distiller({"ce": 1.0, "kl": 1.0}, adaptive=True)
+    losses = {"ce": torch.tensor(1.0), "kl": torch.tensor(0.0)}
+    assert distiller.total(losses, progress=1.0) > distiller.total(losses, progress=0.0)
+
+
+@pytest.mark.parametrize("weights", [{"nonsense": 1.0}, {"ce": 0.0}, {"ce": float("nan")}, {"ce": 1.0, "kl": -1.0}])
+def test_senseless_recipes_are_refused(weights):
+    with pytest.raises(UserError):
+        Recipe(weights)
+
+
+def test_missing_tap_is_an_error_that_names_it():
+    teacher = TinyModel()
+    del teacher.tap_channels["mid"]
+    with pytest.raises(UserError, match="mid"):
+        make_distiller({"ce": 1.0, "cosine": 1.0}, teacher_model=teacher)
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_presets_are_recipes(name):
+    preset = PRESETS[name]
+    assert Recipe(preset.weights, preset.temperature, preset.adaptive).needs_teacher

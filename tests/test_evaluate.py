@@ -1,0 +1,121 @@
+"""The evaluation protocol: native size, one matrix, independent of the batch size; the script around it."""
+
+import csv
+import json
+
+import pytest
+import torch
+from torch.nn import functional as F
+from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
+
+from dataset import build_dataset
+from evaluate import SameSizeBatches, evaluate_model, lab_score
+from kd.batch import normalize
+from kd.checkpoint import save_atomic
+from tests.conftest import assert_one_line_error
+from tests.tiny import TinyModel
+from zoo import create_model, model_file_dict
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def val_set(demo_data):
+    return build_dataset("demo", demo_data, "val")
+
+
+@pytest.fixture(scope="module")
+def model(val_set):
+    torch.manual_seed(0)
+    return TinyModel(num_classes=val_set.num_classes)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(val_set, tmp_path_factory):
+    path = tmp_path_factory.mktemp("student") / "student.pth"
+    torch.manual_seed(0)
+    student = create_model("compact", val_set.num_classes, "none")
+    save_atomic(model_file_dict("compact", student, val_set), path)
+    return path
+
+
+def test_scores_agree_with_torchmetrics(model, val_set):
+    evaluation = evaluate_model(model, val_set, CPU, progress=False)
+    iou = MulticlassJaccardIndex(val_set.num_classes, average=None, ignore_index=255)
+    accuracy = MulticlassAccuracy(val_set.num_classes, average="micro", ignore_index=255)
+    losses, pixels = 0.0, 0
+    model.eval()
+    with torch.no_grad():
+        for sample in val_set:
+            logits = model(normalize(sample["image"][None]))
+            mask = sample["mask"][None]
+            assert logits.shape[-2:] == mask.shape[-2:]
+            iou.update(logits.argmax(1), mask)
+            accuracy.update(logits.argmax(1), mask)
+            losses += F.cross_entropy(logits.double(), mask, ignore_index=255, reduction="sum").item()
+            pixels += (mask != 255).sum().item()
+    present = evaluation.scores.iou.isnan().logical_not()
+    torch.testing.assert_close(evaluation.scores.iou[present].float(), iou.compute()[present])
+    assert evaluation.scores.pixel_accuracy == pytest.approx(accuracy.compute().item(), rel=1e-6)
+    assert evaluation.loss == pytest.approx(losses / pixels, rel=1e-5)
+    assert evaluation.scores.pixels == pixels
+    assert "native resolution" in evaluation.protocol and "demo/val" in evaluation.protocol
+
+
+def test_batches_of_equal_size_score_as_single_images(model, val_set):
+    one = evaluate_model(model, val_set, CPU, progress=False)
+    many = evaluate_model(model, val_set, CPU, batch_size=4, workers=1, progress=False)
+    assert torch.equal(one.scores.iou.nan_to_num(-1), many.scores.iou.nan_to_num(-1))
+    assert one.scores.pixels == many.scores.pixels
+
+
+def test_only_equal_sizes_share_a_batch(val_set):
+    batches = SameSizeBatches(val_set, 4)
+    assert sorted(index for batch in batches for index in batch) == list(range(len(val_set)))
+    for batch in batches:
+        assert len({tuple(val_set[index]["image"].shape) for index in batch}) == 1
+    assert len(SameSizeBatches(val_set, 1)) == len(val_set)
+
+
+def test_evaluation_leaves_mode_and_random_numbers_alone(model, val_set):
+    model.train()
+    state = torch.get_rng_state()
+    evaluate_model(model, val_set, CPU, progress=False)
+    assert model.training
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_lab_score():
+    assert lab_score(0.6, 1_000_000) == pytest.approx(1.2)
+
+
+def test_script_prints_tables_and_writes_files(run_script, checkpoint, demo_data, tmp_path):
+    done = run_script(
+        "evaluate.py", checkpoint, "--dataset", "demo", "--data-dir", demo_data, "--device", "cpu",
+        "--json", tmp_path / "out.json", "--csv", tmp_path / "out.csv",
+    )  # fmt: skip
+    (row,) = json.loads((tmp_path / "out.json").read_text())
+    assert 0 <= row["miou"] <= 1 and "native resolution" in row["protocol"]
+    assert f"{100 * row['miou']:.2f}" in done.stdout
+    with (tmp_path / "out.csv").open() as file:
+        (line,) = csv.DictReader(file)
+    assert float(line["miou"]) == row["miou"]
+    names = build_dataset("demo", demo_data, "val").class_names
+    assert all(name in done.stdout and f"iou/{name}" in line for name in names)
+
+
+def test_checkpoint_of_other_classes_is_one_line(run_script, tmp_path, demo_data, val_set):
+    torch.manual_seed(0)
+    student = create_model("compact", 2, "none")
+    content = model_file_dict("compact", student, val_set)
+    content["class_names"], content["palette"] = ["cat", "dog"], [[0, 0, 0], [9, 9, 9]]
+    save_atomic(content, tmp_path / "other.pth")
+    done = run_script("evaluate.py", tmp_path / "other.pth", "--dataset", "demo", "--data-dir", demo_data, check=False)
+    assert_one_line_error(done, "2 classes", "other.pth")
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04broken"])
+def test_broken_checkpoint_is_one_line(run_script, tmp_path, demo_data, content):
+    (tmp_path / "broken.pth").write_bytes(content)
+    done = run_script("evaluate.py", tmp_path / "broken.pth", "--dataset", "demo", "--data-dir", demo_data, check=False)
+    assert_one_line_error(done, "broken.pth")

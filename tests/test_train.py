@@ -1,0 +1,239 @@
+"""Training end to end on the demo data: what a run leaves behind, that it resumes exactly, that it refuses nonsense."""
+
+import csv
+import json
+
+import pytest
+import torch
+
+import trainer as trainer_module
+from kd.checkpoint import load_file
+from kd.errors import UserError
+from tests.conftest import assert_one_line_error
+from train_kd import get_args_parser, main, make_recipe, name_run
+from trainer import Trainer
+
+TIMES = {"images_per_s", "epoch_s", "elapsed_s"}
+
+
+def arguments(demo_dir, output_dir, *more):
+    """A tiny run: a compact student from scratch, 64-pixel crops, two epochs."""
+    return get_args_parser().parse_args(
+        [
+            "--dataset", "demo", "--data-dir", str(demo_dir), "--student", "compact", "--student-weights", "none",
+            "--crop-size", "64", "--batch-size", "4", "--epochs", "2", "--workers", "0", "--device", "cpu",
+            "--output-dir", str(output_dir), "--name", "run", *map(str, more),
+        ]
+    )  # fmt: skip
+
+
+def rows(folder):
+    with (folder / "metrics.csv").open() as file:
+        return [{k: v for k, v in row.items() if k not in TIMES} for row in csv.DictReader(file)]
+
+
+def assert_same_run(first, second):
+    """Weights, optimizer, scheduler, adapters, random numbers and metric rows agree bit for bit."""
+    assert rows(first) == rows(second)
+    one, two = load_file(first / "last.pth"), load_file(second / "last.pth")
+
+    def compare(a, b, where):
+        if isinstance(a, torch.Tensor):
+            assert torch.equal(a, b), where
+        elif isinstance(a, dict):
+            assert a.keys() == b.keys(), where
+            for key in a:
+                compare(a[key], b[key], f"{where}/{key}")
+        elif isinstance(a, list | tuple):
+            for index, (x, y) in enumerate(zip(a, b, strict=True)):
+                compare(x, y, f"{where}/{index}")
+        else:
+            assert a == b, where
+
+    compare(one["state_dict"], two["state_dict"], "state_dict")
+    for part in ("optimizer", "scheduler", "scaler", "adapters", "rng", "loss_sums"):
+        compare(one["training"][part], two["training"][part], part)
+
+
+@pytest.fixture(scope="module")
+def teacher_file(demo_data, tmp_path_factory):
+    """A (bad) teacher checkpoint: a standard student after one step."""
+    output = tmp_path_factory.mktemp("teacher")
+    args = arguments(demo_data, output, "--student", "standard", "--max-steps", "1")
+    assert main(args) == 0
+    return output / "run" / "best.pth"
+
+
+@pytest.fixture(scope="module")
+def distilled(teacher_file):
+    return ["--teacher", "standard", "--teacher-weights", teacher_file, "--alpha", "0.5", "--beta", "0.2"]
+
+
+@pytest.fixture(scope="module")
+def whole_run(demo_data, distilled, tmp_path_factory):
+    """Two distilled epochs in one go."""
+    output = tmp_path_factory.mktemp("whole")
+    assert main(arguments(demo_data, output, *distilled)) == 0
+    return output / "run"
+
+
+def test_a_run_leaves_its_folder(whole_run):
+    names = {path.name for path in whole_run.iterdir()}
+    assert {"config.json", "metrics.csv", "curves.png", "report.txt", "best.pth", "last.pth"} <= names
+    assert [row["epoch"] for row in rows(whole_run)] == ["1", "2"]
+    config = json.loads((whole_run / "config.json").read_text())
+    assert config["arguments"]["alpha"] == 0.5
+    report = (whole_run / "report.txt").read_text()
+    assert "lab score" in report and "best mIoU" in report
+    best = load_file(whole_run / "best.pth")
+    assert "training" not in best and best["model"] == "compact"
+    assert not any("adapter" in key or "teacher" in key for key in best["state_dict"])
+
+
+def test_resume_after_an_epoch_is_exact(demo_data, distilled, whole_run, tmp_path):
+    steps = int(rows(whole_run)[0]["step"])
+    assert main(arguments(demo_data, tmp_path, *distilled, "--max-steps", steps)) == 0
+    assert main(arguments(demo_data, tmp_path, *distilled, "--resume", "auto")) == 0
+    assert_same_run(whole_run, tmp_path / "run")
+
+
+def test_resume_within_an_epoch_is_exact_with_workers(demo_data, distilled, whole_run, tmp_path):
+    steps = int(rows(whole_run)[0]["step"]) + 1
+    assert main(arguments(demo_data, tmp_path, *distilled, "--max-steps", steps, "--workers", "2")) == 0
+    assert load_file(tmp_path / "run" / "last.pth")["training"]["progress"]["step_in_epoch"] == 1
+    resume = ["--resume", str(tmp_path / "run" / "last.pth"), "--workers", "1"]
+    assert main(arguments(demo_data, tmp_path, *distilled, *resume)) == 0
+    assert_same_run(whole_run, tmp_path / "run")
+
+
+def test_save_steps_changes_nothing(demo_data, distilled, whole_run, tmp_path):
+    assert main(arguments(demo_data, tmp_path, *distilled, "--save-steps", "1", "--save-every", "1")) == 0
+    assert_same_run(whole_run, tmp_path / "run")
+    assert load_file(tmp_path / "run" / "epoch_1.pth")["info"]["epoch"] == 1
+
+
+def test_the_seed_decides(demo_data, distilled, whole_run, tmp_path):
+    assert main(arguments(demo_data, tmp_path, *distilled, "--seed", "1")) == 0
+    assert rows(tmp_path / "run") != rows(whole_run)
+
+
+def test_baseline_builds_no_teacher(demo_data, tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer_module, "load_teacher", lambda *a, **k: pytest.fail("a teacher was built"))
+    args = arguments(demo_data, tmp_path, "--alpha", "0", "--beta", "0", "--max-steps", "2")
+    assert main(args) == 0
+
+
+def test_distilled_and_baseline_start_alike(demo_data, distilled, tmp_path):
+    """The adapters take random numbers; the student's first weights and dropout must not depend on them."""
+    runs = []
+    for name, more in (("a", []), ("b", distilled)):
+        args = arguments(demo_data, tmp_path, "--name", name, *more)
+        run = Trainer(args, make_recipe(args))
+        runs.append((run, torch.rand(3)))
+    (one, first), (two, second) = runs
+    assert torch.equal(first, second)
+    assert all(torch.equal(a, b) for a, b in zip(one.student.parameters(), two.student.parameters(), strict=True))
+
+
+def test_frozen_epochs_leave_the_backbone_alone(demo_data, tmp_path):
+    more = ["--freeze-epochs", "1", "--freeze-batch-size", "2", "--freeze-crop-size", "48"]
+    args = arguments(demo_data, tmp_path, *more)
+    run = Trainer(args, make_recipe(args))
+    before = {key: value.clone() for key, value in run.student.state_dict().items()}
+    images = len(run.train_set)
+    assert run.total_steps == images // 2 + images // 4
+    run.args.max_steps = images // 2
+    run.run()
+    after = run.student.state_dict()
+    backbone = [key for key in before if key.startswith("backbone.")]
+    assert backbone and all(torch.equal(before[key], after[key]) for key in backbone)
+    assert any(not torch.equal(before[key], after[key]) for key in before if key.startswith("classifier"))
+    args = arguments(demo_data, tmp_path, *more, "--resume", "auto")
+    run = Trainer(args, make_recipe(args))
+    run.run()
+    after = run.student.state_dict()
+    assert any(not torch.equal(before[key], after[key]) for key in backbone)
+
+
+def test_resuming_with_other_arguments_is_refused_by_name(demo_data, distilled, whole_run, tmp_path):
+    changed = ["--resume", whole_run / "last.pth", "--batch-size", "2", "--epochs", "9"]
+    with pytest.raises(UserError, match=r"--epochs was 2, is 9.*--allow-changed") as error:
+        main(arguments(demo_data, whole_run.parent, *distilled, *changed))
+    assert "--batch-size was 4, is 2" in str(error.value)
+
+
+def test_a_run_folder_is_not_overwritten(demo_data, distilled, whole_run):
+    with pytest.raises(UserError, match="--resume auto"):
+        main(arguments(demo_data, whole_run.parent, *distilled))
+
+
+def test_patience_stops_early(demo_data, tmp_path, monkeypatch):
+    monkeypatch.setattr(Trainer, "keep_best", lambda self, evaluation: setattr(self.progress, "stale_evaluations", 1))
+    assert main(arguments(demo_data, tmp_path, "--patience", "1", "--epochs", "5")) == 0
+    assert len(rows(tmp_path / "run")) == 1
+
+
+def test_loss_that_is_no_number_stops_the_run_and_names_the_images(demo_data, tmp_path):
+    args = arguments(demo_data, tmp_path)
+    run = Trainer(args, make_recipe(args))
+    with torch.no_grad():
+        run.student.classifier.weight.fill_(float("nan"))
+    with pytest.raises(UserError, match=r"the loss is nan in epoch 1, batch of \w+"):
+        run.run()
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        ([], {"ce": 1.0}),
+        (["--alpha", "0.5", "--beta", "0.1"], {"ce": 1.0, "kl": 0.5, "cosine": 0.1}),
+        (["--alpha", "0", "--loss", "dice=0.3", "--loss", "ce=0.5"], {"ce": 0.5, "dice": 0.3}),
+        (["--preset", "hdl"], {"ce": 0.5, "csd": 0.3, "dice": 0.2}),
+        (["--preset", "cwd", "--loss", "cwd=1"], {"ce": 1.0, "cwd": 1.0}),
+        (["--pa_lambda", "2"], {"ce": 1.0, "pairwise": 2.0}),
+    ],
+)
+def test_recipes_from_the_command_line(more, expected):
+    recipe = make_recipe(get_args_parser().parse_args(more))
+    assert dict(recipe.weights) == pytest.approx(expected)
+
+
+def test_runs_of_different_settings_get_different_folders():
+    names = set()
+    for more in ([], ["--alpha", "1"], ["--alpha", "2"], ["--seed", "1"], ["--student", "compact"]):
+        args = get_args_parser().parse_args(more)
+        name_run(args, make_recipe(args))
+        names.add(args.name)
+    assert len(names) == 5
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--student", "standart"], ["standart", "standard", "compact"]),
+        (["--loss", "kll=1"], ["kll", "cosine"]),
+        (["--loss", "kl=x"], ["kl=x", "NAME=WEIGHT"]),
+        (["--preset", "nothing"], ["nothing", "papi"]),
+        (["--epochs", "0"], ["--epochs"]),
+        (["--lr", "-1"], ["--lr"]),
+        (["--batch-size", "100000"], ["--batch-size", "train"]),
+        (["--student-weights", "absent.pth"], ["absent.pth"]),
+        (["--alpha", "1", "--teacher-weights", "absent.pth"], ["absent.pth"]),
+        (["--alpha", "1", "--teacher", "nobody"], ["nobody", "fcn_resnet50"]),
+        (["--train-split", "nosuch"], ["nosuch"]),
+        (["--data-dir", "absent", "--dataset", "voc"], ["absent"]),
+        (["--resume", "absent.pth"], ["absent.pth"]),
+        (["--amp", "fp16"], ["fp16", "--amp off"]),
+    ],
+)
+def test_mistakes_are_one_line(more, words, demo_data, tmp_path):
+    with pytest.raises(UserError) as error:
+        main(arguments(demo_data, tmp_path, *more))
+    message = str(error.value)
+    assert all(word in message for word in words), message
+    assert not list(tmp_path.rglob("*.pth"))
+
+
+def test_mistake_at_the_command_line(run_script, demo_data):
+    done = run_script("train_kd.py", "--dataset", "demo", "--data-dir", demo_data, "--student", "nobody", check=False)
+    assert_one_line_error(done, "nobody", "standard")

@@ -1,0 +1,142 @@
+"""Train a segmentation network, alone or guided by a frozen teacher.
+
+    python train_kd.py --alpha 0 --beta 0                      # baseline: cross-entropy only, no teacher
+    python train_kd.py --alpha 1.0 --temperature 4             # response: + temperature-scaled KL
+    python train_kd.py --beta 0.5                              # feature: + cosine of low/mid/high maps
+    python train_kd.py --preset papi --teacher deeplabv3plus_resnet101 --student deeplabv3plus_resnet18
+    python train_kd.py --resume auto --name RUN                # go on where RUN stopped
+
+total = hard + alpha * kl + beta * cosine (+ any --loss NAME=WEIGHT); see kd/losses.py for all of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from dataset import add_data_arguments
+from kd.distiller import Recipe
+from kd.errors import UserError, choose, run_cli
+from kd.losses import LOSSES, PAPER_LAMBDAS, PRESETS
+from kd.optim import OPTIMIZERS, SCHEDULES
+from trainer import Trainer
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_data_arguments(parser)
+
+    models = parser.add_argument_group("models (python zoo.py lists them)")
+    models.add_argument("--student", default="standard", help="the network that is trained")
+    models.add_argument("--student-weights", default="default", metavar="default|none|PATH",
+                        help="start of the student: ImageNet backbone, random, or a file")  # fmt: skip
+    models.add_argument("--teacher", default="fcn_resnet50", help="built only if a loss needs it")
+    models.add_argument("--teacher-weights", default="default", metavar="default|PATH",
+                        help="torchvision's COCO_WITH_VOC_LABELS weights, or a file")  # fmt: skip
+
+    losses = parser.add_argument_group("losses")
+    losses.add_argument("--preset", metavar="NAME", help=f"a published mix: {', '.join(sorted(PRESETS))}")
+    losses.add_argument("--alpha", type=float, help="weight of the temperature-scaled KL on logits (0)")
+    losses.add_argument("--beta", type=float, help="weight of the cosine feature loss (0)")
+    losses.add_argument("--temperature", type=float, help="T of the losses on softened logits (4)")
+    losses.add_argument("--loss", action="append", default=[], metavar="NAME=WEIGHT",
+                        help=f"any further term, or another weight of ce (1): {', '.join(sorted(LOSSES))}")  # fmt: skip
+    losses.add_argument("--pa_lambda", type=float, help="weight of pairwise, in its paper's scale")
+    losses.add_argument("--pi_lambda", type=float, help="weight of pixelwise, in its paper's scale")
+
+    optimization = parser.add_argument_group("optimization")
+    optimization.add_argument("--epochs", type=int, default=60)
+    optimization.add_argument("--batch-size", type=int, default=16)
+    optimization.add_argument("--lr", type=float, default=5e-4, help="base learning rate")
+    optimization.add_argument("--weight-decay", type=float, default=1e-2)
+    optimization.add_argument("--optimizer", choices=OPTIMIZERS, default="adamw")
+    optimization.add_argument("--schedule", choices=sorted(SCHEDULES), default="poly")
+    optimization.add_argument("--warmup-epochs", type=float, default=1.0)
+    optimization.add_argument("--crop-size", type=int, default=384, help="side of the square training crop, pixels")
+    optimization.add_argument(
+        "--freeze-epochs", type=int, default=0, metavar="N", help="train without the backbone for the first N epochs"
+    )
+    optimization.add_argument("--freeze-batch-size", type=int, help="batch size of those epochs (--batch-size)")
+    optimization.add_argument("--freeze-crop-size", type=int, help="crop size of those epochs (--crop-size)")
+    optimization.add_argument("--max-steps", type=int, help="end after so many optimizer steps (smoke runs)")
+
+    machine = parser.add_argument_group("machine")
+    machine.add_argument("--device", default="auto", choices=["auto", "cuda", "mps", "cpu"])
+    machine.add_argument("--amp", default="off", choices=["off", "bf16", "fp16"], help="mixed precision")
+    machine.add_argument("--compile", action="store_true", help="torch.compile the student")
+    machine.add_argument("--workers", type=int, default=2, help="loader processes; does not change the result")
+    machine.add_argument("--seed", type=int, default=0)
+
+    run = parser.add_argument_group("run")
+    run.add_argument("--output-dir", type=Path, default=Path("checkpoints"))
+    run.add_argument("--name", help="run folder below --output-dir; made from the arguments by default")
+    run.add_argument("--eval-every", type=int, default=1, metavar="EPOCHS")
+    run.add_argument("--eval-batch-size", type=int, default=1, help="only images of equal size share a batch")
+    run.add_argument("--patience", type=int, default=0, help="stop after so many evaluations without a gain; 0: never")
+    run.add_argument("--save-every", type=int, default=0, metavar="EPOCHS", help="also keep epoch_N.pth; 0: never")
+    run.add_argument("--save-steps", type=int, default=0, metavar="STEPS", help="save last.pth within epochs; 0: never")
+    run.add_argument("--resume", metavar="PATH|auto", help="a last.pth, or auto: the run folder's own if there is one")
+    run.add_argument("--allow-changed", action="store_true", help="resume even with other arguments")
+    run.add_argument("--tensorboard", action="store_true")
+    run.add_argument("--wandb", action="store_true")
+    return parser
+
+
+def make_recipe(args: argparse.Namespace) -> Recipe:
+    """The losses of the command line: the preset's, or cross-entropy; then what is given explicitly."""
+    preset = choose(PRESETS, args.preset, "preset") if args.preset else None
+    weights = dict(preset.weights) if preset else {"ce": 1.0}
+    explicit = {"kl": args.alpha, "cosine": args.beta}
+    for option, (name, factor) in PAPER_LAMBDAS.items():
+        value = getattr(args, option)
+        explicit[name] = None if value is None else factor * value
+    weights |= {name: weight for name, weight in explicit.items() if weight is not None}
+    for term in args.loss:
+        name, _, weight = term.partition("=")
+        choose(LOSSES, name, "loss")
+        try:
+            weights[name] = float(weight)
+        except ValueError:
+            raise UserError(f"--loss {term}: give NAME=WEIGHT, such as --loss {name}=0.5") from None
+    temperature = args.temperature
+    if temperature is None:
+        temperature = preset.temperature if preset else 4.0
+    return Recipe(weights, temperature=temperature, adaptive=bool(preset and preset.adaptive))
+
+
+def name_run(args: argparse.Namespace, recipe: Recipe) -> None:
+    """Fill in --name: the resumed run's own, or one that tells runs of different settings apart."""
+    if args.name:
+        return
+    if args.resume and args.resume != "auto":
+        folder = Path(args.resume).resolve().parent
+        args.output_dir, args.name = folder.parent, folder.name
+        return
+    terms = "_".join(f"{name}{weight:g}" for name, weight in recipe.weights.items() if (name, weight) != ("ce", 1.0))
+    args.name = f"{args.dataset}_{args.student}_{terms or 'baseline'}_seed{args.seed}"
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    """Refuse numbers that make no sense before any work is done."""
+    for name, least in (
+        ("epochs", 1), ("batch_size", 1), ("crop_size", 32), ("workers", 0), ("eval_every", 1), ("eval_batch_size", 1),
+        ("patience", 0), ("save_every", 0), ("save_steps", 0), ("warmup_epochs", 0), ("weight_decay", 0),
+        ("freeze_epochs", 0),
+    ):  # fmt: skip
+        if not getattr(args, name) >= least:
+            raise UserError(f"--{name.replace('_', '-')} must be at least {least}, not {getattr(args, name)}")
+    if not args.lr > 0:
+        raise UserError(f"--lr must be above 0, not {args.lr}")
+    if args.max_steps is not None and args.max_steps < 1:
+        raise UserError(f"--max-steps must be at least 1, not {args.max_steps}")
+
+
+def main(args: argparse.Namespace) -> int:
+    check_arguments(args)
+    recipe = make_recipe(args)
+    name_run(args, recipe)
+    return Trainer(args, recipe).run()
+
+
+if __name__ == "__main__":
+    run_cli(main, get_args_parser)
