@@ -1,0 +1,66 @@
+# make demo   install, make the demo data, train a teacher, a baseline and a distilled student; compare them
+# make test   install everything and run the whole test suite
+# make lint   check style and formatting
+#
+# Needs a POSIX shell and Python >= 3.10; another interpreter: make demo PYTHON=python3.12
+# For a smaller install on a machine without a GPU:
+#   make demo PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+
+PYTHON ?= python3
+PIP_FLAGS ?=
+VENV = .venv
+RUN = $(VENV)/bin/python
+PIP = $(RUN) -m pip --disable-pip-version-check install $(PIP_FLAGS)
+
+# The demo: small pictures, from scratch, so that it needs neither a network nor a GPU.
+DEMO_DATA = --dataset demo --data-dir data
+DEMO_TRAIN = $(RUN) train_kd.py $(DEMO_DATA) --student-weights none --crop-size 128 --batch-size 16 --resume auto
+DEMO_TEACHER = checkpoints/demo_teacher/best.pth
+DEMO_STUDENTS = checkpoints/demo_baseline/best.pth checkpoints/demo_distilled/best.pth
+
+help:
+	@sed -n 's/^# make /make /p' Makefile
+
+# A file in the environment says which requirements it holds: a second call installs nothing.
+$(VENV)/made:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+	  echo 'error: Python >= 3.10 is needed; name one that you have: make demo PYTHON=python3.12' >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/core-installed: $(VENV)/made requirements.txt
+	$(PIP) -r requirements.txt
+	@touch $@
+
+$(VENV)/all-installed: $(VENV)/made requirements.txt requirements-extra.txt
+	$(PIP) -r requirements.txt -r requirements-extra.txt
+	@touch $@ $(VENV)/core-installed
+
+# --resume auto: what an interrupted demo has trained already is kept.
+demo: $(VENV)/core-installed
+	@echo '== 1/5 the teacher, a standard student trained longest'
+	$(DEMO_TRAIN) --name demo_teacher --student standard --epochs 30
+	@echo '== 2/5 the baseline: a compact student taught by the labels alone'
+	$(DEMO_TRAIN) --name demo_baseline --student compact --epochs 15
+	@echo '== 3/5 the distilled student: the same, taught by the teacher as well'
+	$(DEMO_TRAIN) --name demo_distilled --student compact --epochs 15 --alpha 1 --beta 0.5 \
+	  --teacher standard --teacher-weights $(DEMO_TEACHER)
+	@echo '== 4/5 all three on the validation split'
+	$(RUN) evaluate.py $(DEMO_TEACHER) $(DEMO_STUDENTS) $(DEMO_DATA) --csv checkpoints/demo.csv
+	@echo '== 5/5 pictures'
+	$(RUN) visualize.py $(DEMO_STUDENTS) $(DEMO_DATA) --teacher standard --teacher-weights $(DEMO_TEACHER) \
+	  --overlays --output-dir checkpoints/demo_pictures
+	@echo '== done: look at checkpoints/demo_pictures/images.png and checkpoints/demo_*/curves.png'
+
+test: $(VENV)/all-installed
+	$(RUN) -m pytest
+
+lint: $(VENV)/all-installed
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+# What the demo made, so that it starts anew; the environment stays.
+clean-demo:
+	rm -rf data/demo checkpoints/demo_* checkpoints/demo.csv
+
+.PHONY: help demo test lint clean-demo

@@ -1,0 +1,198 @@
+"""Masks as pictures: class colours, overlays, and sheets of panels side by side."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+VOID = 255
+VOID_COLOR = (224, 224, 192)  # the cream that VOC's own masks show for it
+
+Palette = Sequence[Sequence[int]]
+
+
+def colorize(mask: np.ndarray, palette: Palette) -> np.ndarray:
+    """Class indices -> colours: ``mask`` (H, W) integers, 255 = void -> uint8 (H, W, 3) RGB."""
+    table = np.zeros((256, 3), dtype=np.uint8)
+    table[: len(palette)] = palette
+    table[VOID] = VOID_COLOR
+    return table[np.asarray(mask).astype(np.uint8)]
+
+
+def overlay(
+    image: np.ndarray,
+    mask: np.ndarray,
+    palette: Palette,
+    opacity: float = 0.55,
+    clear: Sequence[int] = (),
+) -> np.ndarray:
+    """Lay the class colours over a picture, with a solid line along the borders of the regions.
+
+    Args:
+        image: uint8 (H, W, 3) RGB.
+        mask: (H, W) integers; where it is 255 or one of ``clear`` the picture stays as it is.
+        palette: colour of each class.
+        opacity: 0 shows the picture alone, 1 the colours alone.
+        clear: classes that are not painted, the background for one.
+
+    Returns:
+        uint8 (H, W, 3) RGB.
+    """
+    mask = np.asarray(mask)
+    colors = colorize(mask, palette)
+    mixed = np.rint((1 - opacity) * image + opacity * colors).astype(np.uint8)
+    mixed = np.where(_borders(mask)[..., None], colors, mixed)
+    painted = ~np.isin(mask, [VOID, *clear])
+    return np.where(painted[..., None], mixed, image)
+
+
+def background_classes(class_names: Sequence[str]) -> tuple[int, ...]:
+    """Indices of the classes that an overlay leaves clear: those named "background"."""
+    return tuple(index for index, name in enumerate(class_names) if name.lower() == "background")
+
+
+def _borders(mask: np.ndarray) -> np.ndarray:
+    """True for pixels whose right or lower neighbour has another class, and for that neighbour: (H, W) bool."""
+    border = np.zeros(mask.shape, dtype=bool)
+    across, down = mask[:, 1:] != mask[:, :-1], mask[1:] != mask[:-1]
+    border[:, 1:] |= across
+    border[:, :-1] |= across
+    border[1:] |= down
+    border[:-1] |= down
+    return border
+
+
+@dataclass(frozen=True)
+class PanelRow:
+    """One image with its masks, side by side on a sheet.
+
+    Attributes:
+        name: written above the image.
+        image: uint8 (H, W, 3) RGB.
+        masks: one (H, W) a further column; None leaves a cell empty (no ground truth).
+        notes: what to write above each mask, beside the column's own title.
+    """
+
+    name: str
+    image: np.ndarray
+    masks: Sequence[np.ndarray | None]
+    notes: Sequence[str] = field(default=())
+
+
+# Sizes of a sheet, in inches; a cell is COLUMN wide at most and ROW high at most.
+COLUMN, ROW, GAP, MARGIN = 2.9, 2.9, 0.12, 0.15
+HEADER, CAPTION, LEGEND_LINE = 0.30, 0.24, 0.21
+DPI = 120
+
+
+def panel(
+    rows: Sequence[PanelRow],
+    columns: Sequence[str],
+    class_names: Sequence[str],
+    palette: Palette,
+    path: str | Path,
+) -> None:
+    """Write a sheet: a row an image, ``columns`` titles (the image's first), a legend of the classes present.
+
+    Rows take the height their images need, so that wide, tall and square images share a sheet without
+    distortion and without empty bands.
+    """
+    heights = [_cell_size(row.image.shape)[1] for row in rows]
+    legend = _legend_entries(rows, class_names, palette)
+    width = 2 * MARGIN + len(columns) * COLUMN + (len(columns) - 1) * GAP
+    per_line = max(1, int((width - 2 * MARGIN) / _entry_width(legend)))
+    legend_height = LEGEND_LINE * math.ceil(len(legend) / per_line)
+    height = 2 * MARGIN + HEADER + sum(heights) + len(rows) * (CAPTION + GAP) + GAP + legend_height
+
+    figure = Figure(figsize=(width, height), facecolor="white")
+    top = height - MARGIN
+    for index, title in enumerate(columns):
+        x = MARGIN + index * (COLUMN + GAP) + COLUMN / 2
+        _text(figure, x, top - HEADER / 2, _shorten(title, 28), size=11, weight="bold")
+    top -= HEADER
+    for row, row_height in zip(rows, heights, strict=True):
+        _draw_row(figure, row, top, row_height, palette)
+        top -= CAPTION + row_height + GAP
+    figure.legend(
+        handles=[Patch(facecolor=color, edgecolor="#888888", linewidth=0.6, label=name) for name, color in legend],
+        loc="upper center",
+        bbox_to_anchor=(0.5, (top - GAP) / height),
+        ncols=min(per_line, len(legend)),
+        fontsize=9,
+        frameon=False,
+        borderpad=0,
+        borderaxespad=0,
+        handlelength=1.4,
+        handleheight=1.0,
+        columnspacing=1.4,
+    )
+    figure.savefig(path, dpi=DPI)
+
+
+def _draw_row(figure: Figure, row: PanelRow, top: float, height: float, palette: Palette) -> None:
+    """Draw one image and its masks with their captions; ``top`` and ``height`` in inches."""
+    pictures = [row.image, *(None if mask is None else colorize(mask, palette) for mask in row.masks)]
+    captions = [row.name, *row.notes, *[""] * (len(row.masks) - len(row.notes))]
+    for index, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
+        left = MARGIN + index * (COLUMN + GAP)
+        _text(figure, left + COLUMN / 2, top - CAPTION / 2, _shorten(caption, 38), size=9, color="#444444")
+        if picture is None:
+            _text(figure, left + COLUMN / 2, top - CAPTION - height / 2, "none", size=9, color="#999999")
+            continue
+        cell_width, cell_height = _cell_size(picture.shape)
+        axes = _axes(figure, left + (COLUMN - cell_width) / 2, top - CAPTION - cell_height, cell_width, cell_height)
+        # A mask must not be smoothed into colours that stand for other classes.
+        axes.imshow(picture, interpolation="antialiased" if index == 0 else "nearest", aspect="auto")
+
+
+def _cell_size(shape: Sequence[int]) -> tuple[float, float]:
+    """Width and height in inches of an image (H, W, ...) that fits a cell without distortion."""
+    height, width = shape[:2]
+    scale = min(COLUMN / width, ROW / height)
+    return width * scale, height * scale
+
+
+def _axes(figure: Figure, left: float, bottom: float, width: float, height: float):
+    total_width, total_height = figure.get_size_inches()
+    axes = figure.add_axes((left / total_width, bottom / total_height, width / total_width, height / total_height))
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for spine in axes.spines.values():  # a hairline, so that white regions end somewhere
+        spine.set(linewidth=0.4, edgecolor="#aaaaaa")
+    return axes
+
+
+def _text(figure: Figure, x: float, y: float, text: str, **style) -> None:
+    width, height = figure.get_size_inches()
+    # parse_math: an underscore or a dollar sign in a file's name is no formula.
+    figure.text(x / width, y / height, text, ha="center", va="center", parse_math=False, **style)
+
+
+def _shorten(text: str, length: int) -> str:
+    """Cut the middle out of a long text: of paths and ids the ends tell most."""
+    if len(text) <= length:
+        return text
+    head = (length - 1) // 2
+    return f"{text[:head]}…{text[len(text) - (length - 1 - head) :]}"
+
+
+def _legend_entries(
+    rows: Sequence[PanelRow], class_names: Sequence[str], palette: Palette
+) -> list[tuple[str, tuple[float, ...]]]:
+    """Name and colour (0..1) of each class on the sheet, in class order, void last."""
+    present = {int(label) for row in rows for mask in row.masks if mask is not None for label in np.unique(mask)}
+    entries = [(class_names[label], palette[label]) for label in sorted(present - {VOID})]
+    if VOID in present:
+        entries.append(("void", VOID_COLOR))
+    return [(_shorten(name, 28), tuple(channel / 255 for channel in color)) for name, color in entries]
+
+
+def _entry_width(entries: Sequence[tuple[str, object]]) -> float:
+    """Generous estimate, in inches, of the widest legend entry at 9 points."""
+    return 0.45 + 0.08 * max((len(name) for name, _ in entries), default=0)

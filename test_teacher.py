@@ -1,0 +1,44 @@
+"""Score the teacher by the students' own protocol: the upper bound of what distillation can pass on.
+
+    python test_teacher.py --dataset voc
+    python test_teacher.py --teacher deeplabv3_resnet50 --dataset voc --json teacher.json
+    python test_teacher.py --teacher standard --teacher-weights checkpoints/demo_teacher/best.pth --dataset demo
+
+The protocol is that of evaluate.py, down to the code. (This is a script; the project's tests are in tests/.)
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from dataset import build_dataset
+from evaluate import add_evaluation_arguments, format_summary, report, write_results
+from kd.device import pick_device
+from kd.errors import run_cli
+from zoo import load_teacher
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--teacher", default="fcn_resnet50", metavar="NAME", help="default: fcn_resnet50")
+    parser.add_argument(
+        "--teacher-weights",
+        default="default",
+        metavar="default|PATH",
+        help="the library's segmentation weights, a .pth of this project or a state_dict (default: default)",
+    )
+    add_evaluation_arguments(parser)
+    return parser
+
+
+def main(args: argparse.Namespace) -> None:
+    dataset = build_dataset(args.dataset, args.data_dir, args.val_split)
+    teacher = load_teacher(args.teacher, dataset.num_classes, args.teacher_weights)
+    label = args.teacher if args.teacher_weights == "default" else args.teacher_weights
+    row = report(label, args.teacher, teacher.to(pick_device(args.device)), dataset, args)
+    print("\n" + format_summary([row]))
+    write_results([row], args.json, args.csv)
+
+
+if __name__ == "__main__":
+    run_cli(main, get_args_parser)

@@ -1,0 +1,131 @@
+"""Pictures of real predictions on the demo data, run as a user runs them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import visualize
+from dataset import build_dataset
+from kd.errors import UserError
+from tests.conftest import assert_one_line_error
+
+
+class Oracle(nn.Module):
+    """Predicts class ``wrong`` everywhere, but for the images it knows: there, their mask (void as class 0)."""
+
+    def __init__(self, dataset, known: list[int], wrong: int):
+        super().__init__()
+        self.classes, self.wrong = dataset.num_classes, wrong
+        samples = [dataset[index] for index in known]
+        self.known = [(visualize.normalize(sample["image"][None]), sample["mask"] % 255) for sample in samples]
+
+    def forward(self, images):
+        labels = torch.full((1, *images.shape[-2:]), self.wrong)
+        for image, mask in self.known:
+            if image.shape == images.shape and torch.equal(image, images):
+                labels = mask[None]
+        return nn.functional.one_hot(labels, self.classes).permute(0, 3, 1, 2).float()
+
+
+def parse(*args):
+    return visualize.get_args_parser().parse_args(["student.pth", *map(str, args)])
+
+
+@pytest.fixture(scope="module")
+def dataset(demo_data):
+    return build_dataset("demo", demo_data, "val")
+
+
+def test_best_and_worst_by_an_oracle(dataset):
+    """The one image the oracle knows scores 1: first of the best, absent from the worst."""
+    cpu = torch.device("cpu")
+    oracle = Oracle(dataset, known=[3], wrong=1)
+    chosen = visualize.choose_images(parse("--best", "--worst", "--num", 2), dataset, oracle, cpu)
+    assert chosen["best"][0] == 3 and len(chosen["best"]) == 2
+    assert 3 not in chosen["worst"] and len(chosen["worst"]) == 2
+    ranked = visualize.rank_images(oracle, dataset, cpu)
+    assert sorted(ranked) == list(range(len(dataset)))
+    assert chosen["worst"] == ranked[:2] and chosen["best"] == ranked[::-1][:2]
+    # Predicting one class everywhere: IoU of that class is its share of the labelled pixels, of the rest 0.
+    scores = []
+    for index in ranked[:-1]:
+        mask = dataset[index]["mask"].numpy()
+        labels = mask[mask != 255]
+        scores.append((labels == 1).mean() / len({*labels.tolist(), 1}))
+    assert scores == sorted(scores)
+
+
+def test_default_choice_is_spread_over_the_split(dataset):
+    chosen = visualize.choose_images(parse("--num", 3), dataset, None, None)["images"]
+    assert chosen[0] == 0 and len(set(chosen)) == 3 and chosen == sorted(chosen)
+    everything = visualize.choose_images(parse("--num", 1000), dataset, None, None)["images"]
+    assert everything == list(range(len(dataset)))
+
+
+def test_a_row_holds_the_truth_and_the_score(dataset):
+    oracle = Oracle(dataset, known=[0], wrong=1)
+    row = visualize.make_row(dataset, 0, [visualize.Column("x", oracle)], torch.device("cpu"))
+    sample = dataset[0]
+    assert (row.image == sample["image"].permute(1, 2, 0).numpy()).all()
+    assert (row.masks[0] == sample["mask"].numpy()).all()
+    assert list(row.notes) == ["", "mIoU 100.0 %"]
+
+
+def test_ids(dataset):
+    wanted = [dataset.ids[2], dataset.ids[0]]
+    assert visualize.choose_images(parse("--ids", *wanted), dataset, None, None) == {"images": [2, 0]}
+    with pytest.raises(UserError, match=dataset.ids[1]):
+        visualize.find_ids(dataset, [dataset.ids[1] + "x"])
+
+
+def test_column_titles(tmp_path):
+    paths = [tmp_path / "a" / "best.pth", tmp_path / "a" / "last.pth", tmp_path / "b" / "best.pth"]
+    assert visualize.column_titles(paths) == ["a/best", "a/last", "b"]
+
+
+@pytest.mark.slow
+def test_from_the_command_line(run_script, demo_data, demo_checkpoint, dataset, tmp_path):
+    done = run_script(
+        "visualize.py",
+        demo_checkpoint("compact", seed=0),
+        demo_checkpoint("compact", seed=1),
+        *("--teacher", "compact", "--teacher-weights", demo_checkpoint("compact", seed=2)),
+        *("--dataset", "demo", "--data-dir", demo_data, "--device", "cpu"),
+        *("--best", "--worst", "--num", 3, "--rows", 2, "--overlays", "--output-dir", tmp_path / "out"),
+    )
+    written = sorted(str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").glob("*.png"))
+    assert written == ["best_1.png", "best_2.png", "worst_1.png", "worst_2.png"]
+    listed = done.stdout.split()
+    overlays = sorted((tmp_path / "out" / "overlays").iterdir())
+    assert {str(path) for path in overlays} <= set(listed)
+    # truth, teacher and two students, of at least three images
+    assert len(overlays) % 4 == 0 and len(overlays) >= 12
+    for path in overlays:
+        index = next(i for i, name in enumerate(dataset.ids) if path.name.startswith(name))
+        with Image.open(path) as picture, Image.open(dataset.image_path(index)) as original:
+            assert picture.size == original.size
+            assert np.asarray(picture).std() > 1
+
+
+def test_what_the_user_got_wrong_is_named(demo_data, demo_checkpoint, tmp_path):
+    data = ("--dataset", "demo", "--data-dir", demo_data, "--device", "cpu", "--output-dir", tmp_path / "out")
+    good = demo_checkpoint("compact", seed=0)
+    for args, words in [
+        ((tmp_path / "missing.pth", *data), "missing.pth"),
+        ((good, *data, "--ids", "nobody"), "nobody.*demo_val_"),
+        ((good, *data, "--num", 0), "--num"),
+        ((good, *data, "--teacher", "fcn_resnet5"), "fcn_resnet50"),
+        ((good, *data, "--dataset", "demon"), "demo"),
+        ((good, *data, "--val-split", "vall"), "vall"),
+    ]:
+        with pytest.raises(UserError, match=words):
+            visualize.main(visualize.get_args_parser().parse_args([str(argument) for argument in args]))
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_error_is_one_line(run_script):
+    assert_one_line_error(run_script("visualize.py", "a.pth", "--num", 0, check=False), "--num")

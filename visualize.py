@@ -1,0 +1,195 @@
+"""Look at what the networks see: Input | Ground truth | Prediction panels, and overlays at original size.
+
+    python visualize.py checkpoints/RUN/best.pth --dataset voc --num 8
+    python visualize.py checkpoints/BASELINE/best.pth checkpoints/DISTILLED/best.pth --worst --best --num 5
+    python visualize.py checkpoints/RUN/best.pth --ids 2007_000033 2007_000129 --overlays
+    python visualize.py checkpoints/RUN/best.pth --teacher fcn_resnet50
+
+One prediction column a checkpoint, with the image's own mIoU above it (over the classes in its truth or
+its prediction, void left out). --best and --worst rank the whole split by the first checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import nn
+from tqdm import tqdm
+
+from dataset import SegmentationDataset, add_data_arguments, build_dataset
+from evaluate import check_classes
+from kd.atomic import replacing
+from kd.batch import normalize
+from kd.device import pick_device
+from kd.drawing import PanelRow, background_classes, overlay, panel
+from kd.errors import UserError, run_cli
+from kd.metrics import image_miou
+from zoo import load_checkpoint_model, load_teacher
+
+
+@dataclass(frozen=True)
+class Column:
+    """A network and the title its predictions carry."""
+
+    title: str
+    model: nn.Module
+
+
+@torch.inference_mode()
+def predict_mask(model: nn.Module, image: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """uint8 ``image`` (3, H, W) -> the most likely class of each pixel, int64 (H, W), on the CPU."""
+    logits = model(normalize(image[None].to(device)))  # (1, C, H, W)
+    return logits.max(1)[1][0].cpu()  # the indices of argmax(1), several times faster on the CPU
+
+
+def rank_images(model: nn.Module, dataset: SegmentationDataset, device: torch.device) -> list[int]:
+    """Indices of the images that have labelled pixels, the lowest per-image mIoU first."""
+    scores = {}
+    for index in tqdm(range(len(dataset)), desc=f"rank {dataset.split}", unit="img", leave=False):
+        sample = dataset[index]
+        prediction = predict_mask(model, sample["image"], device)
+        scores[index] = image_miou(prediction, sample["mask"], dataset.num_classes)
+    return sorted((index for index, score in scores.items() if not math.isnan(score)), key=scores.__getitem__)
+
+
+def choose_images(
+    args: argparse.Namespace, dataset: SegmentationDataset, model: nn.Module, device: torch.device
+) -> dict[str, list[int]]:
+    """Name of each sheet -> the indices of its images, as the command line asks for them."""
+    if args.ids:
+        return {"images": find_ids(dataset, args.ids)}
+    if args.best or args.worst:
+        if not dataset.has_masks:
+            raise UserError(f"split {dataset.split!r} has no masks to rank images by: leave --best and --worst out")
+        ranked = rank_images(model, dataset, device)
+        chosen = {}
+        if args.best:
+            chosen["best"] = ranked[::-1][: args.num]
+        if args.worst:
+            chosen["worst"] = ranked[: args.num]
+        return chosen
+    count = min(args.num, len(dataset))
+    # Spread over the split: neighbours in a list are often frames or objects alike.
+    return {"images": [index * len(dataset) // count for index in range(count)]}
+
+
+def find_ids(dataset: SegmentationDataset, ids: Sequence[str]) -> list[int]:
+    """Indices of the images called ``ids``; an unknown one is a `UserError`."""
+    index_of = {name: index for index, name in enumerate(dataset.ids)}
+    for name in ids:
+        if name not in index_of:
+            close = difflib.get_close_matches(name, index_of, n=3) or dataset.ids[:3]
+            raise UserError(f"no image {name!r} in {dataset.name}/{dataset.split}; there are {', '.join(close)}, ...")
+    return [index_of[name] for name in ids]
+
+
+def column_titles(paths: Sequence[Path]) -> list[str]:
+    """The run's name for each checkpoint, with the file's name where that alone says too little."""
+    runs = [path.resolve().parent.name for path in paths]
+    return [
+        run if runs.count(run) == 1 and path.stem == "best" else f"{run}/{path.stem}"
+        for run, path in zip(runs, paths, strict=True)
+    ]
+
+
+def load_columns(args: argparse.Namespace, dataset: SegmentationDataset, device: torch.device) -> list[Column]:
+    """The checkpoints' networks in the order given; the teacher, if any, comes last here."""
+    columns = []
+    for path, title in zip(args.checkpoints, column_titles(args.checkpoints), strict=True):
+        model, checkpoint = load_checkpoint_model(path, device)
+        check_classes(str(path), checkpoint["class_names"], dataset)
+        columns.append(Column(title, model.eval()))
+    if args.teacher:
+        teacher = load_teacher(args.teacher, dataset.num_classes, args.teacher_weights)
+        columns.append(Column(f"teacher: {args.teacher}", teacher.to(device).eval()))
+    return columns
+
+
+def make_row(dataset: SegmentationDataset, index: int, columns: Sequence[Column], device: torch.device) -> PanelRow:
+    """One image of the split with its truth (where there is one) and every column's prediction."""
+    sample = dataset[index]
+    masks, notes = [], []
+    if dataset.has_masks:
+        masks.append(sample["mask"].numpy())
+        notes.append("")
+    for column in columns:
+        prediction = predict_mask(column.model, sample["image"], device)
+        score = image_miou(prediction, sample["mask"], dataset.num_classes)
+        masks.append(prediction.numpy())
+        notes.append("" if math.isnan(score) else f"mIoU {100 * score:.1f} %")
+    return PanelRow(sample["id"], sample["image"].permute(1, 2, 0).numpy(), masks, notes)
+
+
+def write_overlays(row: PanelRow, titles: Sequence[str], dataset: SegmentationDataset, folder: Path) -> list[Path]:
+    """Write the image's masks over the image, at its own size, as FOLDER/ID_TITLE.png; returns the paths."""
+    paths = []
+    for mask, title in zip(row.masks, titles, strict=True):
+        painted = overlay(row.image, mask, dataset.palette, clear=background_classes(dataset.class_names))
+        name = f"{row.name}_{title}".replace("/", "_").replace(":", "").replace(" ", "_")
+        paths.append(folder / f"{name}.png")
+        with replacing(paths[-1]) as temporary:
+            Image.fromarray(painted).save(temporary)
+    return paths
+
+
+def write_sheets(
+    name: str, rows: Sequence[PanelRow], titles: Sequence[str], dataset: SegmentationDataset, args: argparse.Namespace
+) -> list[Path]:
+    """Write ``rows`` as FOLDER/NAME.png, or NAME_1.png, NAME_2.png, ... of --rows images each; returns the paths."""
+    pages = [rows[start : start + args.rows] for start in range(0, len(rows), args.rows)]
+    paths = []
+    for number, page in enumerate(pages, start=1):
+        paths.append(args.output_dir / (f"{name}.png" if len(pages) == 1 else f"{name}_{number}.png"))
+        with replacing(paths[-1]) as temporary:
+            panel(page, ["Input", *titles], dataset.class_names, dataset.palette, temporary)
+    return paths
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoints", nargs="+", type=Path, metavar="CHECKPOINT", help=".pth files of this project")
+    add_data_arguments(parser, train=False)
+    pick = parser.add_argument_group("which images (spread over the split by default)")
+    pick.add_argument("--ids", nargs="+", metavar="ID", help="these images")
+    pick.add_argument("--best", action="store_true", help="those the first checkpoint does best")
+    pick.add_argument("--worst", action="store_true", help="those the first checkpoint does worst")
+    pick.add_argument("--num", type=int, default=6, help="how many (default: 6)")
+    parser.add_argument("--teacher", metavar="NAME", help="add the column of a teacher, say fcn_resnet50")
+    parser.add_argument("--teacher-weights", default="default", metavar="default|PATH")
+    parser.add_argument("--overlays", action="store_true", help="also write overlays at original size")
+    parser.add_argument("--rows", type=int, default=6, help="images a sheet (default: 6)")
+    parser.add_argument("--output-dir", type=Path, metavar="DIR", help="default: pictures/ beside the first checkpoint")
+    parser.add_argument("--device", default="auto", choices=["auto", "cuda", "mps", "cpu"])
+    return parser
+
+
+def main(args: argparse.Namespace) -> None:
+    if args.num < 1 or args.rows < 1:
+        raise UserError("--num and --rows must be at least 1")
+    device = pick_device(args.device)
+    dataset = build_dataset(args.dataset, args.data_dir, args.val_split)
+    columns = load_columns(args, dataset, device)
+    chosen = choose_images(args, dataset, columns[0].model, device)
+    if args.teacher:  # ranked by a student, shown before the students
+        columns = [columns[-1], *columns[:-1]]
+    args.output_dir = args.output_dir or args.checkpoints[0].parent / "pictures"
+    titles = [*(["Ground truth"] if dataset.has_masks else []), *(column.title for column in columns)]
+    for name, indices in chosen.items():
+        bar = tqdm(indices, desc=name, unit="img", leave=False)
+        rows = [make_row(dataset, index, columns, device) for index in bar]
+        paths = write_sheets(name, rows, titles, dataset, args)
+        if args.overlays:
+            for row in rows:
+                paths += write_overlays(row, titles, dataset, args.output_dir / "overlays")
+        print("\n".join(map(str, paths)))
+
+
+if __name__ == "__main__":
+    run_cli(main, get_args_parser)
