@@ -112,6 +112,7 @@ class SegmentationDataset(Dataset):
     def __getitem__(self, key: int | tuple[int, int]) -> dict:
         """The sample at an index, or at ``(index, seed)`` with its augmentation drawn from that seed alone."""
         index, seed = key if isinstance(key, tuple) else (key, None)
+        index = range(len(self))[index]  # IndexError past the end, as a sequence must
         image, mask = self._read(index)
         if self.transform is None:
             sample = full_sample(image, mask)

@@ -64,7 +64,9 @@ def md5_of(path: Path) -> str:
     with (
         _reading(path),
         path.open("rb") as raw,
-        tqdm(total=path.stat().st_size, desc="checking md5", unit="B", unit_scale=True, leave=False) as bar,
+        tqdm(
+            total=path.stat().st_size, desc="checking md5", unit="B", unit_scale=True, leave=False, disable=None
+        ) as bar,
     ):
         file: IO[bytes] = gzip.GzipFile(fileobj=raw) if path.suffix in (".gz", ".tgz") else raw
         while block := file.read(BLOCK):
@@ -121,7 +123,9 @@ def extract(archive: Path, destination: Path, limits: Limits | None = None) -> i
         missing = [member for member in missing if not _is_there(destination / member.path, member.size)]
         _check_room(archive, destination, sum(member.size for member in missing))
         total = sum(member.size for member in members)
-        with tqdm(total=total, desc=f"extracting {archive.name}", unit="B", unit_scale=True, leave=False) as bar:
+        with tqdm(
+            total=total, desc=f"extracting {archive.name}", unit="B", unit_scale=True, leave=False, disable=None
+        ) as bar:
             bar.update(total - sum(member.size for member in missing))
             for member in missing:
                 _write_member(opened, member, partial, bar, archive)
@@ -146,15 +150,13 @@ def _reading(archive: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def _open(archive: Path) -> Iterator[tarfile.TarFile | zipfile.ZipFile]:
     with archive.open("rb") as raw:
-        if zipfile.is_zipfile(raw):
-            raw.seek(0)
+        magic = raw.read(2)  # the content decides, whatever the name says
+        raw.seek(0)
+        if magic == b"PK":
             with zipfile.ZipFile(raw) as opened:
                 yield opened
             return
-        raw.seek(0)
-        packed = raw.read(2) == b"\x1f\x8b"
-        raw.seek(0)
-        plain = gzip.GzipFile(fileobj=raw) if packed else raw
+        plain = gzip.GzipFile(fileobj=raw) if magic == b"\x1f\x8b" else raw
         with tarfile.TarFile(fileobj=_SmallReads(plain), mode="r") as opened:
             yield opened
 
@@ -213,10 +215,16 @@ def _records(opened: tarfile.TarFile | zipfile.ZipFile, archive: Path) -> Iterat
     if isinstance(opened, zipfile.ZipFile):
         yield from opened.infolist()
         return
-    with tqdm(desc=f"reading {archive.name}", unit=" members", leave=False) as bar:
+    with tqdm(desc=f"reading {archive.name}", unit=" members", leave=False, disable=None) as bar:
         for record in opened:
             bar.update()
             yield record
+    # `tarfile` takes a damaged header, and the end of a truncated file, for the end of the archive.
+    opened.fileobj.seek(opened.offset)
+    if opened.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+        raise tarfile.ReadError("it breaks off, or a header in it is damaged")
+    while opened.fileobj.read(BLOCK):  # to the end, where gzip compares its checksum
+        pass
 
 
 def _accept(record: tarfile.TarInfo | zipfile.ZipInfo, archive: Path) -> Member | None:

@@ -13,8 +13,8 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from kd.atomic import write_text
 from kd.errors import UserError
 from segdata.layouts import Layout, SplitFiles
 from segdata.parallel import map_in_order
-from segdata.reading import image_size
+from segdata.reading import DataError, image_size
 
 FORMAT = 1
 DEFAULT_FOLDER = Path("data/decoded")
@@ -70,8 +70,8 @@ def open_cache(
 
     Args:
         read_pair: gives the checked pair of an index, as `SegmentationDataset._read` does.
-        folder: where caches lie (default: data/decoded). Two runs may share it: both may build, the
-            result is the same, and the last one to finish puts its file in the place of the first's.
+        folder: where caches lie (default: data/decoded). Two runs may share it: both may build, and
+            the first to finish puts its file in place.
 
     Raises:
         UserError: a source file is faulty, there is no room, or the folder cannot be written.
@@ -100,7 +100,10 @@ def _describe_sources(layout: Layout, files: SplitFiles) -> list[list]:
     paths = [*files.images, *(files.masks or [])]
     described = []
     for path in paths:
-        found = path.stat()
+        try:
+            found = path.stat()
+        except OSError as error:
+            raise DataError(f"{path}: {error.strerror or error}") from None
         described.append([path.relative_to(layout.root).as_posix(), found.st_size, found.st_mtime_ns])
     return described
 
@@ -134,16 +137,18 @@ def _build(data: Path, files: SplitFiles, read_pair: ReadPair) -> list[tuple[int
         return image.permute(1, 2, 0).contiguous().numpy().tobytes() + mask.contiguous().numpy().tobytes()
 
     # Written as a stream: on a full disk that is an error, where a memory map would be a crash.
-    handle, name = tempfile.mkstemp(prefix=".decoding-", dir=data.parent)
+    temporary = data.with_name(f".decoding-{uuid.uuid4().hex}")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("xb") as file:
             for sample in map_in_order(encode, range(len(shapes)), desc="decoding", total=len(shapes)):
                 file.write(sample)
             file.flush()
             os.fsync(file.fileno())
-        Path(name).replace(data)
+        # Another run may have been quicker; what it mapped cannot be replaced on Windows, and is the same.
+        if not data.exists() or data.stat().st_size != total:
+            temporary.replace(data)
     finally:
-        Path(name).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
     return shapes
 
 

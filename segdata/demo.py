@@ -56,9 +56,9 @@ def _make_in_place(root: Path) -> None:
     try:
         made = temporary / "demo"
         make_demo(made)
-        if root.exists() and not _is_current(root):
-            root.rename(temporary / "old")
         try:
+            if root.exists() and not _is_current(root):
+                root.rename(temporary / "old")
             made.rename(root)
         except OSError:
             if not _is_current(root):  # otherwise another process was quicker, with the same pictures
@@ -78,14 +78,14 @@ def make_demo(root: Path, num_train: int = NUM_TRAIN, num_val: int = NUM_VAL, se
     palette[: len(CLASSES)] = distinct_palette(list(CLASSES))
     palette[VOID] = (224, 224, 192)  # VOC's cream
     splits = {"train": (0, num_train), "val": (1, num_val)}
-    bar = tqdm(total=num_train + num_val, desc="making demo data", unit="img", leave=False)
+    bar = tqdm(total=num_train + num_val, desc="making demo data", unit="img", leave=False, disable=None)
     for split, (stream, count) in splits.items():
         ids = [f"demo_{split}_{number:04d}" for number in range(count)]
         for number, name in enumerate(ids):
             image, mask = draw_picture(np.random.default_rng([seed, stream, number]))
             Image.fromarray(image).save(root / "JPEGImages" / f"{name}.jpg", quality=92)
-            indexed = Image.fromarray(mask, mode="P")
-            indexed.putpalette(palette.tobytes())
+            indexed = Image.fromarray(mask)
+            indexed.putpalette(palette.tobytes())  # makes it a palette image
             indexed.save(root / "SegmentationClass" / f"{name}.png")
             bar.update()
         (root / LISTS / f"{split}.txt").write_text("".join(f"{name}\n" for name in ids))
@@ -178,7 +178,7 @@ def _colour(rng: np.random.Generator, hue: float, saturation: tuple[float, float
 
 
 def _texture(rng: np.random.Generator, name: str, hue: float, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """A patterned surface float32 (H, W, 3), 0..255, between a colour of about ``hue`` (0..1) and a lighter or darker one."""
+    """A patterned surface float32 (H, W, 3), 0..255: a colour of ``hue`` (0..1) and a lighter or darker one."""
     first = _colour(rng, hue, saturation=(0.4, 1.0))
     second = first + rng.choice([-1, 1]) * rng.uniform(50, 110, 3)
     turn, period = rng.uniform(0, np.pi), rng.uniform(5, 12)

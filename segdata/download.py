@@ -145,7 +145,9 @@ def _fetch_rest(address: str, partial: Path) -> None:
         total = have + int(length) if length and length.isdigit() else None
         with (
             partial.open("ab" if have else "wb") as file,
-            tqdm(total=total, initial=have, desc=partial.stem, unit="B", unit_scale=True, leave=False) as bar,
+            tqdm(
+                total=total, initial=have, desc=partial.stem, unit="B", unit_scale=True, leave=False, disable=None
+            ) as bar,
         ):
             while block := _read_block(answer):
                 file.write(block)

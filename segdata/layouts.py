@@ -123,9 +123,11 @@ class Layout:
 def files_by_stem(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
     """Map file stem to path, listing the folder once: ten thousand stats cost seconds on a network disk."""
     found: dict[str, Path] = {}
-    if not folder.is_dir():
-        return found
-    for path in folder.iterdir():
+    try:
+        paths = sorted(folder.iterdir()) if folder.is_dir() else []
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be listed: {error.strerror or error}") from None
+    for path in paths:
         suffix = path.suffix.lower()
         if suffix not in suffixes or path.name.startswith("."):
             continue

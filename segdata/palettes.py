@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import colorsys
 
-# Twenty colours that stay apart for most eyes and print well (after S. Trubetskoy's list, 2017).
+# Colours that stay apart for most eyes and print well (after S. Trubetskoy's list, 2017).
 DISTINCT = [
     (230, 25, 75), (60, 180, 75), (255, 225, 25), (0, 130, 200), (245, 130, 48),
     (145, 30, 180), (70, 240, 240), (240, 50, 230), (210, 245, 60), (250, 190, 212),
-    (0, 128, 128), (220, 190, 255), (170, 110, 40), (255, 250, 200), (128, 0, 0),
+    (0, 128, 128), (220, 190, 255), (170, 110, 40), (128, 0, 0),
     (170, 255, 195), (128, 128, 0), (255, 215, 180), (0, 0, 128), (128, 128, 128),
 ]  # fmt: skip
 

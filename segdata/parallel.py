@@ -16,7 +16,10 @@ T, R = TypeVar("T"), TypeVar("R")
 def map_in_order(function: Callable[[T], R], items: Iterable[T], desc: str, total: int) -> Iterator[R]:
     """Yield ``function(item)`` in order, with a progress bar and a bounded number of results in memory."""
     workers = min(16, os.cpu_count() or 1)
-    with ThreadPoolExecutor(workers) as pool, tqdm(total=total, desc=desc, unit="img", leave=False) as bar:
+    with (
+        ThreadPoolExecutor(workers) as pool,
+        tqdm(total=total, desc=desc, unit="img", leave=False, disable=None) as bar,
+    ):
         waiting = deque()
         try:
             for item in items:

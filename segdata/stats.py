@@ -89,7 +89,7 @@ def count_classes(layout: Layout, split: str) -> ClassStats:
         pixels += counts
         images += counts > 0
     return ClassStats(
-        layout.name,
+        layout.root.resolve().name if layout.name == "folder" else layout.name,
         split,
         layout.class_names,
         layout.palette,
@@ -103,11 +103,11 @@ def count_classes(layout: Layout, split: str) -> ClassStats:
 def save_stats(stats: ClassStats, folder: Path) -> tuple[Path, Path]:
     """Write ``NAME_SPLIT_stats.csv`` and ``.png`` into ``folder``; return both paths."""
     base = Path(folder) / f"{stats.name}_{stats.split}_stats"
-    rows = zip(stats.class_names, stats.pixels, stats.pixel_share, stats.images, stats.image_share, stats.weights)  # noqa: B905
+    columns = (stats.class_names, stats.pixels, stats.pixel_share, stats.images, stats.image_share, stats.weights)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
-    for label, (name, pixels, share, images, image_share, weight) in enumerate(rows):
+    for label, (name, pixels, share, images, image_share, weight) in enumerate(zip(*columns, strict=True)):
         writer.writerow([label, name, int(pixels), f"{share:.6g}", int(images), f"{image_share:.6g}", f"{weight:.6g}"])
     write_text(base.with_suffix(".csv"), text.getvalue())
     with replacing(base.with_suffix(".png")) as temporary:
@@ -141,7 +141,9 @@ def _plot(stats: ClassStats, path: Path) -> None:
     if (stats.pixels > 0).any():
         smallest = 100 * stats.pixel_share[stats.pixels > 0].min()
         axes[0].set_xscale("log")
-        axes[0].set_xlim(smallest / 2, 600)  # room for the longest bar's number
+        axes[0].set_xlim(smallest / 2, 600)  # beyond 100 % there is room for the longest bar's number
+        axes[0].set_xticks([10.0**power for power in range(-6, 3) if 10.0**power > smallest / 2])
+        axes[0].minorticks_off()
     void = stats.void_pixels / max(int(stats.pixels.sum()) + stats.void_pixels, 1)
     figure.suptitle(
         f"{stats.name} / {stats.split}: {stats.num_images:,} images, {int(stats.pixels.sum()):,} labelled pixels, "
