@@ -28,6 +28,7 @@ from models import smp_models
 from models.base import SegmentationModel
 from models.cost import count_macs, count_parameters
 from models.fastlitessnet import FastLiteSSNet
+from models.onnx_teacher import load_onnx_teacher
 from models.torchvision_models import DeepLabV3MobileNet, LRASPPMobileNet, ResNetModel
 from models.weights import (
     ClassCountError,
@@ -186,12 +187,15 @@ def load_teacher(
     Args:
         name: a key of `MODELS`.
         num_classes: classes of the data set, background included.
-        weights: ``default`` (the library's VOC weights, 21 classes) or the path of a weights' file.
+        weights: ``default`` (the library's VOC weights, 21 classes) or the path of a weights' file. A
+            ``.onnx`` file is a teacher by itself, whatever ``name`` says (`models.onnx_teacher`).
         class_names: if given, a checkpoint of this project must be for exactly these classes.
 
     Raises:
         UserError: no weights to be had, or weights for another model, class count or class list.
     """
+    if weights.endswith(".onnx"):
+        return load_onnx_teacher(weights, num_classes, class_names)
     spec = choose(MODELS, name, "teacher")
     if weights == "none":
         raise UserError("a teacher without weights teaches noise: pass --teacher-weights default or PATH")
@@ -266,8 +270,9 @@ def check_model_file(checkpoint: Mapping, path: str | Path) -> None:
         raise UserError(f"{path}: not a checkpoint of this project ({', '.join(faulty)} missing or of another kind)")
     if checkpoint["format"] > FORMAT:
         raise UserError(f"{path}: written by a newer version of this project (format {checkpoint['format']})")
-    if len(checkpoint["palette"]) < len(checkpoint["class_names"]):
-        raise UserError(f"{path}: damaged: fewer colours than classes")
+    names, palette = checkpoint["class_names"], checkpoint["palette"]
+    if not names or len(palette) < len(names) or not all(isinstance(key, str) for key in checkpoint["model_args"]):
+        raise UserError(f"{path}: damaged: {len(names)} class names, {len(palette)} colours")
 
 
 def load_model_state(model: SegmentationModel, checkpoint: Mapping, path: str | Path) -> None:

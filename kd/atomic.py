@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 from kd.errors import UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 
 @contextlib.contextmanager
@@ -71,3 +78,37 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def remove_stale(folder: Path) -> None:
+    """Remove the temporary files that a killed process left in ``folder``."""
+    for path in folder.glob(".*.tmp*"):
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+def lock_folder(folder: Path) -> IO | None:
+    """Keep other processes from writing a run into ``folder``, as long as this one lives and the file is open.
+
+    The system gives the lock back however the process ends, and its children do not inherit it. None
+    where the system or the file system knows no such locks.
+
+    Raises:
+        UserError: another process has the folder.
+    """
+    if fcntl is None:
+        return None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / ".lock").open("w")
+    except OSError as error:
+        raise UserError(f"cannot write {folder}: {error.strerror or error}; name another --output-dir") from error
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            file.close()
+            raise UserError(
+                f"another process is at work in {folder}: wait for it, or name another run with --name"
+            ) from error
+    return file

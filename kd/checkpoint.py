@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 from pathlib import Path
 
 import torch
@@ -33,7 +34,9 @@ def load_file(path: str | Path) -> dict:
     if not path.is_file():
         raise UserError(f"{path}: {'a folder, not a file of weights' if path.is_dir() else 'no such file'}")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's remarks on odd files; what counts is raised
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         # A text file fails as an unknown pickle instruction, too; only a real one deserves the warning.
         if "GLOBAL" in str(error) and _is_torch_file(path):

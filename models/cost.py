@@ -46,18 +46,27 @@ def file_megabytes(model: nn.Module) -> float:
 
 
 @torch.inference_mode()
-def measure_latency(model: nn.Module, size: int, device: torch.device, *, warmup: int = 5, repeats: int = 30) -> float:
+def measure_latency(
+    model: nn.Module, size: int, device: torch.device, *, warmup: int = 5, repeats: int = 30, limit_s: float = 10
+) -> float:
     """Median milliseconds for one ``size`` x ``size`` image, float32, eval mode, after ``warmup`` runs.
 
-    The device's queue is waited for before each reading of the clock.
+    The device's queue is waited for before each reading of the clock. Warming up and measuring each
+    end early after ``limit_s`` seconds, so that a big network on a small machine comes to an end, too.
     """
     model = model.to(device).eval()
     image = torch.randn(1, 3, size, size, device=device)
-    times = []
-    for _ in range(warmup + repeats):
-        synchronize(device)
+    _run_times(model, image, warmup, limit_s)
+    return 1000 * statistics.median(_run_times(model, image, repeats, limit_s))
+
+
+def _run_times(model: nn.Module, image: torch.Tensor, repeats: int, limit_s: float) -> list[float]:
+    """Seconds of each of up to ``repeats`` forward passes; at least one is made."""
+    times: list[float] = []
+    while not times or (len(times) < repeats and sum(times) < limit_s):
+        synchronize(image.device)
         start = time.perf_counter()
         model(image)
-        synchronize(device)
+        synchronize(image.device)
         times.append(time.perf_counter() - start)
-    return 1000 * statistics.median(times[warmup:])
+    return times

@@ -136,7 +136,8 @@ def load_backbone(model: SegmentationModel, state: StateDict, origin: str) -> No
         raise UserError(
             f"{origin}: another architecture: {len(unknown)} tensors this model does not know ({_first(unknown)})"
         )
-    model.backbone.load_state_dict({name: inner[name] for name in found}, strict=False)
+    # By way of the model: some of smp's encoders have a load_state_dict of their own, with other arguments.
+    model.load_state_dict({"backbone." + name: inner[name] for name in found}, strict=False)
     print(f"backbone: {len(counted) - len(missing)} of {len(counted)} tensors from {origin}")
     if missing:
         layers = dict.fromkeys(name.rpartition(".")[0] for name in missing)
