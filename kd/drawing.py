@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -9,12 +10,14 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
+from matplotlib.patches import Rectangle
+from matplotlib.textpath import TextPath
 
 VOID = 255
 VOID_COLOR = (224, 224, 192)  # the cream that VOC's own masks show for it
 
 Palette = Sequence[Sequence[int]]
+LegendEntry = tuple[str, tuple[float, ...]]
 
 
 def colorize(mask: np.ndarray, palette: Palette) -> np.ndarray:
@@ -88,6 +91,8 @@ class PanelRow:
 # Sizes of a sheet, in inches; a cell is COLUMN wide at most and ROW high at most.
 COLUMN, ROW, GAP, MARGIN = 2.9, 2.9, 0.12, 0.15
 HEADER, CAPTION, LEGEND_LINE = 0.30, 0.24, 0.21
+SWATCH_WIDTH, SWATCH_HEIGHT, SWATCH_GAP, ENTRY_GAP = 0.18, 0.11, 0.07, 0.2
+SMALL = 9  # points
 DPI = 120
 
 
@@ -106,9 +111,8 @@ def panel(
     heights = [_cell_size(row.image.shape)[1] for row in rows]
     legend = _legend_entries(rows, class_names, palette)
     width = 2 * MARGIN + len(columns) * COLUMN + (len(columns) - 1) * GAP
-    per_line = max(1, int((width - 2 * MARGIN) / _entry_width(legend)))
-    legend_height = LEGEND_LINE * math.ceil(len(legend) / per_line)
-    height = 2 * MARGIN + HEADER + sum(heights) + len(rows) * (CAPTION + GAP) + GAP + legend_height
+    lines = _legend_lines(legend, width - 2 * MARGIN)
+    height = 2 * MARGIN + HEADER + sum(heights) + len(rows) * (CAPTION + GAP) + GAP + len(lines) * LEGEND_LINE
 
     figure = Figure(figsize=(width, height), facecolor="white")
     top = height - MARGIN
@@ -119,19 +123,9 @@ def panel(
     for row, row_height in zip(rows, heights, strict=True):
         _draw_row(figure, row, top, row_height, palette)
         top -= CAPTION + row_height + GAP
-    figure.legend(
-        handles=[Patch(facecolor=color, edgecolor="#888888", linewidth=0.6, label=name) for name, color in legend],
-        loc="upper center",
-        bbox_to_anchor=(0.5, (top - GAP) / height),
-        ncols=min(per_line, len(legend)),
-        fontsize=9,
-        frameon=False,
-        borderpad=0,
-        borderaxespad=0,
-        handlelength=1.4,
-        handleheight=1.0,
-        columnspacing=1.4,
-    )
+    for line in lines:
+        top -= LEGEND_LINE
+        _draw_legend_line(figure, line, top)
     figure.savefig(path, dpi=DPI)
 
 
@@ -141,9 +135,9 @@ def _draw_row(figure: Figure, row: PanelRow, top: float, height: float, palette:
     captions = [row.name, *row.notes, *[""] * (len(row.masks) - len(row.notes))]
     for index, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
         left = MARGIN + index * (COLUMN + GAP)
-        _text(figure, left + COLUMN / 2, top - CAPTION / 2, _shorten(caption, 38), size=9, color="#444444")
+        _text(figure, left + COLUMN / 2, top - CAPTION / 2, _shorten(caption, 38), size=SMALL, color="#444444")
         if picture is None:
-            _text(figure, left + COLUMN / 2, top - CAPTION - height / 2, "none", size=9, color="#999999")
+            _text(figure, left + COLUMN / 2, top - CAPTION - height / 2, "none", size=SMALL, color="#999999")
             continue
         cell_width, cell_height = _cell_size(picture.shape)
         axes = _axes(figure, left + (COLUMN - cell_width) / 2, top - CAPTION - cell_height, cell_width, cell_height)
@@ -171,7 +165,8 @@ def _axes(figure: Figure, left: float, bottom: float, width: float, height: floa
 def _text(figure: Figure, x: float, y: float, text: str, **style) -> None:
     width, height = figure.get_size_inches()
     # parse_math: an underscore or a dollar sign in a file's name is no formula.
-    figure.text(x / width, y / height, text, ha="center", va="center", parse_math=False, **style)
+    style = {"ha": "center", "va": "center_baseline"} | style
+    figure.text(x / width, y / height, text, parse_math=False, **style)
 
 
 def _shorten(text: str, length: int) -> str:
@@ -182,17 +177,55 @@ def _shorten(text: str, length: int) -> str:
     return f"{text[:head]}…{text[len(text) - (length - 1 - head) :]}"
 
 
-def _legend_entries(
-    rows: Sequence[PanelRow], class_names: Sequence[str], palette: Palette
-) -> list[tuple[str, tuple[float, ...]]]:
+def _legend_entries(rows: Sequence[PanelRow], class_names: Sequence[str], palette: Palette) -> list[LegendEntry]:
     """Name and colour (0..1) of each class on the sheet, in class order, void last."""
     present = {int(label) for row in rows for mask in row.masks if mask is not None for label in np.unique(mask)}
     entries = [(class_names[label], palette[label]) for label in sorted(present - {VOID})]
     if VOID in present:
         entries.append(("void", VOID_COLOR))
-    return [(_shorten(name, 28), tuple(channel / 255 for channel in color)) for name, color in entries]
+    return [(_shorten(name, 38), tuple(channel / 255 for channel in color)) for name, color in entries]
 
 
-def _entry_width(entries: Sequence[tuple[str, object]]) -> float:
-    """Generous estimate, in inches, of the widest legend entry at 9 points."""
-    return 0.45 + 0.08 * max((len(name) for name, _ in entries), default=0)
+def _legend_lines(entries: Sequence[LegendEntry], width: float) -> list[list[LegendEntry]]:
+    """Break the legend into as few lines as ``width`` inches allow, all about equally long."""
+    total = sum(_entry_width(name) for name, _ in entries)
+    target = total / max(1, math.ceil(total / width))
+    lines: list[list[LegendEntry]] = []
+    used = math.inf
+    for entry in entries:
+        extra = _entry_width(entry[0])
+        # Half an entry may stand over on the balanced length, nothing on the sheet's.
+        if used + extra / 2 > target or used + extra > width:
+            lines.append([])
+            used = 0.0
+        lines[-1].append(entry)
+        used += extra
+    return lines
+
+
+def _draw_legend_line(figure: Figure, line: Sequence[LegendEntry], bottom: float) -> None:
+    """Draw swatches and names, centred, with their lower edge ``bottom`` inches up the sheet."""
+    total_width, total_height = figure.get_size_inches()
+    left = (total_width - sum(_entry_width(name) for name, _ in line) + ENTRY_GAP) / 2
+    for name, color in line:
+        y = bottom + (LEGEND_LINE - SWATCH_HEIGHT) / 2
+        figure.add_artist(
+            Rectangle(
+                (left / total_width, y / total_height),
+                SWATCH_WIDTH / total_width,
+                SWATCH_HEIGHT / total_height,
+                facecolor=color,
+                edgecolor="#888888",
+                linewidth=0.6,
+            )
+        )
+        x = left + SWATCH_WIDTH + SWATCH_GAP
+        _text(figure, x, bottom + LEGEND_LINE / 2, name, size=SMALL, ha="left")
+        left += _entry_width(name)
+
+
+@functools.lru_cache(maxsize=1024)
+def _entry_width(name: str) -> float:
+    """Inches that a legend entry takes, the gap to the next one included."""
+    path = TextPath((0, 0), name.replace("$", "S"), size=SMALL)  # a dollar sign would start a formula
+    return SWATCH_WIDTH + SWATCH_GAP + path.get_extents().width / 72 + ENTRY_GAP

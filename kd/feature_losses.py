@@ -48,7 +48,7 @@ def pixelwise(student: torch.Tensor, teacher: torch.Tensor, valid: torch.Tensor)
 def pairwise(student: torch.Tensor, teacher: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
     """Mean over all pairs (i, j) of valid positions of (cos(s_i, s_j) - cos(t_i, t_j))^2.
 
-    Source: Liu et al., "Structured Knowledge Distillation for Semantic Segmentation", CVPR 2019, eq. 2.
+    Source: Liu et al., "Structured Knowledge Distillation for Semantic Segmentation", CVPR 2019.
     Shapes: student (N, D, h, w), teacher (N, D', h, w). The matrices are (h*w)^2: bound the grid.
     Scale: mean over the pairs of an image, then over images with a valid position; in [0, 4]. The paper's
     1/(h*w)^2 and the mean over images are the same.
@@ -68,7 +68,7 @@ def pairwise(student: torch.Tensor, teacher: torch.Tensor, valid: torch.Tensor) 
 def at(student: torch.Tensor, teacher: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
     """||A_s / |A_s| - A_t / |A_t| ||^2 of the attention maps A = sum over channels of f^2, as vectors over positions.
 
-    Source: Zagoruyko and Komodakis, "Paying More Attention to Attention", ICLR 2017, eq. 2 with p = 2.
+    Source: Zagoruyko and Komodakis, "Paying More Attention to Attention", ICLR 2017, with p = 2.
     Shapes: student (N, D, h, w), teacher (N, D', h, w).
     Scale: summed over the positions of an image (in [0, 2], whatever the grid), mean over images with a valid
     position. The authors' code takes the mean over positions, so that its beta = 1000 is 1000 / (h*w) here.

@@ -9,6 +9,8 @@ from collections.abc import Callable
 import torch
 from torch.nn import functional as F
 
+from kd.distributed import shared_count
+
 Dims = int | tuple[int, ...]
 
 # A vector whose root mean square lies below this has no direction: dividing by its norm would blow up the gradient.
@@ -50,13 +52,13 @@ def soft_loss(fn: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
 
 def mean_over_positions(values: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
     """Mean of finite ``values`` (N, h, w) over the valid positions of the whole batch; 0 where there are none."""
-    return (values * valid).sum() / valid.sum().clamp(min=1)
+    return (values * valid).sum() / shared_count(valid.sum())
 
 
 def mean_over_images(values: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
     """Mean of finite ``values`` (N,) over the images that have a valid position; 0 where there are none."""
     seen = valid.flatten(1).any(dim=1)
-    return (values * seen).sum() / seen.sum().clamp(min=1)
+    return (values * seen).sum() / shared_count(seen.sum())
 
 
 def unit(x: torch.Tensor, dim: Dims, eps: float = EPS) -> torch.Tensor:

@@ -13,7 +13,8 @@ A loss is a pure function of tensors; `LOSSES` says of which kind it is:
 - ``features``: as ``logits``, for feature maps: see `kd.feature_losses`.
 
 All compute in float32 whatever comes in, send a gradient to the student alone, are 0 for a student equal to the
-teacher, and do not change when a batch is tiled along N, H or W.
+teacher, and do not change when a batch is tiled along N, H or W. In a distributed run the mean over ranks of a
+loss, and of its gradient, is that of the whole batch (see `kd.distributed`); all ranks must call it.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import torch
 from torch.nn import functional as F
 
 from kd import feature_losses
+from kd.distributed import add_up, shared_count, sum_over_ranks
 from kd.loss_tools import (
     cosine_distance,
     mean_over_images,
@@ -51,8 +53,9 @@ def ce(logits: torch.Tensor, mask: torch.Tensor, class_weights: torch.Tensor | N
     Void and padding: both are 255 in the mask and left out.
     """
     logits, class_weights = _prepare_hard(logits, mask, class_weights)
-    total = F.cross_entropy(logits, mask, weight=class_weights, ignore_index=IGNORE, reduction="sum")
-    return total / _labelled_weight(mask, class_weights)
+    # Summed apart: on a GPU the sum inside cross_entropy adds in any order (--deterministic).
+    pixels = F.cross_entropy(logits, mask, weight=class_weights, ignore_index=IGNORE, reduction="none")
+    return pixels.sum() / _labelled_weight(mask, class_weights)
 
 
 def focal(
@@ -60,7 +63,7 @@ def focal(
 ) -> torch.Tensor:
     """Mean over labelled pixels of -(1 - p_y)^gamma log p_y; with weights, the weighted mean as in `ce`.
 
-    Source: Lin et al., "Focal Loss for Dense Object Detection", ICCV 2017, eq. 5, in its softmax form; the paper's
+    Source: Lin et al., "Focal Loss for Dense Object Detection", ICCV 2017, in its softmax form; the paper's
     alpha_t are the class weights.
     Shapes, void and padding: as `ce`.
     Scale: at most that of `ce`. Divided by the (weighted) number of labelled pixels, not of hard ones.
@@ -76,7 +79,7 @@ def focal(
 def dice(logits: torch.Tensor, mask: torch.Tensor, class_weights: torch.Tensor | None = None) -> torch.Tensor:
     """1 - mean over the classes present in the mask of 2 sum(p y) / (sum p^2 + sum y^2).
 
-    Source: Milletari et al., "V-Net", 3DV 2016, sec. 3, for each class; p = softmax, y = one-hot truth.
+    Source: Milletari et al., "V-Net", 3DV 2016, for each class; p = softmax, y = one-hot truth.
     Shapes: as `ce`. The sums run over the labelled pixels of the whole batch, not image by image: a class that
     covers a few pixels of one image does not weigh as much as a whole image of it.
     Scale: in [0, 1]; no smoothing constant, so that the value does not depend on the image's size. With class
@@ -87,11 +90,12 @@ def dice(logits: torch.Tensor, mask: torch.Tensor, class_weights: torch.Tensor |
     labelled = mask != IGNORE
     truth = mask.where(labelled, 0)
     probabilities = logits.softmax(dim=1) * labelled[:, None]
-    pixels = torch.bincount(mask[labelled], minlength=logits.shape[1])  # (C,), equals sum y^2
+    pixels = add_up(torch.bincount(mask[labelled], minlength=logits.shape[1]))  # (C,), equals sum y^2
     hits = probabilities.gather(1, truth[:, None]).flatten()
     overlap = hits.new_zeros(len(pixels)).index_add(0, truth.flatten(), hits)  # (C,), sum p y
+    overlap, squares = sum_over_ranks(torch.stack([overlap, probabilities.square().sum(dim=(0, 2, 3))]))
     # The clamp touches classes without a pixel only, where 0 / 0 would be nan even under a weight of 0.
-    score = 2 * overlap / (probabilities.square().sum(dim=(0, 2, 3)) + pixels).clamp(min=1)
+    score = 2 * overlap / (squares + pixels).clamp(min=1)
     weights = (pixels > 0).to(score.dtype)
     if class_weights is not None:
         weights = weights * class_weights
@@ -110,9 +114,9 @@ def _labelled_weight(mask: torch.Tensor, class_weights: torch.Tensor | None) -> 
     """Number of labelled pixels, or the sum of their classes' weights; never 0, so that it can divide."""
     labelled = mask != IGNORE
     if class_weights is None:
-        return labelled.sum().clamp(min=1)
+        return shared_count(labelled.sum())
     total = (class_weights[mask.where(labelled, 0)] * labelled).sum()
-    return total.clamp(min=torch.finfo(total.dtype).tiny)
+    return shared_count(total, least=torch.finfo(total.dtype).tiny)
 
 
 # ---- logit losses: student and teacher ----
@@ -131,14 +135,14 @@ def kl(student: torch.Tensor, teacher: torch.Tensor, valid: torch.Tensor, temper
     log_t = F.log_softmax(teacher / temperature, dim=1)
     # Under padding both sides are 0, so that those positions add exactly nothing to the sum.
     total = F.kl_div(log_s, log_t, reduction="sum", log_target=True)
-    return temperature**2 * total / valid.sum().clamp(min=1)
+    return temperature**2 * total / shared_count(valid.sum())
 
 
 @soft_loss
 def cwd(student: torch.Tensor, teacher: torch.Tensor, valid: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
     """T^2 * mean over class maps of sum_x p_t (log p_t - log p_s), p = softmax(z / T) over an image's positions.
 
-    Source: Shu et al., "Channel-wise Knowledge Distillation for Dense Prediction", ICCV 2021, eq. 5.
+    Source: Shu et al., "Channel-wise Knowledge Distillation for Dense Prediction", ICCV 2021.
     Shapes: student and teacher (N, C, h, w).
     Scale: nats a class map, mean over classes and over images with a valid position: the paper's own scale
     (lambda = 3 at T = 4 on logits).
@@ -154,7 +158,7 @@ def cwd(student: torch.Tensor, teacher: torch.Tensor, valid: torch.Tensor, tempe
 def dist(student: torch.Tensor, teacher: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
     """(1 - Pearson over classes, mean over positions) + (1 - Pearson over positions, mean over class maps).
 
-    Source: Huang et al., "Knowledge Distillation from a Stronger Teacher", NeurIPS 2022, eq. 10: inter-class and
+    Source: Huang et al., "Knowledge Distillation from a Stronger Teacher", NeurIPS 2022: inter-class and
     intra-class relation of p = softmax(z), both with weight 1 and tau = 1 as in the authors' segmentation code.
     Shapes: student and teacher (N, C, h, w).
     Scale: in [0, 4]. The second term correlates each class map within its image, then takes the mean over classes
@@ -204,7 +208,8 @@ def adaptive_weights(progress: float) -> tuple[float, float]:
     """Factors of the hard and of the distillation terms at ``progress`` in 0..1: (progress, 1 - progress).
 
     Source: adaptive loss weighting of AICSD (see `icsd`): alpha = epoch / epochs grows, so that the student first
-    follows the teacher and in the end the labels, where the teacher's mistakes would hold it back.
+    follows the teacher and in the end the labels, where the teacher's mistakes would hold it back. Here all
+    distillation terms fade; in a remark in the authors' script `icsd` grows with the cross-entropy.
 
     Raises:
         ValueError: ``progress`` lies outside 0..1.
@@ -264,7 +269,7 @@ LOSSES: dict[str, LossSpec] = {
 # The lambdas of the PA/PI recipe (Mansourian 2023) in our scales: command-line name -> (loss, factor).
 # pa: the authors' mean over pairs and images is ours. pi: their maps are unit vectors along the height and their
 # mean runs over all positions, so that a column's squared distance is divided by the height of the decoder's map,
-# 129 for the paper's crops of 513; ours is the squared distance of unit vectors itself.
+# 129 for the authors' crops of 513; ours is the squared distance of unit vectors itself.
 PAPER_LAMBDAS: dict[str, tuple[str, float]] = {"pa_lambda": ("pairwise", 1.0), "pi_lambda": ("pixelwise", 1 / 129)}
 
 

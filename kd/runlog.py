@@ -107,11 +107,6 @@ class RunLog:
         columns = self._columns()
         return [{column: row.get(column) for column in columns} for row in self._rows]
 
-    def best_row(self, column: str = "val_miou") -> dict[str, Cell] | None:
-        """The (first) row with the greatest ``column``; None when no row has one."""
-        scored = [row for row in self.rows() if _is_number(row.get(column))]
-        return max(scored, key=lambda row: row[column], default=None)
-
     def draw_curves(self) -> None:
         """(Re)write curves.png; nothing before the first row."""
         if self._rows:
@@ -281,10 +276,6 @@ def _cpu_name() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and value == value  # nan is not one
 
 
 def _plain(value: object) -> Cell:

@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kd.drawing import VOID_COLOR, PanelRow, _legend_entries, background_classes, colorize, overlay, panel
+from kd.drawing import (
+    VOID_COLOR,
+    PanelRow,
+    _entry_width,
+    _legend_entries,
+    _legend_lines,
+    background_classes,
+    colorize,
+    overlay,
+    panel,
+)
 
 PALETTE = [(0, 0, 0), (200, 0, 0), (0, 100, 50)]
 NAMES = ["background", "cat", "dog"]
@@ -63,6 +73,17 @@ def test_legend_names_what_is_there_in_class_order_and_void_last():
     assert [name for name, _ in _legend_entries(rows, NAMES, PALETTE)] == ["background", "dog", "void"]
     no_truth = PanelRow("x", rows[0].image, [None])
     assert _legend_entries([no_truth], NAMES, PALETTE) == []
+
+
+@pytest.mark.parametrize("width", [6.0, 9.0, 30.0])
+def test_legend_lines_fit_the_sheet_and_keep_the_order(width):
+    entries = [("x" * (1 + 7 * number % 23), (0.0, 0.0, 0.0)) for number in range(40)]
+    lines = _legend_lines(entries, width)
+    assert [entry for line in lines for entry in line] == entries
+    lengths = [sum(_entry_width(name) for name, _ in line) for line in lines]
+    assert max(lengths) <= width
+    assert len(lines) <= 1.3 * sum(lengths) / width + 1, "no more lines than it takes"
+    assert _legend_lines([], width) == []
 
 
 @pytest.mark.parametrize(
