@@ -1,0 +1,142 @@
+"""The cached teacher: reads what a teacher said of the full image and cuts the crop's part out of it.
+
+A crop's ``box`` and ``flip`` are the exact map from the crop to the image, so the cut is exact, too; only what the
+teacher would have said of the crop *by itself* differs a little, and `measure_agreement` says by how much.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset, default_collate
+from torchvision.ops import roi_align
+
+from kd.batch import prepare_batch
+from kd.cache_store import CacheReader
+from kd.checkpoint import load_file
+from kd.device import synchronize
+from kd.distiller import LiveTeacher, TeacherOutput, pad_batch
+from kd.grids import valid_cells
+from kd.projection import Projection
+
+AGREEMENT_CROPS = 32
+
+
+class CachedTeacher:
+    """A `kd.distiller.Teacher` that reads instead of computing.
+
+    Attributes:
+        manifest: what the cache was made from and how well it agrees with the teacher.
+    """
+
+    def __init__(self, folder: Path, manifest: dict[str, Any], taps: Sequence[str] = ()):
+        made_from = manifest["made_from"]
+        self.folder, self.manifest = folder, manifest
+        self.reader = CacheReader(folder, made_from)
+        self.stride = made_from["pad"]
+        maps = made_from["maps"]
+        self.logit_stride = maps["logits"][1]
+        self.tap_channels = {tap: maps[tap][0] for tap in taps}
+        self.tap_strides = {tap: maps[tap][1] for tap in taps}
+        offsets = {tap: projection.offset for tap, projection in load_projections(folder, taps).items()}
+        self._offsets = {tap: offset[:, None, None] for tap, offset in offsets.items()}
+
+    @torch.no_grad()
+    def __call__(self, batch: dict) -> TeacherOutput:
+        """The outputs for a batch's crops: float32, on the device of ``batch["image"]``."""
+        logits = self._crop("logits", self.logit_stride, batch)
+        taps = {}
+        for tap, offset in self._offsets.items():
+            cropped = self._crop(tap, self.tap_strides[tap], batch)
+            taps[tap] = cropped + offset.to(cropped.device, non_blocking=True)
+        return TeacherOutput(logits, taps)
+
+    def _crop(self, name: str, stride: int, batch: dict) -> torch.Tensor:
+        """Cut one map to the crops of a batch: (N, C, H / stride, W / stride).
+
+        Each output cell is the mean over the part of the image it stands for (one bilinear sample where that is no
+        larger than a stored cell). Cells beyond the image hold any finite number: ``valid`` leaves them out.
+        """
+        device = batch["image"].device
+        height, width = batch["image"].shape[-2:]
+        indices = batch["index"].tolist()
+        boxes = batch["box"].cpu() / stride  # in cells
+        shapes = [self.reader.layout.shape(name, index)[1:] for index in indices]
+        columns = [_span(box[0], box[2], shape[1]) for box, shape in zip(boxes.tolist(), shapes, strict=True)]
+        rows = [_span(box[1], box[3], shape[0]) for box, shape in zip(boxes.tolist(), shapes, strict=True)]
+        windows = self.reader.windows(name, indices, rows, columns)
+        corner = torch.tensor([[left, top] * 2 for (left, _), (top, _) in zip(columns, rows, strict=True)])
+        rois = torch.cat([torch.arange(len(indices))[:, None], boxes - corner], dim=1)
+        if device.type == "cuda":
+            windows, rois = windows.pin_memory(), rois.pin_memory()
+        cropped = roi_align(
+            windows.to(device, non_blocking=True),
+            rois.to(device, non_blocking=True),
+            (height // stride, width // stride),
+            aligned=True,  # half-pixel centres
+        )
+        flip = batch["flip"].to(device, non_blocking=True).view(-1, 1, 1, 1)
+        return torch.where(flip, cropped.flip(-1), cropped)
+
+
+def _span(low: float, high: float, size: int) -> tuple[int, int]:
+    """The cells [start, end) that interpolation between ``low`` and ``high`` touches, of ``size`` there are."""
+    start = min(max(math.floor(low) - 1, 0), size - 1)
+    return start, min(max(math.ceil(high) + 1, start + 1), size)
+
+
+def load_projections(folder: Path, taps: Sequence[str]) -> dict[str, Projection]:
+    """The projections of ``taps`` in a cache's folder."""
+    if not taps:
+        return {}
+    content = load_file(folder / "projection.pth")
+    return {tap: Projection(**content[tap]) for tap in taps}
+
+
+@torch.no_grad()
+def measure_agreement(
+    cached: CachedTeacher, live: LiveTeacher, dataset: Dataset, device: torch.device, batch_size: int
+) -> tuple[dict[str, float | int], float | None]:
+    """How far the cached logits of random training crops are from the teacher's own on these crops.
+
+    Both as softmax at T = 1, on the teacher's logit grid, over cells that lie in the image.
+
+    Returns:
+        ``crops``, ``cells``, ``mean_abs_dp`` (mean over cells and classes of |p_cached - p_live|) and
+        ``argmax_agreement`` (share of cells); and the median seconds the live teacher took a crop.
+    """
+    count = min(AGREEMENT_CROPS, len(dataset))
+    indices = [position * len(dataset) // count for position in range(count)]
+    cells = agreed = 0
+    distance, seconds = 0.0, []
+    for start in range(0, count, batch_size):
+        crops = [dataset[index, index] for index in indices[start : start + batch_size]]  # seeded: always the same
+        for one_size in _by_size(crops):
+            batch = pad_batch(prepare_batch(default_collate(one_size), device), cached.stride)
+            synchronize(device)
+            begin = time.perf_counter()
+            p_live = live(batch).logits.float().softmax(1)
+            synchronize(device)
+            seconds.append((time.perf_counter() - begin) / len(one_size))
+            p_cached = cached(batch).logits.softmax(1)
+            valid = valid_cells(batch["valid"], cached.logit_stride)
+            distance += ((p_cached - p_live).abs().mean(1) * valid).sum().item()
+            agreed += ((p_cached.argmax(1) == p_live.argmax(1)) & valid).sum().item()
+            cells += valid.sum().item()
+    share = max(cells, 1)
+    agreement = {"crops": count, "cells": cells, "mean_abs_dp": distance / share, "argmax_agreement": agreed / share}
+    return agreement, statistics.median(seconds) if seconds else None
+
+
+def _by_size(samples: list[dict]) -> list[list[dict]]:
+    """Groups of samples that can share a batch; one group, but for data sets without a crop."""
+    groups = {}
+    for sample in samples:
+        groups.setdefault(tuple(sample["mask"].shape), []).append(sample)
+    return list(groups.values())

@@ -1,0 +1,310 @@
+"""The teacher's word on every training image, computed once, then cut out with each crop ever after.
+
+    teacher = open_teacher_cache("data/teacher_cache", model, "fcn_resnet50", train_set, device=device)
+    told = teacher(batch)                    # by batch["index"], ["box"], ["flip"]; no forward pass
+
+Kept are the logits of the full image at the teacher's own stride and, for feature losses, its feature maps averaged
+to stride 16 and projected to 64 dimensions (`kd.projection`). In training the crop's window is cut out of them,
+scaled and flipped by the very geometry that made the crop.
+
+That is not quite what the teacher would say of the crop: on the full image it sees more context, at the image's own
+scale and without colour jitter. How far the two are apart is measured when a cache is built, printed, and kept in
+the manifest. At scale 1 with the full image for a crop they agree to the storage precision. See `kd.cache_store` for
+the files.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import math
+import re
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, Subset
+from tqdm import tqdm
+
+from kd.batch import MEAN, STD, prepare_batch
+from kd.cache_store import (
+    DTYPES,
+    FORMAT,
+    CacheWriter,
+    RecordLayout,
+    check_room,
+    differences,
+    load_manifest,
+    locked,
+    save_manifest,
+    writing,
+)
+from kd.cached_teacher import CachedTeacher, load_projections, measure_agreement
+from kd.checkpoint import save_atomic
+from kd.distiller import LiveTeacher, Recipe, pad_batch
+from kd.errors import UserError, choose
+from kd.grids import to_stride
+from kd.projection import DIMS, KEPT_LOSSES, Projection, fit_projection, projected_channels
+
+DEFAULT_FOLDER = Path("data/teacher_cache")
+TAP_STRIDE = 16  # feature maps are kept at this stride, or at their own where that is coarser
+PROJECTION_IMAGES = 48  # what a projection is fitted to,
+PROJECTION_CELLS = 256  # and how many vectors of each
+
+
+# -- opening -----------------------------------------------------------------------------------------
+
+
+def open_teacher_cache(
+    cache_dir: Path | str,
+    model: nn.Module,
+    name: str,
+    dataset: Dataset,
+    *,
+    recipe: Recipe | None = None,
+    dtype: str = "fp16",
+    device: torch.device | str = "cpu",
+    batch_size: int = 8,
+    workers: int = 0,
+) -> CachedTeacher:
+    """The cache of a teacher's outputs on a split; built first if there is none, finished if it was interrupted.
+
+    Args:
+        cache_dir: where caches lie, one folder each.
+        model: the teacher, a `SegmentationModel`.
+        name: what it is called in file names and messages.
+        dataset: the training split with its training transform; the crops it draws are what the agreement is
+            measured on, the cache itself is made of its full images.
+        recipe: decides which feature maps are kept; None keeps the logits alone.
+        dtype: ``fp16`` or ``uint8`` (half the size; a scale for each image).
+        device: where the teacher runs to build the cache.
+        batch_size: of the crops that agreement and live costs are measured with.
+        workers: loader processes while building.
+
+    Raises:
+        UserError: the cache in that place was made from something else, is damaged, there is no room, or the recipe
+            has a loss that needs more of the teacher than a cache keeps.
+    """
+    choose(DTYPES, dtype, "storage type of the teacher cache")
+    taps = recipe.taps if recipe else []
+    _check_losses(recipe, model)
+    here = describe(model, name, dataset, taps, dtype)
+    stem = re.sub(r"[^\w.+-]+", "_", f"{dataset.name}_{dataset.split}_{name}_{dtype}")
+    folder = Path(cache_dir) / "_".join([stem, *taps])
+    # A finished cache with more feature maps than needed serves as well; this run's own name comes first.
+    others = sorted(path.parent for path in Path(cache_dir).glob(f"{stem}*/manifest.json"))
+    for candidate in dict.fromkeys([folder, *others]):
+        manifest = load_manifest(candidate)
+        found = differences(manifest["made_from"], here) if manifest else ["nothing there"]
+        if not found:
+            print(f"teacher cache: {candidate}; {agreement_line(manifest)}")
+            return CachedTeacher(candidate, manifest, taps)
+        if manifest and candidate == folder:
+            _refuse(folder, found)
+    with locked(folder / "lock"):
+        manifest = load_manifest(folder)
+        if manifest is None:
+            return CacheBuilder(folder, here, model, dataset, torch.device(device)).build(batch_size, workers)
+    return open_teacher_cache(  # another run has built it meanwhile: look at it as at any other
+        cache_dir, model, name, dataset, recipe=recipe, dtype=dtype, device=device, batch_size=batch_size
+    )
+
+
+def _check_losses(recipe: Recipe | None, model: nn.Module) -> None:
+    for name in recipe.names("features") if recipe else []:
+        if name not in KEPT_LOSSES:
+            raise UserError(
+                f"loss {name!r} needs the teacher's own channels, and a cache keeps a projection of them (enough for "
+                f"{', '.join(KEPT_LOSSES)}): leave out --cache-teacher, or the loss"
+            )
+    for tap in recipe.taps if recipe else []:
+        if tap not in model.tap_channels:
+            known = ", ".join(model.tap_channels) or "none"
+            raise UserError(f"a feature loss needs the map {tap!r}, which this teacher lacks (it has: {known})")
+
+
+def describe(model: nn.Module, name: str, dataset: Dataset, taps: Sequence[str], dtype: str) -> dict[str, Any]:
+    """All that the content of a cache depends on, as plain values that survive JSON."""
+    maps = {"logits": [model.num_classes, model.logit_stride]}
+    for tap in taps:
+        maps[tap] = [projected_channels(model.tap_channels[tap]), max(model.tap_strides[tap], TAP_STRIDE)]
+    return {
+        "format": FORMAT,
+        "teacher": name,
+        "weights_sha256": weights_sha256(model),
+        "mean": list(MEAN),
+        "std": list(STD),
+        "pad": max(model.stride, TAP_STRIDE),
+        "dtype": dtype,
+        "projection": {"kind": "mean and principal components", "dims": DIMS, "images": PROJECTION_IMAGES},
+        "maps": maps,
+        "images": [_describe_image(dataset, index) for index in range(len(dataset))],
+    }
+
+
+def _describe_image(dataset: Dataset, index: int) -> list:
+    """[id, height, width, bytes of the file], from the file's header alone."""
+    path = dataset.image_path(index)
+    try:
+        with Image.open(path) as image:
+            return [dataset.ids[index], image.height, image.width, path.stat().st_size]
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def weights_sha256(model: nn.Module) -> str:
+    """Hash of the tensors a model computes with: its own word for it, or that of its state_dict."""
+    own = getattr(model, "weights_sha256", None)
+    if own:
+        return own
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        if not name.endswith("num_batches_tracked"):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _refuse(folder: Path, found: list[str]) -> None:
+    raise UserError(
+        f"the teacher cache {folder} was made from something else: {'; '.join(found)}; remove that folder or name "
+        "another --cache-dir"
+    )
+
+
+# -- building ----------------------------------------------------------------------------------------
+
+
+class CacheBuilder:
+    """Fills a cache's folder, which this process has locked.
+
+    Args:
+        here: what the cache is made from, see `describe`.
+        dataset: the training split with its training transform.
+    """
+
+    def __init__(self, folder: Path, here: dict[str, Any], model: nn.Module, dataset: Dataset, device: torch.device):
+        self.folder, self.here, self.device = folder, here, device
+        self.maps = here["maps"]
+        self.taps = [name for name in self.maps if name != "logits"]
+        self.teacher = LiveTeacher(model.to(device))
+        self.dataset, self.full = dataset, copy.copy(dataset)
+        self.full.transform = None
+
+    def build(self, batch_size: int, workers: int) -> CachedTeacher:
+        """Write what is missing, measure the agreement with the teacher, and declare the cache whole."""
+        begun = load_manifest(self.folder, "building.json")
+        if begun and begun["made_from"] != self.here:
+            _refuse(self.folder, differences(begun["made_from"], self.here) or ["more feature maps were asked for"])
+        save_manifest(self.folder, {"made_from": self.here}, "building.json")
+        layout = RecordLayout(self.here)
+        writer = CacheWriter(self.folder, layout)
+        try:
+            if writer.done:
+                print(f"teacher cache: going on after {writer.done} of {len(self.full)} images")
+            check_room(self.folder, layout.total_bytes - int(layout.offsets[writer.done]))
+            projections = self._make_projections()
+            image_s = self._fill(writer, projections, workers)
+        finally:
+            writer.close()
+        manifest = {"made_from": self.here}
+        cached = CachedTeacher(self.folder, manifest, self.taps)
+        agreement, crop_s = measure_agreement(cached, self.teacher, self.dataset, self.device, batch_size)
+        manifest |= {
+            "agreement": agreement,
+            "variance_kept": {tap: projection.kept for tap, projection in projections.items()},
+            "seconds_per_image": image_s,
+            "live_seconds_per_crop": crop_s,
+            "pays_after_epochs": math.ceil(image_s / crop_s) if image_s and crop_s else None,
+            "device": str(self.device),
+            "torch": torch.__version__,
+        }
+        save_manifest(self.folder, manifest)
+        with writing(self.folder):
+            for leftover in ("building.json", "journal.txt"):
+                (self.folder / leftover).unlink(missing_ok=True)
+        print(f"teacher cache: done; {agreement_line(manifest)}")
+        if after := manifest["pays_after_epochs"]:
+            print(
+                f"teacher cache: {image_s:.3g} s an image to build, {crop_s:.3g} s a crop to teach live: it pays for "
+                f"itself after {after} epoch{'s' * (after > 1)}"
+            )
+        return cached
+
+    def _fill(self, writer: CacheWriter, projections: dict[str, Projection], workers: int) -> float | None:
+        """Write the missing records; returns the median seconds an image took (None: nothing was missing)."""
+        todo, seconds = range(writer.done, len(self.full)), []
+        bar = tqdm(desc="teacher cache", initial=writer.done, total=len(self.full), unit="img", mininterval=1)
+        try:
+            start = time.perf_counter()
+            for index, batch in zip(todo, self._full_images(todo, workers), strict=True):
+                record = {
+                    name: (projections[name].centred(values) if name in projections else values)[0].cpu()
+                    for name, values in self._outputs(batch).items()
+                }
+                for name, values in record.items():
+                    if not values.isfinite().all():
+                        raise UserError(
+                            f"the teacher's {name} for image {self.full.ids[index]} are not finite: look at the image, "
+                            "or at the teacher's weights"
+                        )
+                writer.append(writer.layout.encode(index, record))
+                seconds.append(time.perf_counter() - start)
+                start = time.perf_counter()
+                bar.update()
+        finally:
+            bar.close()
+            writer.commit()  # after Ctrl-C, too: what is done is kept
+        return statistics.median(seconds) if seconds else None
+
+    def _full_images(self, indices: Sequence[int], workers: int) -> Iterator[dict]:
+        """Batches of one whole image each, in order."""
+        subset = Subset(self.full, indices)
+        return iter(DataLoader(subset, batch_size=1, num_workers=workers, generator=torch.Generator()))
+
+    def _outputs(self, batch: dict) -> dict[str, torch.Tensor]:
+        """Logits and feature maps (1, C, h, w) of one whole image, at the strides they are kept at."""
+        batch = prepare_batch(batch, self.device)
+        if self.here["pad"] > self.teacher.stride:  # up to its own stride the teacher pads by itself
+            batch = pad_batch(batch, self.here["pad"])
+        told = self.teacher(batch)
+        outputs = {"logits": told.logits.float()}
+        for tap in self.taps:
+            outputs[tap] = to_stride(told.taps[tap].float(), self.teacher.tap_strides[tap], self.maps[tap][1])
+        return outputs
+
+    def _make_projections(self) -> dict[str, Projection]:
+        """Fit one to each feature map on images spread over the split, or take those that are there already."""
+        path = self.folder / "projection.pth"
+        if not self.taps or path.exists():
+            return load_projections(self.folder, self.taps)
+        count = min(PROJECTION_IMAGES, len(self.full))
+        indices = [position * len(self.full) // count for position in range(count)]
+        samples = {tap: [] for tap in self.taps}
+        bar = tqdm(self._full_images(indices, 0), desc="projection", total=count, unit="img", leave=False)
+        for batch in bar:
+            height, width = batch["image"].shape[-2:]
+            outputs = self._outputs(batch)
+            for tap in self.taps:
+                stride = self.maps[tap][1]
+                inside = outputs[tap][0, :, : max(height // stride, 1), : max(width // stride, 1)].flatten(1).T
+                cells = torch.linspace(0, len(inside) - 1, min(PROJECTION_CELLS, len(inside))).round().long()
+                samples[tap].append(inside[cells.to(inside.device)].cpu())  # (cells, D)
+        projections = {tap: fit_projection(samples[tap], self.teacher.tap_channels[tap]) for tap in self.taps}
+        save_atomic({tap: projection.state() for tap, projection in projections.items()}, path)
+        kept = ", ".join(f"{tap} {100 * projection.kept:.0f} %" for tap, projection in projections.items())
+        print(f"teacher cache: variance of the feature maps that {DIMS} dimensions keep: {kept}")
+        return projections
+
+
+def agreement_line(manifest: dict[str, Any]) -> str:
+    agreement = manifest["agreement"]
+    return (
+        f"on {agreement['crops']} random crops cached and live teacher agree in "
+        f"{100 * agreement['argmax_agreement']:.1f} % of the cells, mean |dp| {agreement['mean_abs_dp']:.4f}"
+    )

@@ -1,0 +1,298 @@
+"""ONNX teachers: the right output on the right grid, feature maps where they can be known, one line for the rest."""
+
+import itertools
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+
+from onnx import TensorProto, helper, numpy_helper  # noqa: E402
+
+import models.onnx_teacher as onnx_teacher  # noqa: E402
+import zoo  # noqa: E402
+from dataset import build_dataset  # noqa: E402
+from evaluate import evaluate_model  # noqa: E402
+from kd.batch import MEAN, STD, normalize  # noqa: E402
+from kd.distiller import DistilledStudent, Distiller, LiveTeacher, Recipe  # noqa: E402
+from kd.errors import UserError  # noqa: E402
+from kd.teacher_cache import open_teacher_cache  # noqa: E402
+from models.onnx_teacher import choose_taps, load_onnx_teacher, sample_corner_grid  # noqa: E402
+from segdata.transforms import TrainTransform  # noqa: E402
+from student_model import StudentNet  # noqa: E402
+from tests.tiny import tiny_batch  # noqa: E402
+
+SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
+REAL = SHARED / "weights" / "teacher_deeplabv3_mobilenetv2_voc.onnx"
+ANIMALS = SHARED / "data" / "voc_animals"
+needs_real = pytest.mark.skipif(not REAL.exists(), reason=f"no {REAL}")
+CLASSES = 5
+
+
+class TorchTwin(nn.Module):
+    """Conv encoder to stride 16 and a classifier, in PyTorch: what the file below must compute."""
+
+    def __init__(self, seed=0, classes=CLASSES):
+        super().__init__()
+        rng = np.random.default_rng(seed)
+        widths = [3, 8, 12, 16, 24]
+        self.weights = [rng.standard_normal((o, i, 3, 3), np.float32) / (2 * i) for i, o in itertools.pairwise(widths)]
+        self.head = rng.standard_normal((10, 24, 1, 1), np.float32) / 4
+        self.classifier = rng.standard_normal((classes, 10, 1, 1), np.float32)
+
+    def maps(self, images):
+        maps = []
+        for weight in self.weights:
+            images = F.relu(F.conv2d(images, torch.from_numpy(weight), stride=2, padding=1))
+            maps.append(images)
+        decoder = F.conv2d(images, torch.from_numpy(self.head))
+        return maps, decoder, F.conv2d(F.relu(decoder), torch.from_numpy(self.classifier))
+
+
+def write_model(path, twin=None, outputs=("cells", "whole"), resize="align_corners", prefix="backbone.", **changes):
+    """An ONNX file of ``twin``; ``changes``: batch, size, metadata, taps."""
+    twin = twin or TorchTwin()
+    nodes, weights, name = [], [], "image"
+    for number, weight in enumerate(twin.weights):
+        key = f"{prefix}{number}.conv.weight"
+        weights.append(numpy_helper.from_array(weight, key))
+        nodes += [
+            helper.make_node("Conv", [name, key], [f"conv{number}"], strides=[2, 2], pads=[1, 1, 1, 1]),
+            helper.make_node("Relu", [f"conv{number}"], [f"relu{number}"]),
+        ]
+        name = f"relu{number}"
+    weights += [numpy_helper.from_array(twin.head, "head"), numpy_helper.from_array(twin.classifier, "classifier")]
+    nodes += [
+        helper.make_node("Conv", [name, "head"], ["decoded"]),
+        helper.make_node("Relu", ["decoded"], ["active"]),
+        helper.make_node("Conv", ["active", "classifier"], ["cells"]),
+        helper.make_node("Shape", ["cells"], ["two"], end=2),
+        helper.make_node("Shape", ["image"], ["size"], start=2),
+        helper.make_node("Concat", ["two", "size"], ["sizes"], axis=0),
+        helper.make_node(
+            "Resize", ["cells", "", "", "sizes"], ["whole"], mode="linear", coordinate_transformation_mode=resize
+        ),
+    ]
+    size = changes.get("size", ("H", "W"))
+    image = helper.make_tensor_value_info("image", TensorProto.FLOAT, [changes.get("batch", "N"), 3, *size])
+    infos = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [None] * 4) for n in outputs]
+    for old, new in changes.get("taps", {}).items():
+        nodes.append(helper.make_node("Identity", [old], [new]))
+        infos.append(helper.make_tensor_value_info(new, TensorProto.FLOAT, [None] * 4))
+    model = helper.make_model(
+        helper.make_graph(nodes, "twin", [image], infos, weights), opset_imports=[helper.make_opsetid("", 18)]
+    )
+    model.ir_version = 9
+    helper.set_model_props(model, changes.get("metadata", {}))
+    onnx.save(model, path)
+    return path
+
+
+def at_pixel(cells, y, x, cell):
+    """Bilinear value of ``cells`` (C, h, w), cell i at pixel ``cell`` * i, at one pixel, clamped; float64."""
+    _, height, width = cells.shape
+    y, x = min(max(y / cell, 0), height - 1), min(max(x / cell, 0), width - 1)
+    top, left = int(y), int(x)
+    bottom, right = min(top + 1, height - 1), min(left + 1, width - 1)
+    fy, fx = y - top, x - left
+    upper = (1 - fx) * cells[:, top, left] + fx * cells[:, top, right]
+    return (1 - fy) * upper + fy * ((1 - fx) * cells[:, bottom, left] + fx * cells[:, bottom, right])
+
+
+def test_corner_grid_is_found_and_sampled_at_half_pixel_centres(tmp_path):
+    """Cells at pixels 16 i, any size, no padding; ours are cells of 8 pixels, their centres at 8 j + 3.5."""
+    model = load_onnx_teacher(write_model(tmp_path / "m.onnx"), CLASSES)
+    assert (model.grid, model.logit_stride, model.stride) == ("corner", 8, 16)
+    images = torch.randn(2, 3, 75, 100)
+    logits, taps = model.forward_taps(images)
+    cells = TorchTwin().maps(images)[2].double().numpy()
+    assert logits.shape == (2, CLASSES, 10, 14)
+    for i, j in ((0, 0), (3, 7), (9, 13), (8, 2)):
+        expected = at_pixel(cells[1], 8 * i + 3.5, 8 * j + 3.5, 16)
+        np.testing.assert_allclose(logits[1, :, i, j].numpy(), expected, rtol=1e-3, atol=1e-4)
+    assert model(images).shape == (2, CLASSES, 75, 100)
+    assert taps["low"].shape[-2:] == (20, 28) and taps["high"].shape[-2:] == (5, 7)
+
+
+def test_half_pixel_grid_is_found_and_taken_as_it_is(tmp_path):
+    model = load_onnx_teacher(write_model(tmp_path / "m.onnx", resize="half_pixel"), CLASSES)
+    assert (model.grid, model.logit_stride, model.stride) == ("half_pixel", 16, 32)
+    images = torch.randn(1, 3, 64, 96)
+    torch.testing.assert_close(model.forward_taps(images)[0], TorchTwin().maps(images)[2], rtol=1e-4, atol=1e-5)
+
+
+def test_full_size_logits_alone_are_averaged(tmp_path):
+    model = load_onnx_teacher(write_model(tmp_path / "m.onnx", outputs=("whole",), resize="half_pixel"), CLASSES)
+    images = torch.randn(1, 3, 64, 64)
+    cells = TorchTwin().maps(images)[2]
+    whole = F.interpolate(cells, size=(64, 64), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(model.forward_taps(images)[0], F.avg_pool2d(whole, 8), rtol=1e-3, atol=1e-4)
+
+
+def test_strided_logits_alone_follow_the_metadata(tmp_path):
+    plain = load_onnx_teacher(write_model(tmp_path / "m.onnx", outputs=("cells",)), CLASSES)
+    told = write_model(tmp_path / "c.onnx", outputs=("cells",), metadata={"grid": "corner"})
+    assert plain.grid == "half_pixel" and load_onnx_teacher(told, CLASSES).grid == "corner"
+
+
+def test_other_normalisation_is_applied(tmp_path):
+    """The same picture through two files: one takes ImageNet's normalisation, the other numbers in -1..1."""
+    path = write_model(tmp_path / "m.onnx", metadata={"mean": "[0.5, 0.5, 0.5]", "std": "[0.5, 0.5, 0.5]"})
+    rgb = torch.rand(1, 3, 64, 64)
+    mean, std = torch.tensor(MEAN).view(3, 1, 1), torch.tensor(STD).view(3, 1, 1)
+    logits = load_onnx_teacher(path, CLASSES).forward_taps((rgb - mean) / std)[0]
+    expected = sample_corner_grid(TorchTwin().maps(2 * rgb - 1)[2], 16, 8, (64, 64))
+    torch.testing.assert_close(logits, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_feature_maps_are_found_by_the_names_of_the_weights(tmp_path):
+    model = load_onnx_teacher(write_model(tmp_path / "m.onnx"), CLASSES)
+    images = torch.randn(1, 3, 64, 64)
+    maps, decoder, _ = TorchTwin().maps(images)
+    taps = model.forward_taps(images)[1]
+    assert model.tap_channels == {"low": 12, "mid": 16, "high": 24, "decoder": 10}
+    assert model.tap_strides == {"low": 4, "mid": 8, "high": 16, "decoder": 16}
+    for tap, expected in (("low", maps[1]), ("mid", maps[2]), ("high", maps[3]), ("decoder", decoder)):
+        torch.testing.assert_close(taps[tap], expected, rtol=1e-4, atol=1e-5, msg=tap)
+    assert taps["decoder"].min() < 0  # before the ReLU
+
+
+@pytest.mark.parametrize(
+    ("strides", "expected"),
+    [
+        ([2, 4, 4, 8, 8, 16, 16], {"low": 2, "mid": 4, "high": 6}),
+        ([2, 4, 8, 8, 8], {"low": 1, "mid": 2, "high": 4}),  # dilated: layer1 to layer4 behind the stem
+        ([4, 8, 16, 32], {"low": 0, "mid": 1, "high": 3}),
+    ],
+)
+def test_which_blocks_are_taps(strides, expected):
+    blocks = {f"b{n}": np.zeros((1, 8, 128 // stride, 160 // stride)) for n, stride in enumerate(strides)}
+    assert choose_taps(blocks, (128, 160)) == {tap: f"b{n}" for tap, n in expected.items()}
+    assert choose_taps(blocks | {"tokens": np.zeros((1, 320, 8))}, (128, 160)) == {}
+
+
+def test_outputs_with_a_taps_name_are_taps(tmp_path):
+    path = write_model(tmp_path / "m.onnx", prefix="net.", taps={"relu1": "low", "relu3": "high"})
+    assert load_onnx_teacher(path, CLASSES).tap_channels == {"low": 12, "high": 24}
+
+
+def test_without_names_there_are_no_feature_maps_and_feature_losses_say_so(tmp_path):
+    model = load_onnx_teacher(write_model(tmp_path / "m.onnx", prefix="onnx::Conv_"), CLASSES)
+    assert model.tap_channels == {}
+    with pytest.raises(UserError, match="low"):
+        DistilledStudent(StudentNet(CLASSES, "compact"), Recipe({"ce": 1.0, "cosine": 1.0}), LiveTeacher(model))
+
+
+def test_a_file_for_single_images_takes_batches(tmp_path):
+    one = load_onnx_teacher(write_model(tmp_path / "one.onnx", batch=1), CLASSES)
+    many = load_onnx_teacher(write_model(tmp_path / "many.onnx"), CLASSES)
+    images = torch.randn(3, 3, 64, 64)
+    torch.testing.assert_close(one.forward_taps(images)[0], many.forward_taps(images)[0])
+
+
+def test_it_teaches_live(tmp_path):
+    torch.manual_seed(0)
+    teacher = LiveTeacher(load_onnx_teacher(write_model(tmp_path / "m.onnx"), CLASSES))
+    recipe = Recipe({"ce": 1.0, "kl": 1.0, "cosine": 1.0, "pairwise": 1.0}, temperature=4.0)
+    student = StudentNet(CLASSES, "compact")
+    distiller = Distiller(DistilledStudent(student, recipe, teacher), student, recipe, teacher)
+    losses = distiller.losses(tiny_batch(size=75, classes=CLASSES))
+    distiller.total(losses).backward()
+    assert all(torch.isfinite(loss) and loss > 0 for loss in losses.values())
+
+
+def test_it_teaches_from_a_cache(tmp_path, demo_data):
+    """Images of any size: their logits are cut and scaled like any other teacher's."""
+    data = build_dataset("demo", demo_data, "train", TrainTransform(64))
+    path = write_model(tmp_path / "m.onnx", TorchTwin(classes=7))
+    recipe = Recipe({"ce": 1.0, "kl": 1.0, "cosine": 1.0})
+    cached = open_teacher_cache(tmp_path / "cache", load_onnx_teacher(path, 7), "m", data, recipe=recipe)
+    assert cached.manifest["made_from"]["weights_sha256"] == load_onnx_teacher(path, 7).weights_sha256
+    data.transform = None
+    image = data[3]["image"]
+    height, width = image.shape[1:]
+    images = torch.zeros(1, 3, height + -height % 16, width + -width % 16)
+    told = cached(
+        {
+            "image": images,
+            "index": torch.tensor([3]),
+            "box": torch.tensor([[0.0, 0.0, images.shape[3], images.shape[2]]]),
+            "flip": torch.tensor([False]),
+        }
+    )
+    live = load_onnx_teacher(path, 7).forward_taps(normalize(image[None]))[0]
+    assert torch.equal(told.logits, live.half().float())
+    other = write_model(tmp_path / "m.onnx", TorchTwin(seed=1, classes=7))
+    with pytest.raises(UserError, match="sha256"):
+        open_teacher_cache(tmp_path / "cache", load_onnx_teacher(other, 7), "m", data, recipe=recipe)
+
+
+@pytest.mark.parametrize(
+    ("changes", "classes", "words"),
+    [
+        ({}, 6, "6 classes"),
+        ({"size": (64, 64)}, CLASSES, "dynamic axes"),
+        ({"batch": 4}, CLASSES, "N = 1"),
+        ({"metadata": {"mean": "grey"}}, CLASSES, "'mean'"),
+        ({"metadata": {"std": "[1, 0, 1]"}}, CLASSES, "'std'"),
+        ({"metadata": {"grid": "hexagonal"}}, CLASSES, "'grid'"),
+        ({"metadata": {"class_names": json.dumps(list("vwxyz"))}}, CLASSES, "v, w, x"),
+    ],
+)
+def test_what_does_not_fit_is_one_line(tmp_path, changes, classes, words):
+    path = write_model(tmp_path / "m.onnx", **changes)
+    with pytest.raises(UserError, match=words) as error:
+        zoo.load_teacher("fcn_resnet50", classes, str(path), class_names=list("abcde"))
+    assert "\n" not in str(error.value) and str(path) in str(error.value)
+
+
+def test_no_file_and_no_onnx_are_one_line(tmp_path):
+    with pytest.raises(UserError, match="no such file"):
+        zoo.load_teacher("fcn_resnet50", 21, str(tmp_path / "none.onnx"))
+    (tmp_path / "noise.onnx").write_bytes(b"no model")
+    with pytest.raises(UserError, match="not an ONNX file"):
+        zoo.load_teacher("fcn_resnet50", 21, str(tmp_path / "noise.onnx"))
+
+
+def test_without_onnx_runtime_the_error_says_what_to_install(tmp_path, monkeypatch):
+    path = write_model(tmp_path / "m.onnx")
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(UserError, match="pip install onnxruntime"):
+        load_onnx_teacher(path, CLASSES)
+
+
+@needs_real
+def test_the_real_teacher_is_understood():
+    model = zoo.load_teacher("fcn_resnet50", 21, str(REAL))
+    assert (model.grid, model.stride, model.logit_stride) == ("corner", 16, 8)
+    assert model.tap_channels == {"low": 24, "mid": 32, "high": 320, "decoder": 256}
+    with pytest.raises(UserError, match="11 classes"):
+        zoo.load_teacher("fcn_resnet50", 11, str(REAL))
+
+
+@needs_real
+@pytest.mark.slow
+@pytest.mark.skipif(not ANIMALS.exists(), reason=f"no {ANIMALS}")
+def test_the_real_teacher_scores_at_native_size():
+    """On every twentieth validation picture: no worse than the file's own resized logits, straight from the file."""
+    dataset = build_dataset("voc", ANIMALS, "val")
+    dataset.files.ids, dataset.files.images, dataset.files.masks = (
+        part[::20] for part in (dataset.files.ids, dataset.files.images, dataset.files.masks)
+    )
+    model = zoo.load_teacher("fcn_resnet50", 21, str(REAL))
+    scores = evaluate_model(model, dataset, torch.device("cpu"), progress=False).scores
+    session, right, labelled = onnx_teacher.open_session(REAL), 0, 0
+    for sample in dataset:
+        image, mask = normalize(sample["image"][None]).numpy(), sample["mask"].numpy()
+        prediction = session.run(["logits"], {"image": image})[0][0].argmax(0)
+        right += ((prediction == mask) & (mask != 255)).sum()
+        labelled += (mask != 255).sum()
+    assert scores.pixels == labelled
+    assert scores.pixel_accuracy > right / labelled > 0.9

@@ -1,0 +1,586 @@
+"""The teacher cache: exact where it must be, refused where it does not fit, whole whatever happens to its builder."""
+
+import copy
+import errno
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+from torch.utils.data import default_collate
+
+from dataset import build_dataset
+from kd import cache_store
+from kd.batch import prepare_batch
+from kd.cache_store import CacheWriter, RecordLayout, locked
+from kd.cached_teacher import CachedTeacher, measure_agreement
+from kd.distiller import DistilledStudent, Distiller, LiveTeacher, Recipe, pad_batch
+from kd.errors import UserError
+from kd.losses import LOSSES
+from kd.projection import KEPT_LOSSES, fit_projection
+from kd.teacher_cache import describe, open_teacher_cache, weights_sha256
+from segdata.transforms import TrainTransform
+from tests.conftest import ROOT
+from tests.tiny import TinyModel
+
+CPU = torch.device("cpu")
+CLASSES = 7
+EVERYTHING = Recipe({"ce": 1.0, "kl": 1.0, "cosine": 1.0, "pixelwise": 1.0}, temperature=4.0)
+
+
+def make_teacher(seed=0, **options):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = TinyModel(num_classes=CLASSES, width=32, logit_stride=8, **options)
+        model.num_classes = CLASSES
+        model.classifier.weight.data.mul_(10)  # softmaxes that say something
+        return model.eval()
+
+
+@pytest.fixture(scope="module")
+def train_set(demo_data):
+    return build_dataset("demo", demo_data, "train", TrainTransform(64))
+
+
+@pytest.fixture(scope="module")
+def cache_dir(tmp_path_factory):
+    return tmp_path_factory.mktemp("caches")
+
+
+@pytest.fixture(scope="module")
+def cached(cache_dir, train_set):
+    return open_teacher_cache(cache_dir, make_teacher(), "tiny", train_set, recipe=EVERYTHING)
+
+
+def crops(train_set, indices, seed=0, **options):
+    """A prepared batch of training crops."""
+    data = copy.copy(train_set)
+    data.transform = TrainTransform(64, **options)
+    return prepare_batch(default_collate([data[index, seed + index] for index in indices]), CPU)
+
+
+def whole(train_set):
+    """The same split as full images."""
+    full = copy.copy(train_set)
+    full.transform = None
+    return full
+
+
+def full_batch(train_set, index):
+    """One full image as a prepared batch, padded as the distiller pads it."""
+    return pad_batch(prepare_batch(default_collate([whole(train_set)[index]]), CPU), 16)
+
+
+# -- what it serves ----------------------------------------------------------------------------------
+
+
+def test_full_image_at_scale_one_is_the_live_output_to_fp16(train_set, cached):
+    """Padded to the stride, as the distiller pads it: every cell, not only those inside the image."""
+    for index in (0, 5):
+        batch = full_batch(train_set, index)
+        live, told = LiveTeacher(make_teacher())(batch), cached(batch)
+        assert told.logits.shape == live.logits.shape
+        assert torch.equal(told.logits, live.logits.half().float())
+
+
+def test_uint8_is_within_half_a_step(train_set, tmp_path):
+    cached = open_teacher_cache(tmp_path, make_teacher(), "tiny", train_set, dtype="uint8")
+    batch = full_batch(train_set, 3)
+    live, told = LiveTeacher(make_teacher())(batch).logits, cached(batch).logits
+    step = (live.max() - live.min()) / 255
+    assert (told - live).abs().max() <= step * 0.501
+    assert (told - live).abs().max() > 0
+
+
+def test_losses_of_the_full_image_agree_with_live_to_the_storage_precision(train_set, cached):
+    """Every logit loss through the distiller, the student's logits at stride 4 and the teacher's at 8."""
+    recipe = Recipe({"ce": 1.0} | {name: 1.0 for name, spec in LOSSES.items() if spec.kind == "logits"}, 4.0)
+    torch.manual_seed(0)
+    student = TinyModel(num_classes=CLASSES).eval()
+    batch = prepare_batch(
+        default_collate([whole(train_set)[2]]), CPU
+    )  # the distiller itself pads to the stride, box and all
+    values = []
+    for teacher in (LiveTeacher(make_teacher()), cached):
+        distiller = Distiller(DistilledStudent(student, recipe, teacher).eval(), student, recipe, teacher)
+        with torch.no_grad():
+            values.append(distiller.losses(batch))
+    for name in recipe.weights:
+        assert values[1][name].item() == pytest.approx(values[0][name].item(), rel=2e-3), name
+
+
+def test_a_flipped_crop_is_the_flip_of_the_crop(train_set, cached):
+    batch = crops(train_set, range(6))
+    mirrored = batch | {"flip": ~batch["flip"]}
+    one, other = cached(batch), cached(mirrored)
+    assert torch.equal(one.logits.flip(-1), other.logits)
+    for tap in one.taps:
+        assert torch.equal(one.taps[tap].flip(-1), other.taps[tap])
+
+
+def test_the_batch_is_as_each_crop_by_itself(train_set, cached):
+    """Images of different sizes lie side by side in one tensor: none may see its neighbour's padding."""
+    batch = crops(train_set, range(8))
+    together = cached(batch)
+    for n in range(8):
+        one = {key: batch[key][n : n + 1] for key in ("image", "index", "box", "flip")}
+        valid = batch["valid"][n : n + 1]
+        alone = cached(one)
+        inside = -F.max_pool2d(-valid[:, None].float(), 8) > 0.5
+        torch.testing.assert_close(together.logits[n : n + 1] * inside, alone.logits * inside)
+
+
+def test_the_border_of_the_smaller_image_is_its_own(tmp_path):
+    """Enlarged corners of a 32- and a 96-pixel image in one batch: the small one ends where the other goes on."""
+    made_from = {"dtype": "fp16", "pad": 16, "maps": {"logits": [3, 8]}, "images": [["a", 32, 32, 1], ["b", 96, 96, 1]]}
+    layout = RecordLayout(made_from)
+    records = [layout.encode(index, {"logits": 5 + torch.rand(layout.shape("logits", index))}) for index in (0, 1)]
+    (tmp_path / "outputs.bin").write_bytes(b"".join(records))
+    teacher = CachedTeacher(tmp_path, {"made_from": made_from})
+    batch = {
+        "image": torch.zeros(2, 3, 64, 64),
+        "index": torch.tensor([0, 1]),
+        "box": torch.tensor([[16.0, 16.0, 32.0, 32.0], [16.0, 16.0, 80.0, 80.0]]),
+        "flip": torch.tensor([False, False]),
+    }
+    told = teacher(batch).logits[0].numpy()
+    grid = teacher.reader.windows("logits", [0], [(0, 4)], [(0, 4)])[0].double().numpy()
+    np.testing.assert_allclose(told, reference_crop(grid, (16, 16, 32, 32), False, 8, (8, 8), 1), atol=1e-5)
+
+
+def test_a_teacher_of_stride_eight_has_feature_maps_at_sixteen(train_set, tmp_path):
+    """Its images are padded further than it needs, so that the coarser grid is exact, too."""
+    model = make_teacher(high_stride=8)
+    model.stride = 8
+    cached = open_teacher_cache(tmp_path, model, "tiny", train_set, recipe=Recipe({"ce": 1.0, "cosine": 1.0}))
+    batch = full_batch(train_set, 0)
+    live, told = LiveTeacher(model)(batch), cached(batch)
+    assert torch.equal(told.logits, live.logits.half().float())
+    low = F.avg_pool2d(live.taps["low"], 4)  # 32 channels: stored as they are
+    torch.testing.assert_close(told.taps["low"], low, atol=2e-3, rtol=2e-3)
+    assert told.taps["high"].shape[-2:] == low.shape[-2:]
+
+
+def reference_crop(grid, box, flip, stride, cells, samples):
+    """Half-pixel bilinear sampling in float64: ``samples`` points a cell and side, averaged; clamped at the border."""
+    channels, height, width = grid.shape
+    x0, y0, x1, y1 = (value / stride for value in box)
+    out = np.zeros((channels, *cells))
+
+    def at(y, x):
+        y, x = np.clip(y, 0, height - 1), np.clip(x, 0, width - 1)
+        top, left = int(y), int(x)
+        bottom, right = min(top + 1, height - 1), min(left + 1, width - 1)
+        fy, fx = y - top, x - left
+        return (1 - fy) * ((1 - fx) * grid[:, top, left] + fx * grid[:, top, right]) + fy * (
+            (1 - fx) * grid[:, bottom, left] + fx * grid[:, bottom, right]
+        )
+
+    for i in range(cells[0]):
+        for j in range(cells[1]):
+            column = cells[1] - 1 - j if flip else j
+            points = [
+                at(
+                    y0 + (y1 - y0) * (i + (a + 0.5) / samples) / cells[0] - 0.5,
+                    x0 + (x1 - x0) * (column + (b + 0.5) / samples) / cells[1] - 0.5,
+                )
+                for a in range(samples)
+                for b in range(samples)
+            ]
+            out[:, i, j] = np.mean(points, axis=0)
+    return out
+
+
+@pytest.mark.parametrize("scale", [0.5, 0.8, 1.0, 1.7])
+def test_crops_by_the_formula(train_set, cached, scale):
+    """Scaled, flipped and padded crops against a float64 reference on the stored grid."""
+    batch = crops(train_set, [1, 4, 7], scale=(scale, scale))
+    told = cached(batch).logits
+    for n in range(3):
+        index, box = int(batch["index"][n]), batch["box"][n].tolist()
+        rows, columns = cached.reader.layout.shape("logits", index)[1:]
+        grid = cached.reader.windows("logits", [index], [(0, rows)], [(0, columns)])[0].double().numpy()
+        samples = math.ceil((box[2] - box[0]) / 8 / 8)  # stored cells in an output cell
+        expected = reference_crop(grid, box, bool(batch["flip"][n]), 8, (8, 8), samples)
+        inside = (-F.max_pool2d(-batch["valid"][n : n + 1, None].float(), 8) > 0.5)[0].numpy()
+        np.testing.assert_allclose(told[n].numpy() * inside, expected * inside, atol=1e-4)
+
+
+def test_crops_that_the_distiller_pads_keep_their_place(train_set, cached):
+    """A 56-pixel crop is padded to 64: its cells are those of the bigger window that the padding stands for."""
+    data = copy.copy(train_set)
+    for flip in (0.0, 1.0):
+        data.transform = TrainTransform(56, scale=(1, 1), flip=flip)
+        batch = prepare_batch(default_collate([data[index, index] for index in (0, 3)]), CPU)
+        padded = pad_batch(batch, 16)
+        told = cached(padded).logits
+        boxes = batch["box"].clone()
+        boxes[:, 3] += 8
+        boxes[:, 0 if flip else 2] += -8 if flip else 8
+        assert torch.equal(padded["box"], boxes)
+        expected = cached(padded | {"box": boxes}).logits
+        assert torch.equal(told, expected)
+
+
+def test_feature_maps_keep_angles_and_lengths(train_set, cached):
+    """Pairwise products of the projected vectors are those of the teacher's, up to what 64 dimensions leave out."""
+    batch = full_batch(train_set, 6)
+    live, told = LiveTeacher(make_teacher())(batch), cached(batch)
+    for tap, loose in (("low", 0.01), ("mid", 0.01), ("high", 0.1)):  # 32, 64 and 128 channels
+        stride = cached.tap_strides[tap]
+        assert stride == 16 and told.taps[tap].shape[1] == min(64, live.taps[tap].shape[1])
+        full = F.avg_pool2d(live.taps[tap], 16 // make_teacher().tap_strides[tap]).flatten(2)[0]
+        small = told.taps[tap].flatten(2)[0]
+        true, kept = full.T @ full, small.T @ small
+        assert (kept - true).abs().max() <= loose * true.abs().max(), tap
+
+
+@pytest.mark.parametrize("name", KEPT_LOSSES)
+def test_every_kept_loss_trains_with_the_cache(train_set, cache_dir, cached, name):
+    recipe = Recipe({"ce": 1e-9, name: 1.0})
+    torch.manual_seed(0)
+    student = TinyModel(num_classes=CLASSES)
+    distiller = Distiller(DistilledStudent(student, recipe, cached), student, recipe, cached)
+    loss = distiller.losses(crops(train_set, range(4)))[name]
+    loss.backward()
+    assert loss.item() > 0
+    assert sum(p.grad.abs().sum().item() for p in student.backbone.parameters() if p.grad is not None) > 0
+
+
+def test_pairwise_is_the_live_loss_up_to_the_projection(train_set, cached):
+    """No adapter stands between: the projected maps must give the loss of the full ones."""
+    recipe = Recipe({"ce": 1.0, "pairwise": 1.0})
+    torch.manual_seed(0)
+    student = TinyModel(num_classes=CLASSES).eval()
+    batch = full_batch(train_set, 4)
+    values = {}
+    for kind, teacher in (("live", LiveTeacher(make_teacher())), ("cached", cached)):
+        model = DistilledStudent(student, recipe, teacher).eval()
+        with torch.no_grad():
+            values[kind] = Distiller(model, student, recipe, teacher).losses(batch)
+    assert values["cached"]["pairwise"].item() == pytest.approx(values["live"]["pairwise"].item(), rel=0.05)
+
+
+# -- what it says of itself --------------------------------------------------------------------------
+
+
+def test_agreement_is_measured_and_written_down(cached):
+    manifest = json.loads((cached.folder / "manifest.json").read_text())
+    agreement = manifest["agreement"]
+    assert agreement["crops"] == 16 and agreement["cells"] > 0
+    assert 0 < agreement["argmax_agreement"] <= 1 and 0 <= agreement["mean_abs_dp"] < 0.3
+    assert manifest["made_from"]["images"][0][0] == "demo_train_0000"
+    assert manifest["live_seconds_per_crop"] > 0 and manifest["pays_after_epochs"] >= 1
+    assert not list(cached.folder.glob("journal*")) and not list(cached.folder.glob("building*"))
+
+
+def test_agreement_by_hand(train_set, cached):
+    """The crops are those of seed = index; each cell counts that lies in the image altogether."""
+    data = copy.copy(train_set)
+    data.transform = TrainTransform(96)  # some reach beyond the image
+    agreement, _ = measure_agreement(cached, LiveTeacher(make_teacher()), data, CPU, batch_size=5)
+    differences, same = [], []
+    for index in range(16):
+        batch = prepare_batch(default_collate([data[index, index]]), CPU)
+        p_live = LiveTeacher(make_teacher())(batch).logits.double().softmax(1)
+        p_cached = cached(batch).logits.double().softmax(1)
+        for i in range(12):
+            for j in range(12):
+                if batch["valid"][0, 8 * i : 8 * i + 8, 8 * j : 8 * j + 8].all():
+                    differences.append((p_live - p_cached)[0, :, i, j].abs().mean().item())
+                    same.append(p_live[0, :, i, j].argmax().item() == p_cached[0, :, i, j].argmax().item())
+    assert agreement["cells"] == len(same) < 16 * 12 * 12
+    assert agreement["mean_abs_dp"] == pytest.approx(np.mean(differences), rel=1e-4)
+    assert agreement["argmax_agreement"] == pytest.approx(np.mean(same))
+
+
+def test_agreement_is_perfect_where_the_crop_is_the_image(demo_data, train_set, tmp_path, capsys):
+    """The same measure on whole images: nothing between live and cached but the storage type."""
+    cached = open_teacher_cache(tmp_path, make_teacher(), "tiny", whole(train_set))
+    assert cached.manifest["agreement"]["argmax_agreement"] > 0.999
+    assert cached.manifest["agreement"]["mean_abs_dp"] < 1e-3
+    printed = capsys.readouterr().out
+    assert "GB to write" in printed and "pays for itself after" in printed and "mean |dp|" in printed
+
+
+def test_projection_is_orthonormal_and_holds_the_mean():
+    torch.manual_seed(0)
+    vectors = torch.randn(500, 80) * torch.linspace(0.1, 3, 80) + 5
+    projection = fit_projection([vectors[:200], vectors[200:]], 80)
+    torch.testing.assert_close(projection.basis @ projection.basis.T, torch.eye(64), atol=1e-5, rtol=0)
+    torch.testing.assert_close(projection.basis.T @ projection.offset, projection.mean, atol=1e-3, rtol=1e-4)
+    centred = (vectors - vectors.mean(0)).double()
+    share = (centred @ projection.basis.T.double()).square().sum() / centred.square().sum()
+    assert projection.kept == pytest.approx(share.item(), abs=1e-4) and projection.kept > 0.95
+    small = fit_projection([vectors[:, :10]], 10)
+    assert torch.equal(small.basis, torch.eye(10)) and small.kept == 1
+
+
+# -- what it refuses ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"seed": 1}, "sha256"),
+        ({"logit_stride": 4}, "logits has channels and stride"),
+        ({"images": 15}, "16 images there, 15 here"),
+        ({"order": True}, "images differ"),
+    ],
+)
+def test_a_cache_made_from_something_else_is_refused(train_set, tmp_path, change, words):
+    open_teacher_cache(tmp_path, make_teacher(), "tiny", train_set)
+    model, data = make_teacher(change.get("seed", 0)), copy.copy(train_set)
+    if "logit_stride" in change:
+        model.logit_stride = 4
+    files = data.files
+    data.files = copy.copy(files)
+    if "images" in change:
+        data.files.ids, data.files.images = files.ids[:15], files.images[:15]
+    if "order" in change:
+        data.files.ids, data.files.images = files.ids[::-1], files.images[::-1]
+    with pytest.raises(UserError, match=words) as refusal:
+        open_teacher_cache(tmp_path, model, "tiny", data)
+    assert "\n" not in str(refusal.value) and "--cache-dir" in str(refusal.value)
+
+
+def test_an_unfinished_cache_of_something_else_is_refused(train_set, tmp_path, monkeypatch):
+    interrupt_after(monkeypatch, 3)
+    with pytest.raises(KeyboardInterrupt):
+        open_teacher_cache(tmp_path, make_teacher(), "tiny", train_set)
+    monkeypatch.undo()
+    with pytest.raises(UserError, match="sha256"):
+        open_teacher_cache(tmp_path, make_teacher(1), "tiny", train_set)
+
+
+def test_losses_that_need_more_than_a_projection_are_refused(train_set, tmp_path):
+    with pytest.raises(UserError, match="csd"):
+        open_teacher_cache(tmp_path, make_teacher(), "tiny", train_set, recipe=Recipe({"ce": 1.0, "csd": 1.0}))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_truncated_file_is_noticed(train_set, tmp_path):
+    cached = open_teacher_cache(tmp_path, make_teacher(), "tiny", train_set)
+    os.truncate(cached.folder / "outputs.bin", 1000)
+    with pytest.raises(UserError, match="damaged"):
+        open_teacher_cache(tmp_path, make_teacher(), "tiny", train_set)
+    (cached.folder / "manifest.json").write_text('{"made_from": 3}')
+    with pytest.raises(UserError, match="cannot be read"):
+        open_teacher_cache(tmp_path, make_teacher(), "tiny", train_set)
+
+
+def test_a_finished_cache_runs_no_teacher_and_serves_fewer_maps(train_set, cache_dir, cached, monkeypatch):
+    monkeypatch.setattr(TinyModel, "forward_taps", None)
+    logits_only = open_teacher_cache(cache_dir, make_teacher(), "tiny", train_set, recipe=Recipe({"ce": 1.0, "kl": 1}))
+    assert logits_only.folder == cached.folder and logits_only.tap_channels == {}
+    again = open_teacher_cache(cache_dir, make_teacher(), "tiny", train_set, recipe=EVERYTHING)
+    assert again.folder == cached.folder and set(again.tap_channels) == {"low", "mid", "high", "decoder"}
+
+
+def test_the_hash_is_of_the_weights():
+    model = make_teacher()
+    assert weights_sha256(model) == weights_sha256(make_teacher()) != weights_sha256(make_teacher(1))
+    model.classifier.bias.data[0] += 1e-6
+    assert weights_sha256(model) != weights_sha256(make_teacher())
+
+
+# -- what happens to its builder ---------------------------------------------------------------------
+
+
+def interrupt_after(monkeypatch, images, error=KeyboardInterrupt):
+    """The builder is broken off after so many records."""
+    append = CacheWriter.append
+
+    def broken(self, record):
+        if self.done == images:
+            raise error
+        append(self, record)
+
+    monkeypatch.setattr(CacheWriter, "append", broken)
+
+
+def outputs(folder):
+    return (folder / "outputs.bin").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def plain_bytes(train_set, tmp_path_factory):
+    """The file that an undisturbed build writes."""
+    return outputs(open_teacher_cache(tmp_path_factory.mktemp("plain"), make_teacher(), "tiny", train_set).folder)
+
+
+def test_an_interrupted_build_goes_on_where_it_stopped(train_set, tmp_path, monkeypatch, capsys, plain_bytes):
+    interrupt_after(monkeypatch, 5)
+    with pytest.raises(KeyboardInterrupt):
+        open_teacher_cache(tmp_path, make_teacher(), "tiny", train_set)
+    monkeypatch.undo()
+    cached = open_teacher_cache(tmp_path, make_teacher(), "tiny", train_set)
+    assert "going on after 5 of 16" in capsys.readouterr().out
+    assert outputs(cached.folder) == plain_bytes
+
+
+def test_records_beyond_the_journal_are_written_anew(train_set, tmp_path, monkeypatch, plain_bytes):
+    """As after a power cut: the file is longer than the journal says, and what is beyond may be garbage."""
+    interrupt_after(monkeypatch, 6)
+    with pytest.raises(KeyboardInterrupt):
+        open_teacher_cache(tmp_path, make_teacher(), "tiny", train_set)
+    monkeypatch.undo()
+    (folder,) = tmp_path.iterdir()
+    layout = RecordLayout(json.loads((folder / "building.json").read_text())["made_from"])
+    with (folder / "outputs.bin").open("r+b") as file:
+        file.seek(int(layout.offsets[4]))
+        file.write(os.urandom(int(layout.offsets[6] - layout.offsets[4]) + 100))
+    (folder / "journal.txt").write_text("2\n4\n6")  # the last line was cut short
+    assert outputs(open_teacher_cache(tmp_path, make_teacher(), "tiny", train_set).folder) == plain_bytes
+
+
+BUILDER = """
+import sys, time, torch
+sys.path.insert(0, {root!r})
+from kd import cache_store
+from kd.teacher_cache import open_teacher_cache
+from tests.test_teacher_cache import make_teacher
+from dataset import build_dataset
+from segdata.transforms import TrainTransform
+cache_store.COMMIT_SECONDS = 0
+cache_store.LOCK_POLL_SECONDS = 0.05
+append = cache_store.CacheWriter.append
+def slow(self, record):
+    time.sleep({delay})
+    append(self, record)
+    print("record", self.done, flush=True)
+cache_store.CacheWriter.append = slow
+data = build_dataset("demo", {data!r}, "train", TrainTransform(64))
+print("ready", flush=True)
+cached = open_teacher_cache({cache!r}, make_teacher(), "tiny", data)
+print("finished", cached.folder, flush=True)
+"""
+
+
+def start_builder(data, cache, delay):
+    code = BUILDER.format(root=str(ROOT), data=str(data), cache=str(cache), delay=delay)
+    return subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+
+
+def read_until(process, word):
+    for line in process.stdout:
+        if line.startswith(word):
+            return
+    pytest.fail(f"the builder ended without saying {word!r}")
+
+
+def test_a_killed_build_leaves_nothing_that_is_trusted(demo_data, train_set, tmp_path, capsys, plain_bytes):
+    process = start_builder(demo_data, tmp_path, delay=0.05)
+    read_until(process, "record 7")
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    (folder,) = tmp_path.iterdir()
+    assert not (folder / "manifest.json").exists()
+    cached = open_teacher_cache(tmp_path, make_teacher(), "tiny", train_set)
+    assert "going on after" in capsys.readouterr().out  # and the dead process holds no lock
+    assert outputs(folder) == plain_bytes
+    assert cached.folder == folder
+
+
+def test_two_runs_share_one_cache(demo_data, train_set, tmp_path, monkeypatch, capsys, plain_bytes):
+    """The second waits for the first, then uses what it has made: no record is computed twice."""
+    process = start_builder(demo_data, tmp_path, delay=0.1)
+    read_until(process, "record 2")
+    monkeypatch.setattr(cache_store, "LOCK_POLL_SECONDS", 0.05)
+    monkeypatch.setattr(CacheWriter, "append", None)
+    cached = open_teacher_cache(tmp_path, make_teacher(), "tiny", train_set)
+    printed = capsys.readouterr().out
+    assert "waiting" in printed and "GB to write" not in printed
+    read_until(process, "finished")
+    assert process.wait(60) == 0
+    assert outputs(cached.folder) == plain_bytes
+
+
+def test_a_full_disk_is_one_line_and_costs_nothing_that_is_done(train_set, tmp_path, monkeypatch, plain_bytes):
+    class FullDisk:
+        """Takes four writes, then there is no room; half of the fifth arrives."""
+
+        def __init__(self, file):
+            self.file, self.writes = file, 0
+
+        def write(self, data):
+            self.writes += 1
+            if self.writes > 4:
+                self.file.write(data[: len(data) // 2])
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return self.file.write(data)
+
+        def __getattr__(self, name):
+            return getattr(self.file, name)
+
+    start = CacheWriter.__init__
+
+    def full(self, *args):
+        start(self, *args)
+        self._data = FullDisk(self._data)
+
+    monkeypatch.setattr(CacheWriter, "__init__", full)
+    with pytest.raises(UserError, match="No space left on device") as report:
+        open_teacher_cache(tmp_path, make_teacher(), "tiny", train_set)
+    assert "\n" not in str(report.value)
+    (folder,) = tmp_path.iterdir()
+    assert not (folder / "manifest.json").exists()
+    monkeypatch.undo()
+    assert outputs(open_teacher_cache(tmp_path, make_teacher(), "tiny", train_set).folder) == plain_bytes
+
+
+def test_too_little_room_is_told_before_writing(train_set, tmp_path, monkeypatch):
+    usage = type("Usage", (), {"free": 1000})
+    monkeypatch.setattr(cache_store.shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(UserError, match="uint8"):
+        open_teacher_cache(tmp_path, make_teacher(), "tiny", train_set)
+    (folder,) = tmp_path.iterdir()
+    assert not outputs(folder)
+
+
+def test_a_teacher_of_nonsense_is_refused(train_set, tmp_path):
+    model = make_teacher()
+    model.classifier.bias.data[0] = float("nan")
+    with pytest.raises(UserError, match="not finite"):
+        open_teacher_cache(tmp_path, model, "tiny", train_set)
+
+
+def test_the_lock_is_exclusive_and_given_back(tmp_path, monkeypatch):
+    monkeypatch.setattr(cache_store, "LOCK_POLL_SECONDS", 0.01)
+
+    class Waited(Exception):
+        pass
+
+    def give_up(seconds):
+        raise Waited
+
+    with locked(tmp_path / "lock"):
+        monkeypatch.setattr(time, "sleep", give_up)
+        with pytest.raises(Waited), locked(tmp_path / "lock"):
+            pass
+    with locked(tmp_path / "lock"):
+        pass
+
+
+def test_sizes_are_as_described(train_set):
+    """500 x 375 at stride 8 with 21 classes: 63 x 48 cells padded to 16 pixels, two bytes each."""
+    here = describe(make_teacher(), "tiny", train_set, ["high"], "fp16")
+    here |= {"images": [["a", 375, 500, 1]], "maps": {"logits": [21, 8], "high": [64, 16]}}
+    layout = RecordLayout(here)
+    assert layout.shape("logits", 0) == (21, 48, 64) and layout.shape("high", 0) == (64, 24, 32)
+    assert layout.total_bytes == 2 * (21 * 48 * 64 + 64 * 24 * 32)
+    assert RecordLayout(here | {"dtype": "uint8"}).total_bytes == 21 * 48 * 64 + 64 * 24 * 32 + 2 * 8
