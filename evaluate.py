@@ -2,6 +2,7 @@
 
     python evaluate.py checkpoints/RUN/best.pth --dataset voc
     python evaluate.py checkpoints/*/best.pth --dataset voc --csv scores.csv --json scores.json
+    python evaluate.py checkpoints/RUN/best.pth ptq_int8.onnx qat_int8.onnx --agreement
 
 Architecture, classes and normalisation come from the checkpoint. The protocol: native resolution, one
 scale, no flip; logits are resized to the mask, never the mask to the logits; only 255 is left out.
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import math
 import statistics
 import time
 from collections import defaultdict
@@ -20,19 +22,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from dataset import SegmentationDataset, add_data_arguments, build_dataset
+from kd import distributed
 from kd.batch import prepare_batch
 from kd.device import autocast, pick_device, synchronize
 from kd.errors import UserError, run_cli
+from kd.failures import explain_memory
 from kd.metrics import IGNORE_INDEX, ConfusionMatrix, Scores
+from kd.train_state import Stopped, StopSignal, ignore_stop_signals
 from models.cost import count_parameters
-from zoo import load_checkpoint_model
+from predictor import load_segmenter
+from segdata.reading import image_size
 
 PROTOCOL = (
     "native resolution, single scale, no flip, logits resized to the mask, void (255) left out, background counted"
@@ -57,6 +62,32 @@ class Evaluation:
     protocol: str
 
 
+class Agreement:
+    """Counts the pixels, void ones included, at which a network decides as a first network did.
+
+    The first network's masks are kept in memory, a byte a pixel.
+    """
+
+    def __init__(self) -> None:
+        self.first: dict[int, torch.Tensor] = {}
+        self.same = self.pixels = 0
+
+    def restart(self) -> None:
+        """Another network follows."""
+        self.same = self.pixels = 0
+
+    def update(self, indices: torch.Tensor, prediction: torch.Tensor) -> None:
+        """Take in the predictions (N, H, W) for the images of these indices (N,)."""
+        for index, mask in zip(indices.tolist(), prediction.to("cpu", torch.uint8), strict=True):
+            self.same += int((self.first.setdefault(index, mask) == mask).sum())
+            self.pixels += mask.numel()
+
+    @property
+    def share(self) -> float:
+        """In 0..1; 1 for the first network itself."""
+        return self.same / self.pixels
+
+
 class SameSizeBatches:
     """Batch sampler that puts only images of equal size into one batch, so that none is padded.
 
@@ -78,12 +109,6 @@ class SameSizeBatches:
         return iter(self.batches)
 
 
-def image_size(path: Path) -> tuple[int, int]:
-    """(width, height) from the file's header alone."""
-    with Image.open(path) as image:
-        return image.size
-
-
 @torch.inference_mode()
 def evaluate_model(
     model: nn.Module,
@@ -94,25 +119,36 @@ def evaluate_model(
     workers: int = 0,
     amp: str = "off",
     progress: bool = True,
+    stop: StopSignal | None = None,
+    agreement: Agreement | None = None,
 ) -> Evaluation:
     """Score ``model`` (images (N, 3, H, W) -> logits (N, C, H, W)) on every image of ``dataset``.
 
     The model's mode is put back as it was. The loss is summed over pixels and divided once, so that it,
-    like the scores, does not depend on the batch size.
+    like the scores, does not depend on the batch size. In a distributed run, where all ranks must call
+    it, each image is seen by one rank, and each rank gets the scores of all. ``agreement`` is shown every
+    prediction.
+
+    Raises:
+        Stopped: ``stop`` was requested before the last image.
     """
     was_training = model.training
     model.eval()
     loader = DataLoader(
         dataset,
-        batch_sampler=SameSizeBatches(dataset, batch_size),
+        batch_sampler=SameSizeBatches(dataset, batch_size).batches[distributed.rank() :: distributed.world_size()],
         num_workers=workers,
         pin_memory=device.type == "cuda",
+        worker_init_fn=ignore_stop_signals if workers else None,
         generator=torch.Generator(),  # its own, so that scoring leaves the training's random numbers alone
     )
     confusion = ConfusionMatrix(dataset.num_classes, device)
     loss_sum = torch.zeros((), dtype=torch.float64, device=device)
     seconds_per_image = []
-    for batch in tqdm(loader, desc=f"evaluate {dataset.split}", leave=False, disable=not progress, unit="batch"):
+    quiet = not (progress and distributed.is_main())
+    for batch in tqdm(loader, desc=f"evaluate {dataset.split}", leave=False, disable=quiet, unit="batch"):
+        if stop is not None and stop.requested:
+            break
         batch = prepare_batch(batch, device)
         images, mask = batch["image"], batch["mask"]
         synchronize(device)
@@ -121,15 +157,25 @@ def evaluate_model(
             logits = model(images).float()
         synchronize(device)
         seconds_per_image += [(time.perf_counter() - start) / len(images)] * len(images)
-        loss_sum += F.cross_entropy(logits, mask, ignore_index=IGNORE_INDEX, reduction="sum").double()
+        # Summed apart: on a GPU the sum inside cross_entropy adds in any order (--deterministic).
+        pixels = F.cross_entropy(logits, mask, ignore_index=IGNORE_INDEX, reduction="none")
+        loss_sum += pixels.sum().double()
         # max(1) gives the same indices as argmax(1), several times faster on the CPU.
-        confusion.update(logits.max(1)[1], mask)
+        prediction = logits.max(1)[1]
+        confusion.update(prediction, mask)
+        if agreement is not None:
+            agreement.update(batch["index"], prediction)
     model.train(was_training)
+    if stop is not None and stop.poll():
+        raise Stopped
+    distributed.add_up(confusion.matrix)
+    distributed.add_up(loss_sum)
     scores = confusion.scores()
     return Evaluation(
         scores=scores,
         loss=loss_sum.item() / max(scores.pixels, 1),
-        ms_per_image=1000 * statistics.median(seconds_per_image[WARMUP_IMAGES:] or seconds_per_image),
+        # A rank has no image at all where there are more ranks than batches.
+        ms_per_image=1000 * statistics.median(seconds_per_image[WARMUP_IMAGES:] or seconds_per_image or [math.nan]),
         protocol=f"{dataset.name}/{dataset.split}, {len(dataset)} images: {PROTOCOL}",
     )
 
@@ -155,24 +201,30 @@ def format_class_table(scores: Scores, class_names: list[str]) -> str:
 
 
 def format_summary(rows: list[dict]) -> str:
-    """One line by checkpoint; ``rows`` as `summary_row` makes them."""
+    """One line by checkpoint; ``rows`` as `summary_row` makes them. Columns that no row has are left out."""
     width = max(len(row["checkpoint"]) for row in [*rows, {"checkpoint": "checkpoint"}])
+    sizes = any("file_mb" in row for row in rows)
+    agreements = any("agreement" in row for row in rows)
     lines = [
         f"{'checkpoint':{width}}  {'model':>12}  {'mIoU %':>7}  {'pixel acc %':>11}  {'params M':>8}  "
-        f"{'ms/image':>8}  {'score':>6}"
+        f"{'ms/image':>8}  {'score':>6}" + (f"  {'file MB':>8}" if sizes else "") + ("  agree %" if agreements else "")
     ]
-    lines += [
-        f"{row['checkpoint']:{width}}  {row['model']:>12}  {100 * row['miou']:7.2f}  "
-        f"{100 * row['pixel_accuracy']:11.2f}  {row['parameters'] / 1e6:8.3f}  {row['ms_per_image']:8.1f}  "
-        f"{row['score']:6.3f}"
-        for row in rows
-    ]
+    for row in rows:
+        line = (
+            f"{row['checkpoint']:{width}}  {row['model']:>12}  {100 * row['miou']:7.2f}  "
+            f"{100 * row['pixel_accuracy']:11.2f}  {row['parameters'] / 1e6:8.3f}  {row['ms_per_image']:8.1f}  "
+            f"{row['score']:6.3f}"
+        )
+        line += f"  {row['file_mb']:8.2f}" if sizes else ""
+        lines.append(line + (f"  {100 * row['agreement']:7.2f}" if agreements else ""))
     return "\n".join(lines)
 
 
-def summary_row(label: str, name: str, model: nn.Module, evaluation: Evaluation, class_names: list[str]) -> dict:
+def summary_row(
+    label: str, name: str, parameters: int, evaluation: Evaluation, class_names: list[str], **more: float
+) -> dict:
     """The figures of one evaluation as plain numbers and strings, for printing, JSON and CSV."""
-    scores, parameters = evaluation.scores, count_parameters(model)
+    scores = evaluation.scores
     return {
         "checkpoint": label,
         "model": name,
@@ -184,6 +236,7 @@ def summary_row(label: str, name: str, model: nn.Module, evaluation: Evaluation,
         "score": lab_score(scores.miou, parameters),
         "classes_left_out": scores.classes_left_out,
         "pixels": scores.pixels,
+        **more,
         "protocol": evaluation.protocol,
         "iou": {
             name: None if value.isnan() else value.item() for name, value in zip(class_names, scores.iou, strict=True)
@@ -209,13 +262,39 @@ def write_results(rows: list[dict], json_path: Path | None, csv_path: Path | Non
             writer.writerows(flat)
 
 
-def report(label: str, name: str, model: nn.Module, dataset: SegmentationDataset, args: argparse.Namespace) -> dict:
-    """Evaluate one model with the command line's options, print its class table, return its summary row."""
-    device = pick_device(args.device)
-    evaluation = evaluate_model(model, dataset, device, batch_size=args.batch_size, workers=args.workers, amp=args.amp)
+@explain_memory("--batch-size, or use --amp")
+def report(
+    label: str,
+    name: str,
+    model: nn.Module,
+    dataset: SegmentationDataset,
+    args: argparse.Namespace,
+    *,
+    device: torch.device | None = None,
+    parameters: int | None = None,
+    agreement: Agreement | None = None,
+    **more: float,
+) -> dict:
+    """Evaluate one model with the command line's options, print its class table, return its summary row.
+
+    ``device`` (--device) and ``parameters`` (counted) are for models that say otherwise; ``more`` goes
+    into the row as it is.
+    """
+    evaluation = evaluate_model(
+        model,
+        dataset,
+        device or pick_device(args.device),
+        batch_size=args.batch_size,
+        workers=args.workers,
+        amp=args.amp,
+        agreement=agreement,
+    )
     print(f"\n{label} ({name}), protocol: {evaluation.protocol}")
     print(format_class_table(evaluation.scores, dataset.class_names))
-    return summary_row(label, name, model, evaluation, dataset.class_names)
+    if agreement is not None:
+        more["agreement"] = agreement.share
+    parameters = count_parameters(model) if parameters is None else parameters
+    return summary_row(label, name, parameters, evaluation, dataset.class_names, **more)
 
 
 def check_classes(label: str, class_names: list[str], dataset: SegmentationDataset) -> None:
@@ -241,7 +320,8 @@ def add_evaluation_arguments(parser: argparse.ArgumentParser) -> None:
 
 def get_args_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoints", nargs="+", type=Path, metavar="CHECKPOINT", help=".pth files of this project")
+    parser.add_argument("checkpoints", nargs="+", type=Path, metavar="CHECKPOINT", help=".pth, .onnx or .pt2 files")
+    parser.add_argument("--agreement", action="store_true", help="share of pixels each decides as the first one")
     add_evaluation_arguments(parser)
     return parser
 
@@ -249,10 +329,24 @@ def get_args_parser() -> argparse.ArgumentParser:
 def main(args: argparse.Namespace) -> None:
     dataset = build_dataset(args.dataset, args.data_dir, args.val_split)
     rows = []
+    agreement = Agreement() if args.agreement else None
     for path in args.checkpoints:
-        model, checkpoint = load_checkpoint_model(path, pick_device(args.device))
-        check_classes(str(path), checkpoint["class_names"], dataset)
-        rows.append(report(str(path), checkpoint["model"], model, dataset, args))
+        segmenter = load_segmenter(path, args.device)
+        check_classes(str(path), segmenter.class_names, dataset)
+        if agreement is not None:
+            agreement.restart()
+        row = report(
+            str(path),
+            segmenter.name,
+            segmenter.model,
+            dataset,
+            args,
+            device=segmenter.device,
+            parameters=segmenter.parameters,
+            agreement=agreement,
+            file_mb=segmenter.file_bytes / 1e6,
+        )
+        rows.append(row)
     print("\n" + format_summary(rows))
     write_results(rows, args.json, args.csv)
 

@@ -3,8 +3,10 @@
     python train_kd.py --alpha 0 --beta 0                      # baseline: cross-entropy only, no teacher
     python train_kd.py --alpha 1.0 --temperature 4             # response: + temperature-scaled KL
     python train_kd.py --beta 0.5                              # feature: + cosine of low/mid/high maps
+    python train_kd.py --alpha 1.0 --cache-teacher             # the teacher computed once, then read
     python train_kd.py --preset papi --teacher deeplabv3plus_resnet101 --student deeplabv3plus_resnet18
     python train_kd.py --resume auto --name RUN                # go on where RUN stopped
+    python train_kd.py --dry-run                               # is all there that the run needs?
 
 total = hard + alpha * kl + beta * cosine (+ any --loss NAME=WEIGHT); see kd/losses.py for all of them.
 """
@@ -15,10 +17,17 @@ import argparse
 from pathlib import Path
 
 from dataset import add_data_arguments
+from doctor import examine
+from kd import distributed
+from kd.cache_store import DTYPES
+from kd.device import make_deterministic
 from kd.distiller import Recipe
 from kd.errors import UserError, choose, run_cli
+from kd.failures import explain_memory
 from kd.losses import LOSSES, PAPER_LAMBDAS, PRESETS
 from kd.optim import OPTIMIZERS, SCHEDULES
+from kd.teacher_cache import DEFAULT_FOLDER as TEACHER_FOLDER
+from segdata.decode_cache import DEFAULT_FOLDER as DECODED_FOLDER
 from trainer import Trainer
 
 
@@ -32,7 +41,16 @@ def get_args_parser() -> argparse.ArgumentParser:
                         help="start of the student: ImageNet backbone, random, or a file")  # fmt: skip
     models.add_argument("--teacher", default="fcn_resnet50", help="built only if a loss needs it")
     models.add_argument("--teacher-weights", default="default", metavar="default|PATH",
-                        help="torchvision's COCO_WITH_VOC_LABELS weights, or a file")  # fmt: skip
+                        help="torchvision's COCO_WITH_VOC_LABELS weights, or a file; .onnx: any network")  # fmt: skip
+    models.add_argument(
+        "--cache-teacher",
+        nargs="?",
+        const="fp16",
+        choices=sorted(DTYPES),
+        help="compute the teacher's outputs once and read them ever after; as fp16, or uint8 in half the space",
+    )
+    models.add_argument("--cache-dir", type=Path, default=TEACHER_FOLDER, metavar="DIR",
+                        help=f"where the teacher's caches lie ({TEACHER_FOLDER})")  # fmt: skip
 
     losses = parser.add_argument_group("losses")
     losses.add_argument("--preset", metavar="NAME", help=f"a published mix: {', '.join(sorted(PRESETS))}")
@@ -41,6 +59,11 @@ def get_args_parser() -> argparse.ArgumentParser:
     losses.add_argument("--temperature", type=float, help="T of the losses on softened logits (4)")
     losses.add_argument("--loss", action="append", default=[], metavar="NAME=WEIGHT",
                         help=f"any further term, or another weight of ce (1): {', '.join(sorted(LOSSES))}")  # fmt: skip
+    losses.add_argument(
+        "--class-weights",
+        metavar="auto|PATH",
+        help="weights of the hard losses: inverse class frequencies, or a file (dataset.py --stats writes one)",
+    )
     losses.add_argument("--pa_lambda", type=float, help="weight of pairwise, in its paper's scale")
     losses.add_argument("--pi_lambda", type=float, help="weight of pixelwise, in its paper's scale")
 
@@ -64,8 +87,19 @@ def get_args_parser() -> argparse.ArgumentParser:
     machine.add_argument("--device", default="auto", choices=["auto", "cuda", "mps", "cpu"])
     machine.add_argument("--amp", default="off", choices=["off", "bf16", "fp16"], help="mixed precision")
     machine.add_argument("--compile", action="store_true", help="torch.compile the student")
+    machine.add_argument(
+        "--decode-cache",
+        type=Path,
+        nargs="?",
+        const=DECODED_FOLDER,
+        metavar="DIR",
+        help=f"decode the training images once, into a file in DIR ({DECODED_FOLDER})",
+    )
     machine.add_argument("--workers", type=int, default=2, help="loader processes; does not change the result")
     machine.add_argument("--seed", type=int, default=0)
+    machine.add_argument("--deterministic", action="store_true", help="the same numbers at every run on a GPU, too")
+    machine.add_argument("--dist-timeout", type=float, default=distributed.TIMEOUT_S, metavar="SECONDS",
+                         help="torchrun: how long a process waits for the others (600)")  # fmt: skip
 
     run = parser.add_argument_group("run")
     run.add_argument("--output-dir", type=Path, default=Path("checkpoints"))
@@ -77,6 +111,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     run.add_argument("--save-steps", type=int, default=0, metavar="STEPS", help="save last.pth within epochs; 0: never")
     run.add_argument("--resume", metavar="PATH|auto", help="a last.pth, or auto: the run folder's own if there is one")
     run.add_argument("--allow-changed", action="store_true", help="resume even with other arguments")
+    run.add_argument("--dry-run", action="store_true", help="check all that the run needs, say all that is wrong, end")
     run.add_argument("--tensorboard", action="store_true")
     run.add_argument("--wandb", action="store_true")
     return parser
@@ -117,25 +152,34 @@ def name_run(args: argparse.Namespace, recipe: Recipe) -> None:
 
 
 def check_arguments(args: argparse.Namespace) -> None:
-    """Refuse numbers that make no sense before any work is done."""
+    """Refuse numbers that make no sense, all of them at once, before any work is done."""
+    faults = []
     for name, least in (
         ("epochs", 1), ("batch_size", 1), ("crop_size", 32), ("workers", 0), ("eval_every", 1), ("eval_batch_size", 1),
         ("patience", 0), ("save_every", 0), ("save_steps", 0), ("warmup_epochs", 0), ("weight_decay", 0),
         ("freeze_epochs", 0),
     ):  # fmt: skip
         if not getattr(args, name) >= least:
-            raise UserError(f"--{name.replace('_', '-')} must be at least {least}, not {getattr(args, name)}")
+            faults.append(f"--{name.replace('_', '-')} must be at least {least}, not {getattr(args, name)}")
     if not args.lr > 0:
-        raise UserError(f"--lr must be above 0, not {args.lr}")
+        faults.append(f"--lr must be above 0, not {args.lr}")
     if args.max_steps is not None and args.max_steps < 1:
-        raise UserError(f"--max-steps must be at least 1, not {args.max_steps}")
+        faults.append(f"--max-steps must be at least 1, not {args.max_steps}")
+    if faults:
+        raise UserError("; ".join(faults))
 
 
 def main(args: argparse.Namespace) -> int:
+    if args.dry_run:
+        return examine(args, check_arguments, make_recipe, name_run)
     check_arguments(args)
     recipe = make_recipe(args)
     name_run(args, recipe)
-    return Trainer(args, recipe).run()
+    if args.deterministic:
+        make_deterministic()
+    lower = "--batch-size, --crop-size or --eval-batch-size, or use --amp"
+    with distributed.session(args.device, args.dist_timeout), explain_memory(lower):
+        return Trainer(args, recipe).run()
 
 
 if __name__ == "__main__":

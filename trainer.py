@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import argparse
-import math
+import copy
+import itertools
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,31 +18,41 @@ from tqdm import tqdm
 
 from dataset import EpochSampler, build_dataset
 from evaluate import Evaluation, evaluate_model, lab_score
+from kd import distributed
+from kd.atomic import lock_folder, remove_stale
 from kd.batch import prepare_batch
 from kd.checkpoint import load_file, save_atomic
 from kd.device import check_amp, pick_device
-from kd.distiller import DistilledStudent, Distiller, LiveTeacher, Recipe
+from kd.distiller import DistilledStudent, Distiller, LiveTeacher, Recipe, Teacher
 from kd.errors import UserError
+from kd.failures import LossWatch, refuse_non_finite
 from kd.optim import make_optimizer, make_scheduler
+from kd.reporting import epoch_line, report_sections
 from kd.runlog import RunLog
+from kd.teacher_cache import open_teacher_cache
 from kd.train_state import (
     Progress,
+    Stopped,
     StopSignal,
+    fingerprint,
     ignore_stop_signals,
+    part_random_streams,
     refuse_changes,
     restore_training,
     training_state,
 )
 from models.cost import count_parameters
+from segdata.stats import class_weights
 from segdata.transforms import TrainTransform
 from zoo import create_model, load_model_state, load_teacher, model_file_dict
-
-FINITE_CHECK_STEPS = 20
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A stretch of epochs with one batch size and crop size; the backbone is frozen in the first of two."""
+    """A stretch of epochs with one batch size and crop size; the backbone is frozen in the first of two.
+
+    The batch size is that of an optimizer step: in a distributed run the ranks share it.
+    """
 
     batch_size: int
     crop_size: int
@@ -53,6 +64,7 @@ class Trainer:
 
     def __init__(self, args: argparse.Namespace, recipe: Recipe):
         self.args, self.recipe = args, recipe
+        self.start = time.monotonic()
         self.device = pick_device(args.device)
         check_amp(self.device, args.amp)
         self.folder, self.resume_from = self._locate_run()
@@ -62,14 +74,6 @@ class Trainer:
         self.progress = Progress()
         if self.resume_from:
             self._resume()
-        self.log = RunLog(
-            self.folder,
-            {**self.arguments, "recipe": dict(self.recipe.weights)},
-            tensorboard=args.tensorboard,
-            wandb=args.wandb,
-            resume=self.resume_from is not None,
-        )
-        self.log.truncate_after(self.progress.epoch)
 
     # -- building ------------------------------------------------------------------------------
 
@@ -82,11 +86,33 @@ class Trainer:
         last = folder / "last.pth"
         return folder, last if args.resume and last.exists() else None
 
+    def _open_folder(self) -> None:
+        args = self.args
+        self.lock = lock_folder(self.folder)
+        remove_stale(self.folder)
+        self.log = RunLog(
+            self.folder,
+            {**self.arguments, "recipe": dict(self.recipe.weights), "processes": distributed.world_size()},
+            tensorboard=args.tensorboard,
+            wandb=args.wandb,
+            resume=self.resume_from is not None,
+        )
+        self.log.truncate_after(self.progress.epoch)
+
     def _build_data(self) -> None:
         args = self.args
-        self.train_set = build_dataset(args.dataset, args.data_dir, args.train_split)
+        with distributed.main_first():  # it fills the decoded cache
+            self.train_set = build_dataset(
+                args.dataset, args.data_dir, args.train_split, decode_cache=args.decode_cache or False
+            )
         self.val_set = build_dataset(args.dataset, args.data_dir, args.val_split)
-        self.sampler = EpochSampler(len(self.train_set), args.seed)
+        self.images = fingerprint(self.train_set.ids)
+        seen = distributed.gather((self.images, fingerprint(self.val_set.ids), self.resume_from is None))
+        if any(other != seen[0] for other in seen):
+            raise UserError("the processes see different files: --data-dir and --output-dir must be shared by all")
+        self.sampler = EpochSampler(
+            len(self.train_set), args.seed, rank=distributed.rank(), world_size=distributed.world_size()
+        )
         self.stage = self.loader = None
         first = self.steps_in(self.stage_of(0))
         self.total_steps = sum(self.steps_in(self.stage_of(epoch)) for epoch in range(args.epochs))
@@ -101,6 +127,11 @@ class Trainer:
 
     def steps_in(self, stage: Stage) -> int:
         """Optimizer steps an epoch; what is left over of the split is seen in another epoch's order."""
+        if stage.batch_size % distributed.world_size():
+            raise UserError(
+                f"--batch-size {stage.batch_size} is what all {distributed.world_size()} processes share: "
+                "give a multiple of their number"
+            )
         steps = len(self.train_set) // stage.batch_size
         if steps == 0:
             raise UserError(
@@ -113,10 +144,13 @@ class Trainer:
         """Set the loader, and what is trained, for the epoch that begins."""
         if stage != self.stage:
             self.stage = stage
+            self.student.backbone.requires_grad_(not stage.frozen)
+            model = distributed.wrap(self.model, self.device)
+            self.distiller.model = torch.compile(model) if self.args.compile else model
             self.train_set.transform = TrainTransform(stage.crop_size)
             self.loader = DataLoader(
                 self.train_set,
-                batch_size=stage.batch_size,
+                batch_size=stage.batch_size // distributed.world_size(),
                 sampler=self.sampler,
                 drop_last=True,
                 num_workers=self.args.workers,
@@ -126,23 +160,46 @@ class Trainer:
                 generator=torch.Generator(),  # its own: making an iterator leaves the global one alone
             )
         self.model.train()
-        self.student.backbone.requires_grad_(not stage.frozen)
         if stage.frozen:
             self.student.backbone.eval()  # its BatchNorm keeps the pretrained statistics, too
 
     def _build_models(self) -> None:
         args, classes = self.args, self.train_set.num_classes
         torch.manual_seed(args.seed)
-        self.student = create_model(args.student, classes, args.student_weights).to(self.device)
         teacher = None
-        if self.recipe.needs_teacher:
-            model = load_teacher(args.teacher, classes, args.teacher_weights, self.train_set.class_names)
-            teacher = LiveTeacher(model.to(self.device), args.amp)
+        with distributed.main_first():  # it fetches weights and fills the teacher's cache; the other ranks find them
+            student = create_model(args.student, classes, args.student_weights).to(self.device)
+            if self.recipe.needs_teacher:
+                teacher = self._make_teacher()
+        self.student = distributed.synchronize_batchnorm(student, self.device)
         self.model = DistilledStudent(self.student, self.recipe, teacher).to(self.device)
         # Seeded anew: how many numbers the adapters took must not change the student's dropout.
         torch.manual_seed(args.seed)
-        model = torch.compile(self.model) if args.compile else self.model
-        self.distiller = Distiller(model, self.student, self.recipe, teacher, amp=args.amp)
+        part_random_streams()
+        weights = None
+        if args.class_weights:
+            weights = class_weights(args.class_weights, self.train_set.layout, args.train_split).to(self.device)
+        self.distiller = Distiller(self.model, self.student, self.recipe, teacher, weights, amp=args.amp)
+
+    def _make_teacher(self) -> Teacher:
+        """The teacher of the command line: run on every batch, or read from its cache."""
+        args, data = self.args, copy.copy(self.train_set)
+        model = load_teacher(args.teacher, data.num_classes, args.teacher_weights, data.class_names)
+        if not args.cache_teacher:
+            return LiveTeacher(model.to(self.device), args.amp)
+        data.transform = TrainTransform(args.crop_size)
+        weights = Path(args.teacher_weights)
+        return open_teacher_cache(
+            args.cache_dir,
+            model,
+            weights.stem if weights.suffix == ".onnx" else args.teacher,
+            data,
+            recipe=self.recipe,
+            dtype=args.cache_teacher,
+            device=self.device,
+            batch_size=max(args.batch_size // distributed.world_size(), 1),
+            workers=args.workers,
+        )
 
     def _build_optimization(self) -> None:
         args = self.args
@@ -151,7 +208,9 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=args.amp == "fp16")
         self.terms = [*self.recipe.weights, "loss"]
         exact = torch.float32 if self.device.type == "mps" else torch.float64
-        self.loss_sums = torch.zeros(len(self.terms), dtype=exact, device=self.device)
+        # The last sum counts the steps whose losses are in the others.
+        self.loss_sums = torch.zeros(len(self.terms) + 1, dtype=exact, device=self.device)
+        self.watch = LossWatch(self.device, self.scaler, self.folder / "last.pth")
 
     # -- saving and resuming -------------------------------------------------------------------
 
@@ -171,12 +230,18 @@ class Trainer:
     def _resume(self) -> None:
         path = self.resume_from
         checkpoint = load_file(path)
-        if "training" not in checkpoint:
+        state = checkpoint.get("training")
+        if not isinstance(state, dict):
             raise UserError(f"{path} holds a student without its training state: resume from a last.pth")
-        state = checkpoint["training"]
-        refuse_changes(state.get("arguments", {}), self.arguments, self.args.allow_changed, str(path))
+        refuse_changes(state.get("arguments"), self.arguments, self.args.allow_changed, str(path))
+        if state.get("images") != self.images and not self.args.allow_changed:
+            raise UserError(
+                f"{path} was made with other images in the split {self.args.train_split}: "
+                "bring the list back, or pass --allow-changed"
+            )
         load_model_state(self.student, checkpoint, path)
-        self.progress = restore_training(state, self.loss_sums, self._parts, str(path))
+        self.progress = restore_training(state, self.loss_sums, self._parts, str(path), self.device)
+        self.start -= self.progress.elapsed_s
         print(f"resumed {path}: {self.progress.epoch} epochs and {self.progress.step_in_epoch} steps done")
 
     def student_file(self, **info: object) -> dict:
@@ -184,8 +249,17 @@ class Trainer:
         return model_file_dict(self.args.student, self.student, self.train_set, info=info)
 
     def save_last(self) -> None:
-        state = training_state(self.progress, self.arguments, self.loss_sums, self._parts)
-        save_atomic(self.student_file() | {"training": state}, self.folder / "last.pth")
+        """Write last.pth, once it is sure that the state is worth going back to."""
+        last = self.folder / "last.pth"
+        self.watch.look()
+        moments = [value for state in self.optimizer.state.values() for value in state.values()]
+        refuse_non_finite([*self.model.state_dict().values(), *moments], last)
+        self.progress.elapsed_s = time.monotonic() - self.start
+        state = training_state(self.progress, self.arguments, self.loss_sums, self._parts, self.device)
+        state["images"] = self.images
+        if distributed.is_main():
+            save_atomic(self.student_file() | {"training": state}, last)
+        distributed.barrier()  # no rank moves on, or ends, before the file is there
 
     # -- the loop ------------------------------------------------------------------------------
 
@@ -195,9 +269,11 @@ class Trainer:
         losses = self.distiller.losses(batch)
         total = self.distiller.total(losses, self.progress.step / self.total_steps)
         self.optimizer.zero_grad(set_to_none=True)
+        scale = self.scaler.get_scale()
         self.scaler.scale(total).backward()
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        self.progress.skipped_steps += self.scaler.get_scale() < scale
         self.scheduler.step()
         return torch.stack([*(losses[name] for name in self.recipe.weights), total]).detach()
 
@@ -206,52 +282,39 @@ class Trainer:
         progress, args = self.progress, self.args
         self.enter_stage(self.stage_of(progress.epoch))
         steps = self.steps_in(self.stage)
-        self.sampler.set_epoch(progress.epoch, start=progress.step_in_epoch * self.stage.batch_size)
+        start = time.monotonic() - progress.epoch_s
+        self.sampler.set_epoch(progress.epoch, start=progress.step_in_epoch * self.loader.batch_size)
         bar = tqdm(
-            self.loader,
+            itertools.islice(self.loader, steps - progress.step_in_epoch),
             desc=f"epoch {progress.epoch + 1}/{args.epochs}",
             initial=progress.step_in_epoch,
             total=steps,
             leave=False,
             unit="step",
+            disable=not distributed.is_main(),
         )
-        unchecked = []
         for batch in bar:
             losses = self.train_step(batch)
-            self.loss_sums += losses
+            counted = torch.cat([losses, losses.new_ones(1)])
+            self.loss_sums += torch.where(losses.isfinite().all(), counted, 0)  # fp16 scaling skips the others
             progress.step += 1
             progress.step_in_epoch += 1
-            unchecked.append((losses[-1], batch["id"]))
-            # Looking at a loss waits for the GPU: do it now and then, not at every step.
-            if len(unchecked) == FINITE_CHECK_STEPS or self.device.type == "cpu":
-                self.check_finite(unchecked)
+            progress.epoch_s = time.monotonic() - start
+            if self.watch.add(losses[-1], batch["id"], progress.epoch + 1):
                 bar.set_postfix({name: f"{value:.3f}" for name, value in self.mean_losses().items()})
-                unchecked = []
-            done = progress.step_in_epoch == steps
-            if args.save_steps and progress.step % args.save_steps == 0 and not done:
+            if stop.poll() or progress.step == args.max_steps:
+                break
+            if args.save_steps and progress.step % args.save_steps == 0 and progress.step_in_epoch < steps:
                 self.save_last()
-            if not done and (stop.requested or progress.step == args.max_steps):
-                return False
-        self.check_finite(unchecked)
-        return True
-
-    def check_finite(self, totals: list[tuple[torch.Tensor, list[str]]]) -> None:
-        """Stop at the first loss that is not a number (fp16 loss scaling skips such steps by itself)."""
-        if self.scaler.is_enabled():
-            return
-        for total, ids in totals:
-            if not math.isfinite(total.item()):
-                raise UserError(
-                    f"the loss is {total.item()} in epoch {self.progress.epoch + 1}, batch of {', '.join(ids)}; "
-                    f"{self.folder / 'last.pth'} holds the last good state: lower --lr or look at these images"
-                )
+        self.watch.look()
+        return progress.step_in_epoch == steps
 
     def mean_losses(self) -> dict[str, float]:
-        """Mean of each term over the epoch so far."""
-        means = self.loss_sums / max(self.progress.step_in_epoch, 1)
-        return dict(zip(self.terms, means.tolist(), strict=True))
+        """Mean of each term over the epoch so far, and over the ranks."""
+        *sums, count = distributed.add_up(self.loss_sums.clone()).tolist()
+        return {name: value / max(count, 1) for name, value in zip(self.terms, sums, strict=True)}
 
-    def evaluate(self) -> Evaluation:
+    def evaluate(self, stop: StopSignal) -> Evaluation:
         return evaluate_model(
             self.student,
             self.val_set,
@@ -259,26 +322,31 @@ class Trainer:
             batch_size=self.args.eval_batch_size,
             workers=self.args.workers,
             amp=self.args.amp,
+            stop=stop,
         )
 
     def keep_best(self, evaluation: Evaluation) -> None:
         """Save the student as best.pth if it scores better than ever before."""
         progress, scores = self.progress, evaluation.scores
-        if scores.miou > progress.best_miou or not (self.folder / "best.pth").exists():
+        best = self.folder / "best.pth"
+        missing = distributed.any_rank(distributed.is_main() and not best.exists())
+        if scores.miou > progress.best_miou or missing:
             progress.best_miou, progress.best_epoch, progress.stale_evaluations = (
                 scores.miou,
                 progress.epoch + 1,
                 0,
             )
             info = {"epoch": progress.epoch + 1, "miou": scores.miou, "protocol": evaluation.protocol}
-            save_atomic(self.student_file(**info), self.folder / "best.pth")
+            if distributed.is_main():
+                save_atomic(self.student_file(**info), best)
         else:
             progress.stale_evaluations += 1
 
-    def finish_epoch(self, epoch_s: float, images: int, evaluation: Evaluation | None, complete: bool) -> None:
+    def finish_epoch(self, evaluation: Evaluation | None, complete: bool) -> None:
         """Write the epoch's row, keep the best student, and move on to the next epoch."""
         progress, args = self.progress, self.args
         losses = self.mean_losses()
+        progress.elapsed_s = time.monotonic() - self.start
         row = {
             "epoch": progress.epoch + 1,
             "step": progress.step,
@@ -288,104 +356,72 @@ class Trainer:
             "val_loss": evaluation.loss if evaluation else None,
             "val_miou": evaluation.scores.miou if evaluation else None,
             "val_pixel_accuracy": evaluation.scores.pixel_accuracy if evaluation else None,
-            "images_per_s": images / epoch_s,
-            "epoch_s": epoch_s,
+            "images_per_s": progress.step_in_epoch * self.stage.batch_size / progress.epoch_s,
+            "epoch_s": progress.epoch_s,
             "elapsed_s": progress.elapsed_s,
         }
-        self.log.log_epoch(row)
-        self.log.draw_curves()
-        tqdm.write(self.epoch_line(row, losses))
+        if self.scaler.is_enabled():
+            row["skipped_steps"] = progress.skipped_steps
+        if distributed.is_main():
+            self.log.log_epoch(row)
+            self.log.draw_curves()
+            tqdm.write(epoch_line(row, losses, args.epochs, self.total_steps))
         if evaluation:
             self.keep_best(evaluation)
         if complete:
             progress.epoch += 1
-            progress.step_in_epoch = 0
+            progress.step_in_epoch, progress.epoch_s = 0, 0.0
             self.loss_sums.zero_()
-        if args.save_every and complete and progress.epoch % args.save_every == 0:
-            save_atomic(self.student_file(epoch=progress.epoch), self.folder / f"epoch_{progress.epoch}.pth")
+            if args.save_every and progress.epoch % args.save_every == 0 and distributed.is_main():
+                save_atomic(self.student_file(epoch=progress.epoch), self.folder / f"epoch_{progress.epoch}.pth")
         self.save_last()
-
-    def epoch_line(self, row: dict, losses: dict[str, float]) -> str:
-        left = row["elapsed_s"] / row["step"] * (self.total_steps - row["step"])
-        terms = " ".join(f"{name} {value:.4f}" for name, value in losses.items())
-        val = ""
-        if row["val_miou"] is not None:
-            val = (
-                f" | val loss {row['val_loss']:.4f} mIoU {100 * row['val_miou']:.2f} % "
-                f"pixel acc {100 * row['val_pixel_accuracy']:.2f} %"
-            )
-        return (
-            f"epoch {row['epoch']}/{self.args.epochs} | {terms}{val} | lr {row['lr']:.2e} | "
-            f"{row['images_per_s']:.1f} images/s | epoch {clock(row['epoch_s'])} "
-            f"elapsed {clock(row['elapsed_s'])} left {clock(left)}"
-        )
 
     def run(self) -> int:
         """Train to the end, a signal, --max-steps or --patience; returns the exit status."""
         progress, args = self.progress, self.args
-        before = progress.elapsed_s
-        start = time.monotonic()
+        if distributed.is_main():
+            self._open_folder()
         with StopSignal() as stop:
             while progress.epoch < args.epochs:
-                epoch_start, first_step = time.monotonic(), progress.step
-                complete = self.train_epoch(stop)
-                progress.elapsed_s = before + time.monotonic() - start
-                if stop.requested and not complete:
-                    self.save_last()
+                try:
+                    self.run_epoch(stop)
+                except Stopped:
                     return self.interrupted()
-                last = progress.epoch + 1 == args.epochs or progress.step == args.max_steps
-                evaluate = last or (progress.epoch + 1) % args.eval_every == 0
-                train_s = time.monotonic() - epoch_start
-                images = (progress.step - first_step) * self.stage.batch_size
-                evaluation = self.evaluate() if evaluate else None
-                progress.elapsed_s = before + time.monotonic() - start
-                self.finish_epoch(train_s, images, evaluation, complete)
                 if progress.step == args.max_steps:
                     break
                 if args.patience and progress.stale_evaluations >= args.patience:
                     print(f"no gain in {args.patience} evaluations: stopped early")
                     break
-                if stop.requested and progress.epoch < args.epochs:
-                    return self.interrupted()
-        self.write_report()
+        if distributed.is_main():
+            self.write_report()
         return 0
+
+    def run_epoch(self, stop: StopSignal) -> None:
+        """Train and score an epoch, or what is left of it; raises `Stopped` after a signal, with all saved."""
+        progress, args = self.progress, self.args
+        complete = self.train_epoch(stop)
+        last = progress.epoch + 1 == args.epochs or progress.step == args.max_steps
+        evaluate = last or (progress.epoch + 1) % args.eval_every == 0
+        if evaluate or stop.agreed:
+            self.save_last()  # scoring may take long: it must not cost the epoch
+        if stop.agreed:
+            raise Stopped
+        self.finish_epoch(self.evaluate(stop) if evaluate else None, complete)
 
     def interrupted(self) -> int:
         last = self.folder / "last.pth"
         print(f"stopped after step {self.progress.step}; saved {last}. Go on with the same command and --resume auto")
-        self.log.close()
+        if distributed.is_main():
+            self.log.close()
         return 130
 
     def write_report(self) -> None:
-        progress, rows = self.progress, self.log.rows()
-        parameters = count_parameters(self.student)
-        final = rows[-1]
-        self.log.write_report(
-            {
-                "scores": {
-                    "best mIoU %": 100 * progress.best_miou,
-                    "best epoch": progress.best_epoch,
-                    "final mIoU %": 100 * final["val_miou"] if final["val_miou"] is not None else None,
-                    "final pixel accuracy %": 100 * (final["val_pixel_accuracy"] or math.nan),
-                    "student parameters": parameters,
-                    "lab score (best)": lab_score(progress.best_miou, parameters),
-                    "protocol": f"{self.val_set.name}/{self.val_set.split}",
-                },
-                "timings": {
-                    "elapsed": clock(progress.elapsed_s),
-                    "optimizer steps": progress.step,
-                    "mean images/s": sum(row["images_per_s"] for row in rows) / len(rows),
-                },
-            }
-        )
+        progress, parameters = self.progress, count_parameters(self.student)
+        score = lab_score(progress.best_miou, parameters)
+        protocol = f"{self.val_set.name}/{self.val_set.split}"
+        self.log.write_report(report_sections(progress, self.log.rows(), parameters, score, protocol))
         self.log.close()
         print(
             f"best mIoU {100 * progress.best_miou:.2f} % in epoch {progress.best_epoch}, "
-            f"lab score {lab_score(progress.best_miou, parameters):.3f}; everything is in {self.folder}"
+            f"lab score {score:.3f}; everything is in {self.folder}"
         )
-
-
-def clock(seconds: float) -> str:
-    """Seconds as h:mm:ss."""
-    minutes, seconds = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import warnings
+import zipfile
 from pathlib import Path
 
 import torch
@@ -28,15 +29,19 @@ def load_file(path: str | Path) -> dict:
 
     Raises:
         UserError: no such file, not a torch file, truncated, no dict, or more than tensors and plain
-            values in it (such a file could run code, and is refused).
+            values in it (such a file could run code, and is refused); or it would unpack to more than
+            its own size.
     """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: {'a folder, not a file of weights' if path.is_dir() else 'no such file'}")
     try:
+        _refuse_inflation(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's remarks on odd files; what counts is raised
             content = torch.load(path, map_location="cpu", weights_only=True)
+    except UserError:
+        raise
     except pickle.UnpicklingError as error:
         # A text file fails as an unknown pickle instruction, too; only a real one deserves the warning.
         if "GLOBAL" in str(error) and _is_torch_file(path):
@@ -52,6 +57,16 @@ def load_file(path: str | Path) -> dict:
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds a {type(content).__name__}, not a dict of weights")
     return content
+
+
+def _refuse_inflation(path: Path) -> None:
+    """``torch.save`` compresses nothing; in a compressed file a few kB can stand for all of the memory."""
+    with path.open("rb") as file:
+        if file.read(2) != b"PK":
+            return
+    with zipfile.ZipFile(path) as archive:
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+            raise UserError(f"{path}: compressed, which torch.save never does: refused; unpack it and save it anew")
 
 
 def _is_torch_file(path: Path) -> bool:

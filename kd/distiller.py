@@ -241,14 +241,21 @@ def pad_batch(batch: dict, stride: int) -> dict:
     """Pad a prepared batch on the right and bottom to a multiple of ``stride``.
 
     Student and teacher then see the same pixels whatever their own strides are. What is added is
-    padding: images 0 (the mean colour), mask 255, valid False.
+    padding: images 0 (the mean colour), mask 255, valid False; the box grows by what it stands for.
     """
     height, width = batch["image"].shape[-2:]
     pad = (0, -width % stride, 0, -height % stride)
     if not any(pad):
         return batch
-    return batch | {
+    padded = {
         "image": F.pad(batch["image"], pad),
         "mask": F.pad(batch["mask"], pad, value=255),
         "valid": F.pad(batch["valid"], pad, value=False),
     }
+    if "box" in batch:
+        x0, y0, x1, y1 = batch["box"].unbind(1)
+        right, bottom = (x1 - x0) / width * pad[1], (y1 - y0) / height * pad[3]
+        flip = batch["flip"]  # the right of a flipped crop is the left of its window
+        grown = (torch.where(flip, x0 - right, x0), y0, torch.where(flip, x1, x1 + right), y1 + bottom)
+        padded["box"] = torch.stack(grown, dim=1)
+    return batch | padded

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import signal
 import threading
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 
 import torch
 
+from kd import distributed
 from kd.errors import UserError
 
 # Arguments that may differ when a run is resumed: where and how it runs, not what is computed.
 FREE_ARGUMENTS = {
-    "allow_changed", "compile", "data_dir", "decode_cache", "device", "eval_batch_size", "eval_every", "max_steps",
-    "name", "output_dir", "patience", "resume", "save_every", "save_steps", "tensorboard", "wandb", "workers",
+    "allow_changed", "cache_dir", "compile", "data_dir", "decode_cache", "device", "dist_timeout", "dry_run",
+    "eval_batch_size", "eval_every", "max_steps", "name", "output_dir", "patience", "resume", "save_every",
+    "save_steps", "tensorboard", "wandb", "workers",
 }  # fmt: skip
 
 
@@ -30,6 +34,7 @@ class Progress:
         best_epoch: the (1-based) epoch it was seen in.
         stale_evaluations: evaluations since then.
         skipped_steps: optimizer steps that fp16 loss scaling left out.
+        epoch_s: seconds of training in the epoch under way.
         elapsed_s: seconds of work in all, earlier parts of the run included.
     """
 
@@ -40,65 +45,150 @@ class Progress:
     best_epoch: int = 0
     stale_evaluations: int = 0
     skipped_steps: int = 0
+    epoch_s: float = 0.0
     elapsed_s: float = 0.0
 
 
-def rng_state() -> dict[str, object]:
-    """The state of every torch random number generator (CPU, each CUDA device, MPS)."""
-    state: dict[str, object] = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state_all()
-    if torch.backends.mps.is_available():
+def rng_state(device: torch.device) -> dict[str, torch.Tensor]:
+    """The state of torch's random number generators that this process draws from: the CPU's and the device's."""
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    if device.type == "mps":
         state["mps"] = torch.mps.get_rng_state()
     return state
 
 
-def restore_rng_state(state: Mapping[str, object]) -> None:
-    """Put `rng_state` back, as far as this machine has the devices."""
-    torch.set_rng_state(state["cpu"])
-    if "cuda" in state and len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["cuda"])
-    if "mps" in state and torch.backends.mps.is_available():
-        torch.mps.set_rng_state(state["mps"])
+def restore_rng_state(states: Sequence[Mapping[str, torch.Tensor]], device: torch.device) -> None:
+    """Put back this rank's `rng_state`, as far as it was saved on such a device.
+
+    ``states`` has one for each rank of the run that saved them; more ranks than then draw anew.
+    """
+    mine = states[distributed.rank() % len(states)]
+    torch.set_rng_state(mine["cpu"])
+    if device.type == "cuda" and "cuda" in mine:
+        torch.cuda.set_rng_state(mine["cuda"], device)
+    if device.type == "mps" and "mps" in mine:
+        torch.mps.set_rng_state(mine["mps"])
+    if distributed.rank() >= len(states):
+        part_random_streams()
+
+
+def part_random_streams() -> None:
+    """Let each rank draw its own numbers from here on (dropout); the main rank's stay as they are."""
+    if distributed.rank() > 0:
+        torch.manual_seed(torch.randint(2**62, ()).item() + distributed.rank())
+
+
+def fingerprint(ids: Sequence[str]) -> str:
+    """A short name for a list of images, to notice that a split has changed."""
+    return hashlib.sha256("\n".join(ids).encode()).hexdigest()[:16]
 
 
 def training_state(
-    progress: Progress, arguments: Mapping[str, object], loss_sums: torch.Tensor, parts: Mapping[str, object]
+    progress: Progress,
+    arguments: Mapping[str, object],
+    loss_sums: torch.Tensor,
+    parts: Mapping[str, object],
+    device: torch.device,
 ) -> dict[str, object]:
-    """The plain dict under ``training`` in last.pth; ``parts`` are the things with a ``state_dict()``."""
+    """The plain dict under ``training`` in last.pth; ``parts`` are the things with a ``state_dict()``.
+
+    In a distributed run all ranks must call it: it gathers their random states.
+    """
     return {
         "progress": asdict(progress),
         "arguments": dict(arguments),
-        "loss_sums": loss_sums.cpu(),
-        "rng": rng_state(),
+        "loss_sums": distributed.gather(loss_sums.cpu()),
+        "rng": distributed.gather(rng_state(device)),
         **{name: part.state_dict() for name, part in parts.items()},
     }
 
 
 def restore_training(
-    state: Mapping[str, object], loss_sums: torch.Tensor, parts: Mapping[str, object], where: str
+    state: Mapping[str, object],
+    loss_sums: torch.Tensor,
+    parts: Mapping[str, object],
+    where: str,
+    device: torch.device,
 ) -> Progress:
     """Load `training_state` into ``loss_sums`` and ``parts``; returns the progress.
 
     Raises:
-        UserError: the state is of a run that was set up otherwise.
+        UserError: the state is damaged, or of a run that was set up otherwise; nothing is loaded then.
     """
     try:
+        progress = Progress(**state["progress"])
+        _check_progress(progress)
+        sums = state["loss_sums"]
+        _check_like(sums, [loss_sums] * len(sums), "loss_sums")
+        for name, part in parts.items():
+            if isinstance(part, torch.optim.Optimizer):
+                _check_optimizer(state[name], part)
+            else:
+                _check_like(state[name], part.state_dict(), name)
         for name, part in parts.items():
             part.load_state_dict(state[name])
-        loss_sums.copy_(state["loss_sums"])
-        restore_rng_state(state["rng"])
-        return Progress(**state["progress"])
-    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        # Only the mean over ranks is ever read: if there are more or fewer now, each goes on from it.
+        same = len(sums) == distributed.world_size()
+        loss_sums.copy_(sums[distributed.rank()] if same else sum(sums) / len(sums))
+        restore_rng_state(state["rng"], device)
+        return progress
+    except (LookupError, TypeError, ValueError, RuntimeError, AttributeError, ArithmeticError) as error:
         raise UserError(f"{where}: its training state does not fit this run ({error})") from error
 
 
-def refuse_changes(saved: Mapping[str, object], now: Mapping[str, object], allow: bool, where: str) -> None:
+def _check_progress(progress: Progress) -> None:
+    for field in fields(Progress):
+        value = getattr(progress, field.name)
+        kinds = (int,) if isinstance(field.default, int) else (int, float)
+        if not isinstance(value, kinds) or isinstance(value, bool) or value < min(field.default, 0):
+            raise ValueError(f"{field.name} is {value!r}")
+
+
+def _check_optimizer(saved: Mapping, optimizer: torch.optim.Optimizer) -> None:
+    """Same groups, and for each parameter moments of its own shape."""
+    _check_like(saved["param_groups"], optimizer.state_dict()["param_groups"], "optimizer")
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for index, moments in saved["state"].items():
+        for name, value in moments.items():
+            if isinstance(value, torch.Tensor) and value.ndim and value.shape != parameters[index].shape:
+                raise ValueError(
+                    f"optimizer: {name} of parameter {index} is {tuple(value.shape)}, not "
+                    f"{tuple(parameters[index].shape)}"
+                )
+
+
+def _check_like(saved: object, own: object, where: str) -> None:
+    """A `ValueError` unless ``saved`` is built as ``own``: keys, lengths, kinds of values, shapes of tensors."""
+    if isinstance(own, torch.Tensor):
+        alike = isinstance(saved, torch.Tensor) and saved.shape == own.shape
+    elif isinstance(own, Mapping):
+        alike = isinstance(saved, Mapping) and saved.keys() == own.keys()
+    elif isinstance(own, list | tuple):
+        alike = isinstance(saved, list | tuple) and len(saved) == len(own)
+    elif isinstance(own, float | int):
+        alike = isinstance(saved, float | int)
+    else:
+        alike = type(saved) is type(own)
+    if not alike:
+        raise ValueError(f"{where} is of another kind or size")
+    if isinstance(own, Mapping):
+        for key in own:
+            _check_like(saved[key], own[key], f"{where}/{key}")
+    elif isinstance(own, list | tuple):
+        for index, (one, other) in enumerate(zip(saved, own, strict=True)):
+            _check_like(one, other, f"{where}/{index}")
+
+
+def refuse_changes(saved: object, now: Mapping[str, object], allow: bool, where: str) -> None:
     """Name the arguments that differ from the saved run's and would make the rest of it another run.
 
     Raises:
-        UserError: some differ and ``allow`` is false.
+        UserError: some differ and ``allow`` is false, or ``saved`` holds no arguments at all.
     """
+    if not isinstance(saved, Mapping):
+        raise UserError(f"{where}: damaged: the arguments of its run are missing")
     changed = [
         f"--{name.replace('_', '-')} was {saved.get(name)!r}, is {now[name]!r}"
         for name in now
@@ -111,15 +201,27 @@ def refuse_changes(saved: Mapping[str, object], now: Mapping[str, object], allow
         )
 
 
-class StopSignal:
-    """While active, SIGINT and SIGTERM set ``requested`` instead of ending the process; a second SIGINT ends it.
+class Stopped(Exception):
+    """Work was broken off because the run was asked to stop."""
 
-    Schedulers of clusters send SIGTERM before they take a machine away; Ctrl-C sends SIGINT.
+
+class StopSignal:
+    """While active, SIGINT and SIGTERM set ``requested`` instead of ending the process; a second Ctrl-C ends it.
+
+    Schedulers of clusters send SIGTERM before they take a machine away; Ctrl-C sends SIGINT. In a distributed
+    run each rank has its own ``requested``; `poll` makes them agree.
     """
 
     def __init__(self):
         self.requested = False
+        self.agreed = False
+        self._since = 0.0
         self._previous = {}
+
+    def poll(self) -> bool:
+        """True, in every rank, from when one of them was asked to stop; all ranks must call it."""
+        self.agreed = self.agreed or distributed.any_rank(self.requested)
+        return self.agreed
 
     def __enter__(self) -> StopSignal:
         if threading.current_thread() is threading.main_thread():
@@ -133,8 +235,11 @@ class StopSignal:
         self._previous.clear()
 
     def _handle(self, number, frame) -> None:
-        if self.requested and number == signal.SIGINT:
+        # Launchers pass Ctrl-C on to processes that the terminal has told already: that is no second one.
+        if self.requested and number == signal.SIGINT and time.monotonic() - self._since > 1:
             raise KeyboardInterrupt
+        if not self.requested:
+            self._since = time.monotonic()
         self.requested = True
 
 

@@ -22,11 +22,11 @@ from segdata.reading import VOID, DataError
 
 CLASSES = ("background", "disk", "square", "triangle", "star", "ring", "cross")
 TEXTURES = ("plain", "stripes", "checker", "dots", "waves", "grain")
-VERSION = "1"  # raise it whenever the pictures change: an older data set on disk is then made anew
+VERSION = "2"  # raise it whenever the pictures change: an older data set on disk is then made anew
 SEED = 2012
 NUM_TRAIN, NUM_VAL = 400, 100
-PREFERENCE = 0.6  # how often a shape carries the texture of its kind, rather than any
-HUE_SPREAD = 0.10  # standard deviation of a kind's hue; the kinds' mean hues are 1/6 apart
+PREFERENCE = 0.85  # how often a shape carries the texture of its kind, rather than any
+HUE_SPREAD = 0.08  # standard deviation of a kind's hue; the kinds' mean hues are 1/6 apart
 
 
 def find_demo(data_dir: Path) -> Layout:

@@ -16,7 +16,7 @@ PACKAGES = ("kd", "models", "segdata")
 SCRIPTS = sorted(path.stem for path in ROOT.glob("*.py"))
 
 # A module imports from its own layer and those before it. Scripts not named here are the last layer.
-LAYERS = [{"kd"}, {"models", "segdata", "student_model", "dataset"}, {"zoo"}, {"evaluate"}]
+LAYERS = [{"kd"}, {"models", "segdata", "student_model", "dataset"}, {"zoo"}, {"predictor"}, {"evaluate"}]
 
 
 def layer(module: str) -> int:

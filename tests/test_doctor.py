@@ -1,0 +1,170 @@
+"""train_kd.py --dry-run: says all that is wrong at once, writes nothing, and what it calls well does run."""
+
+import shutil
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import doctor
+import zoo
+from kd.checkpoint import load_file
+from tests.test_train import arguments
+from tests.tiny import TinyModel
+from train_kd import main
+
+Usage = namedtuple("Usage", "total used free")
+
+
+@pytest.fixture(autouse=True)
+def tiny_model(monkeypatch):
+    monkeypatch.setitem(zoo.MODELS, "tiny", zoo.ModelSpec(TinyModel, None, "random"))
+
+
+@pytest.fixture
+def dry_run(demo_data, tmp_path, capsys):
+    """``dry_run("--more", data_dir=...)`` -> (exit status, lines)."""
+
+    def run(*more, data_dir=demo_data):
+        args = arguments(data_dir, tmp_path / "out", "--student", "tiny", "--dry-run", *more)
+        status = main(args)
+        return status, capsys.readouterr().out.splitlines()
+
+    return run
+
+
+def wrong(lines):
+    return [line for line in lines if line.startswith("WRONG")]
+
+
+def test_all_is_well_and_nothing_is_written(dry_run, tmp_path):
+    status, lines = dry_run("--save-every", "1", "--workers", "1")
+    assert status == 0, lines
+    assert not wrong(lines) and lines[-1].startswith("all is well")
+    assert list(tmp_path.iterdir()) == []
+    looked_at = {line.split()[1] for line in lines if line.startswith("ok")}
+    assert looked_at >= {"losses", "folder", "device", "data", "batches", "workers", "step", "memory", "disk"}
+
+
+def test_everything_wrong_is_said_at_once(dry_run, tmp_path):
+    (tmp_path / "out").write_text("a file where the folder should be")
+    status, lines = dry_run(
+        "--lr", "-1", "--epochs", "0", "--loss", "nothing=1", "--amp", "fp16", "--val-split", "nosuch",
+        "--student", "nobody", "--teacher", "noone", "--alpha", "1", "--batch-size", "1000", "--wandb",
+    )  # fmt: skip
+    assert status == 1
+    text = "\n".join(wrong(lines))
+    for word in ("--lr", "--epochs", "'nothing'", "fp16", "'nosuch'", "'nobody'", "'noone'", "1000"):
+        assert word in text, word
+    assert len(wrong(lines)) >= 7 and f"{len(wrong(lines))} things are wrong" in lines[-1]
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--student-weights", "absent.pth"], ["student", "absent.pth"]),
+        (["--alpha", "1", "--teacher", "tiny"], ["nobody publishes"]),
+        (["--alpha", "1", "--teacher", "tiny", "--teacher-weights", "absent.pth"], ["absent.pth"]),
+        (["--resume", "absent.pth"], ["absent.pth"]),
+        (["--batch-size", "17"], ["--batch-size 17", "16 images"]),
+    ],
+)
+def test_single_faults(more, words, dry_run):
+    status, lines = dry_run(*more)
+    assert status == 1
+    assert all(word in "\n".join(wrong(lines)) for word in words), lines
+
+
+def test_missing_data_do_not_hide_bad_weights(dry_run, tmp_path):
+    bad = tmp_path / "bad.pth"
+    bad.write_text("no weights")
+    status, lines = dry_run("--dataset", "voc", "--student-weights", bad, data_dir=tmp_path / "nowhere")
+    assert status == 1
+    assert any("nowhere" in line for line in wrong(lines)) and any("bad.pth" in line for line in wrong(lines))
+
+
+def test_a_damaged_mask_is_found(dry_run, demo_data, tmp_path):
+    shutil.copytree(demo_data, tmp_path / "data")
+    for mask in (tmp_path / "data").rglob("*val*.png"):
+        Image.new("L", (7, 7)).save(mask)
+    status, lines = dry_run(data_dir=tmp_path / "data")
+    assert status == 1 and "7" in wrong(lines)[0] and "val" in wrong(lines)[0]
+
+
+def test_resuming_is_tried(dry_run, demo_data, tmp_path):
+    assert main(arguments(demo_data, tmp_path / "out", "--student", "tiny", "--max-steps", "1")) == 0
+    status, lines = dry_run()
+    assert status == 1 and "--resume auto" in wrong(lines)[0]
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "run").iterdir()}
+    status, lines = dry_run("--resume", "auto")
+    assert status == 0, lines
+    status, lines = dry_run("--resume", "auto", "--batch-size", "2")
+    assert status == 1 and "--batch-size was 4, is 2" in wrong(lines)[0]
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "run").iterdir()}
+
+
+def test_too_little_disk_memory_and_shared_memory(dry_run, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(1, 1, 1000))
+    status, lines = dry_run("--workers", "1")
+    assert status == 1 and "workers" in wrong(lines)[0]
+    status, lines = dry_run()
+    assert status == 1 and "disk" in wrong(lines)[0]
+    monkeypatch.undo()
+    monkeypatch.setitem(zoo.MODELS, "tiny", zoo.ModelSpec(TinyModel, None, "random"))
+    monkeypatch.setattr(doctor, "free_memory", lambda device: 1000)
+    status, lines = dry_run()
+    assert status == 1 and "lower one of them" in wrong(lines)[0]
+
+
+def test_the_disk_estimate_holds(demo_data, tmp_path, capsys):
+    """What the folder takes is below the estimate less its fixed 10 MB, and not tenfold below."""
+    folder = tmp_path / "run"
+    assert main(arguments(demo_data, tmp_path, "--student", "standard", "--epochs", "1", "--save-every", "1")) == 0
+    taken = sum(path.stat().st_size for path in folder.iterdir())
+    taken += max(path.stat().st_size for path in folder.iterdir())  # the largest file, while it is replaced
+    seen = {}
+
+    def usage(path):
+        return Usage(1, 1, seen["free"])
+
+    capsys.readouterr()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", usage)
+        for seen["free"], expected in ((taken, 1), (5 * taken, 0)):
+            more = ["--student", "standard", "--epochs", "1", "--save-every", "1", "--dry-run", "--name", "other"]
+            assert main(arguments(demo_data, tmp_path, *more)) == expected
+
+
+def test_the_memory_estimate_counts_what_autograd_keeps(demo_data, tmp_path):
+    """Twice the batch: twice the activations; the fixed part stays."""
+    from doctor import HEADROOM, trial_step
+    from train_kd import make_recipe
+    from trainer import Trainer
+
+    estimates = {}
+    for batch in (2, 4, 8):
+        args = arguments(demo_data, tmp_path, "--student", "tiny", "--batch-size", str(batch))
+        trainer = Trainer(args, make_recipe(args))
+        estimates[batch] = trial_step(trainer)
+    assert estimates[8] - estimates[4] == pytest.approx(2 * (estimates[4] - estimates[2]), rel=1e-3)
+    fixed = 2 * estimates[2] - estimates[4]
+    weights = sum(parameter.numel() for parameter in trainer.student.parameters())
+    assert fixed == pytest.approx(HEADROOM * 4 * 4 * weights, rel=0.01)
+    pixels = 64 * 64 * 4 * trainer.train_set.num_classes  # bytes of one image's full-size logits
+    assert estimates[8] - estimates[4] > 4 * pixels
+
+
+def test_a_run_called_well_runs(dry_run, demo_data, tmp_path):
+    status, _ = dry_run("--freeze-epochs", "1", "--freeze-batch-size", "8")
+    assert status == 0
+    more = ["--student", "tiny", "--freeze-epochs", "1", "--freeze-batch-size", "8"]
+    assert main(arguments(demo_data, tmp_path / "out", *more)) == 0
+    assert load_file(tmp_path / "out" / "run" / "last.pth")["training"]["progress"]["epoch"] == 2
+
+
+def test_free_memory_of_this_machine():
+    free = doctor.free_memory(torch.device("cpu"))
+    assert free is None or 10_000_000 < free < 10**14
+    assert free is not None or not Path("/proc/meminfo").exists()

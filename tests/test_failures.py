@@ -1,0 +1,233 @@
+"""Losses that are no numbers, states not worth saving, memory that runs out, deterministic runs."""
+
+import csv
+
+import pytest
+import torch
+
+import zoo
+from kd.checkpoint import load_file
+from kd.errors import UserError
+from kd.failures import LossWatch, explain_memory, refuse_non_finite
+from tests import forks
+from tests.test_train import arguments, assert_same_run
+from tests.tiny import TinyModel
+from train_kd import main, make_recipe
+from trainer import Trainer
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def tiny_model(monkeypatch):
+    monkeypatch.setitem(zoo.MODELS, "tiny", zoo.ModelSpec(TinyModel, None, "random"))
+
+
+@pytest.fixture
+def tiny_args(demo_data, tmp_path):
+    return lambda *more: arguments(demo_data, tmp_path, "--student", "tiny", *more)
+
+
+def poison(trainer, step, what):
+    """Let ``what(trainer)`` happen before the ``step``-th optimizer step (from 0)."""
+    train_step = trainer.train_step
+
+    def poisoned(batch):
+        if trainer.progress.step == step:
+            what(trainer)
+        return train_step(batch)
+
+    trainer.train_step = poisoned
+
+
+def spoil_weights(trainer):
+    with torch.no_grad():
+        trainer.student.classifier.weight.fill_(float("nan"))
+
+
+# -- losses ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("every", [1, 20])
+def test_no_state_after_a_bad_loss_is_ever_saved(every, tiny_args, tmp_path):
+    """Also where losses are looked at only now and then, as on a GPU."""
+    args = tiny_args("--save-steps", "1")
+    trainer = Trainer(args, make_recipe(args))
+    trainer.watch.every = every
+    poison(trainer, 2, spoil_weights)
+    with pytest.raises(UserError, match=r"the loss is nan in epoch 1, batch of demo_\w+, .*last\.pth holds the last"):
+        trainer.run()
+    checkpoint = load_file(tmp_path / "run" / "last.pth")
+    assert checkpoint["training"]["progress"]["step"] == 2
+    assert all(value.isfinite().all() for value in checkpoint["state_dict"].values())
+
+
+def test_weights_that_a_step_has_spoilt_are_not_saved(tiny_args, tmp_path):
+    """The loss of the step was finite; its gradient was not."""
+    args = tiny_args("--save-steps", "1", "--optimizer", "sgd")
+    trainer = Trainer(args, make_recipe(args))
+
+    def spoil_next_gradient(trainer):
+        trainer.student.classifier.bias.register_hook(lambda gradient: gradient * float("inf"))
+
+    poison(trainer, 2, spoil_next_gradient)
+    with pytest.raises(UserError, match=r"not finite, not saved; .*last\.pth holds the last good state"):
+        trainer.run()
+    checkpoint = load_file(tmp_path / "run" / "last.pth")
+    assert checkpoint["training"]["progress"]["step"] == 2
+    args = tiny_args("--save-steps", "1", "--optimizer", "sgd", "--resume", "auto")
+    assert Trainer(args, make_recipe(args)).run() == 0
+
+
+def test_the_first_bad_batch_is_named(tmp_path):
+    watch = LossWatch(torch.device("meta"), torch.amp.GradScaler("cpu", enabled=False), tmp_path / "last.pth")
+    watch.every = 3
+    assert not watch.add(torch.tensor(1.0), ["good"], 1)
+    assert not watch.add(torch.tensor(float("inf")), ["bad", "other"], 1)
+    with pytest.raises(UserError, match="the loss is inf in epoch 1, batch of bad, other; nothing was saved yet"):
+        watch.add(torch.tensor(float("nan")), ["later"], 2)
+
+
+def test_refuse_non_finite(tmp_path):
+    good = [torch.ones(3), torch.tensor([10**9]), torch.ones(2, dtype=torch.bfloat16)]
+    refuse_non_finite(good, tmp_path)
+    refuse_non_finite([], tmp_path)
+    for bad in (float("nan"), float("inf")):
+        with pytest.raises(UserError, match="not finite"):
+            refuse_non_finite([*good, torch.tensor([1.0, bad])], tmp_path)
+
+
+# -- fp16 scaling ----------------------------------------------------------------------------------
+
+
+def scaled(args, init_scale):
+    """A run whose loss is scaled as under --amp fp16, on the CPU."""
+    trainer = Trainer(args, make_recipe(args))
+    trainer.scaler = torch.amp.GradScaler("cpu", init_scale=init_scale)
+    trainer.watch.scaler = trainer.scaler
+    return trainer
+
+
+def test_steps_that_overflow_are_skipped_and_counted(tiny_args, tmp_path):
+    """2^127 times a loss of 19 is inf in float32: the first steps are skipped, until the scale has halved enough."""
+    trainer = scaled(tiny_args("--loss", "ce=10"), 2.0**127)
+    before = [parameter.clone() for parameter in trainer.student.parameters()]
+    changed = []
+    train_step = trainer.train_step
+
+    def watched(batch):
+        losses = train_step(batch)
+        changed.append(any(not torch.equal(a, b) for a, b in zip(before, trainer.student.parameters(), strict=True)))
+        return losses
+
+    trainer.train_step = watched
+    assert trainer.run() == 0
+    skipped = changed.index(True)
+    assert skipped > 0
+    with (tmp_path / "run" / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert int(rows[-1]["skipped_steps"]) == skipped
+    report = (tmp_path / "run" / "report.txt").read_text()
+    line = next(line for line in report.splitlines() if line.startswith("steps skipped"))
+    assert line.split()[-1] == str(skipped)
+
+
+def test_a_loss_left_out_by_scaling_leaves_no_nan_in_the_log(tiny_args, tmp_path):
+    trainer = scaled(tiny_args("--epochs", "1"), 1.0)
+    state = {}
+
+    def spoil(trainer):
+        state["weight"] = trainer.student.classifier.weight.clone()
+        spoil_weights(trainer)
+
+    def heal(trainer):
+        with torch.no_grad():
+            trainer.student.classifier.weight.copy_(state["weight"])
+
+    poison(trainer, 1, spoil)
+    poison(trainer, 2, heal)
+    assert trainer.run() == 0
+    with (tmp_path / "run" / "metrics.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    assert row["skipped_steps"] == "1" and 0.5 < float(row["train_loss"]) < 5
+
+
+def test_scaling_that_never_ends_stops_the_run(tiny_args):
+    trainer = scaled(tiny_args("--epochs", "9"), 2.0**-5)
+    trainer.student.classifier.bias.register_hook(lambda gradient: gradient * float("inf"))
+    with pytest.raises(UserError, match="overflow fp16 at every step: use --amp bf16"):
+        trainer.run()
+    assert trainer.progress.step < 20
+
+
+# -- memory ----------------------------------------------------------------------------------------
+
+
+def cuda_out_of_memory():
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of ...")
+
+
+def worker_killed():
+    raise RuntimeError("DataLoader worker (pid 123) is killed by signal: Killed. ")
+
+
+def shared_memory():
+    raise RuntimeError("unable to write to file </torch_1_2_3>: No space left on device, /dev/shm is full")
+
+
+@pytest.mark.parametrize(
+    ("failure", "words"),
+    [
+        (lambda: torch.empty(10**15), ["out of memory", "lower --batch-size"]),
+        (cuda_out_of_memory, ["out of memory", "20.00 GiB", "lower --batch-size"]),
+        (lambda: [0] * 10**18, ["out of memory"]),
+        (worker_killed, ["lower --workers"]),
+        (shared_memory, ["--workers", "--shm-size"]),
+    ],
+)
+def test_out_of_memory_is_one_line(failure, words):
+    with pytest.raises(UserError) as error, explain_memory("--batch-size"):
+        failure()
+    message = str(error.value)
+    assert all(word in message for word in words) and "\n" not in message
+
+
+def test_other_errors_stay_as_they_are():
+    with pytest.raises(RuntimeError, match="size mismatch"), explain_memory("--batch-size"):
+        raise RuntimeError("size mismatch")
+
+
+def test_the_script_explains_memory(tiny_args, monkeypatch):
+    monkeypatch.setattr(Trainer, "train_step", lambda self, batch: torch.empty(10**15))
+    with pytest.raises(UserError, match="lower --batch-size, --crop-size"):
+        main(tiny_args())
+
+
+def test_the_evaluation_script_explains_memory(demo_data, tmp_path, tiny_args, monkeypatch):
+    import evaluate
+
+    assert main(tiny_args("--max-steps", "1")) == 0
+    monkeypatch.setattr(evaluate, "prepare_batch", lambda batch, device: torch.empty(10**15))
+    parser = evaluate.get_args_parser()
+    argv = [tmp_path / "run" / "best.pth", "--dataset", "demo", "--data-dir", demo_data, "--workers", 0]
+    with pytest.raises(UserError, match="lower --batch-size"):
+        evaluate.main(parser.parse_args([*map(str, argv), "--device", "cpu"]))
+
+
+# -- determinism -----------------------------------------------------------------------------------
+
+
+@forks.needs_fork
+def test_deterministic_runs(tiny_args, demo_data, tmp_path):
+    """In processes of their own: the switch is PyTorch's, and stays on."""
+
+    def work(name):
+        args = arguments(demo_data, tmp_path / name, "--student", "tiny", "--loss", "dice=1", "--deterministic")
+        status = main(args)
+        assert torch.are_deterministic_algorithms_enabled() and not torch.backends.cudnn.benchmark
+        return status
+
+    for name in ("one", "two"):
+        assert forks.wait(forks.fork(lambda name=name: work(name), tmp_path / "output.txt"), 60) == 0
+    assert_same_run(tmp_path / "one" / "run", tmp_path / "two" / "run")
+    assert "does not have a deterministic implementation" not in (tmp_path / "output.txt").read_text()
