@@ -127,16 +127,14 @@ def make_row(dataset: SegmentationDataset, index: int, columns: Sequence[Column]
     return PanelRow(sample["id"], sample["image"].permute(1, 2, 0).numpy(), masks, notes)
 
 
-def write_overlays(row: PanelRow, titles: Sequence[str], dataset: SegmentationDataset, folder: Path) -> list[Path]:
-    """Write the image's masks over the image, at its own size, as FOLDER/ID_TITLE.png; returns the paths."""
-    paths = []
+def write_overlays(row: PanelRow, titles: Sequence[str], dataset: SegmentationDataset, folder: Path) -> int:
+    """Write the image's masks over the image, at its own size, as FOLDER/ID_TITLE.png; returns how many."""
     for mask, title in zip(row.masks, titles, strict=True):
         painted = overlay(row.image, mask, dataset.palette, clear=background_classes(dataset.class_names))
         name = f"{row.name}_{title}".replace("/", "_").replace(":", "").replace(" ", "_")
-        paths.append(folder / f"{name}.png")
-        with replacing(paths[-1]) as temporary:
+        with replacing(folder / f"{name}.png") as temporary:
             Image.fromarray(painted).save(temporary)
-    return paths
+    return len(row.masks)
 
 
 def write_sheets(
@@ -185,10 +183,11 @@ def main(args: argparse.Namespace) -> None:
         bar = tqdm(indices, desc=name, unit="img", leave=False)
         rows = [make_row(dataset, index, columns, device) for index in bar]
         paths = write_sheets(name, rows, titles, dataset, args)
-        if args.overlays:
-            for row in rows:
-                paths += write_overlays(row, titles, dataset, args.output_dir / "overlays")
         print("\n".join(map(str, paths)))
+        if args.overlays:
+            folder = args.output_dir / "overlays"
+            count = sum(write_overlays(row, titles, dataset, folder) for row in rows)
+            print(f"{folder}/: {count} overlays of {len(rows)} images")
 
 
 if __name__ == "__main__":

@@ -99,9 +99,8 @@ def test_from_the_command_line(run_script, demo_data, demo_checkpoint, dataset, 
     )
     written = sorted(str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").glob("*.png"))
     assert written == ["best_1.png", "best_2.png", "worst_1.png", "worst_2.png"]
-    listed = done.stdout.split()
+    assert all(str(tmp_path / "out" / name) in done.stdout for name in written)
     overlays = sorted((tmp_path / "out" / "overlays").iterdir())
-    assert {str(path) for path in overlays} <= set(listed)
     # truth, teacher and two students, of at least three images
     assert len(overlays) % 4 == 0 and len(overlays) >= 12
     for path in overlays:
