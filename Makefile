@@ -13,7 +13,7 @@ RUN = $(VENV)/bin/python
 PIP = $(RUN) -m pip --disable-pip-version-check install $(PIP_FLAGS)
 
 # The demo: small pictures, from scratch, so that it needs neither a network nor a GPU.
-TEACHER_EPOCHS = 20
+TEACHER_EPOCHS = 16
 STUDENT_EPOCHS = 12
 DEMO_DATA = --dataset demo --data-dir data
 DEMO_TRAIN = $(RUN) train_kd.py $(DEMO_DATA) --student-weights none --crop-size 128 --batch-size 16 --lr 3e-3 \
@@ -41,17 +41,17 @@ $(VENV)/all-installed: $(VENV)/made requirements.txt requirements-extra.txt
 
 # --resume auto: what an interrupted demo has trained already is kept.
 demo: $(VENV)/core-installed
-	@echo '== 1/5 the teacher, a standard student trained longest'
-	$(DEMO_TRAIN) --name demo_teacher --student standard --epochs $(TEACHER_EPOCHS)
+	@echo '== 1/5 the teacher: FastLiteSSNet, which computes ten times what the student does'
+	$(DEMO_TRAIN) --name demo_teacher --student fastlitessnet --epochs $(TEACHER_EPOCHS)
 	@echo '== 2/5 the baseline: a compact student taught by the labels alone'
 	$(DEMO_TRAIN) --name demo_baseline --student compact --epochs $(STUDENT_EPOCHS)
 	@echo '== 3/5 the distilled student: the same, taught by the teacher as well'
 	$(DEMO_TRAIN) --name demo_distilled --student compact --epochs $(STUDENT_EPOCHS) --alpha 1 --beta 0.5 \
-	  --teacher standard --teacher-weights $(DEMO_TEACHER)
+	  --teacher fastlitessnet --teacher-weights $(DEMO_TEACHER)
 	@echo '== 4/5 all three on the validation split'
 	$(RUN) evaluate.py $(DEMO_TEACHER) $(DEMO_STUDENTS) $(DEMO_DATA) --csv checkpoints/demo.csv
 	@echo '== 5/5 pictures'
-	$(RUN) visualize.py $(DEMO_STUDENTS) $(DEMO_DATA) --teacher standard --teacher-weights $(DEMO_TEACHER) \
+	$(RUN) visualize.py $(DEMO_STUDENTS) $(DEMO_DATA) --teacher fastlitessnet --teacher-weights $(DEMO_TEACHER) \
 	  --overlays --output-dir checkpoints/demo_pictures
 	@echo '== done: look at checkpoints/demo_pictures/images.png and checkpoints/demo_*/curves.png'
 

@@ -146,7 +146,7 @@ def evaluate_model(
     loss_sum = torch.zeros((), dtype=torch.float64, device=device)
     seconds_per_image = []
     quiet = not (progress and distributed.is_main())
-    for batch in tqdm(loader, desc=f"evaluate {dataset.split}", leave=False, disable=quiet, unit="batch"):
+    for batch in tqdm(loader, desc=f"evaluate {dataset.split}", leave=False, disable=quiet or None, unit="batch"):
         if stop is not None and stop.requested:
             break
         batch = prepare_batch(batch, device)

@@ -41,6 +41,7 @@ from kd.train_state import (
     restore_training,
     training_state,
 )
+from models.base import SegmentationModel
 from models.cost import count_parameters
 from segdata.stats import class_weights
 from segdata.transforms import TrainTransform
@@ -95,7 +96,7 @@ class Trainer:
             {**self.arguments, "recipe": dict(self.recipe.weights), "processes": distributed.world_size()},
             tensorboard=args.tensorboard,
             wandb=args.wandb,
-            resume=self.resume_from is not None,
+            resume=bool(args.resume),  # also after a kill before the first last.pth
         )
         self.log.truncate_after(self.progress.epoch)
 
@@ -171,7 +172,9 @@ class Trainer:
             student = create_model(args.student, classes, args.student_weights).to(self.device)
             if self.recipe.needs_teacher:
                 teacher = self._make_teacher()
-        self.student = distributed.synchronize_batchnorm(student, self.device)
+        # What is saved is the plain network; --qat trains its parameters through a graph that rounds as INT8 does.
+        self.plain = distributed.synchronize_batchnorm(student, self.device)
+        self.student = self._fake_quantized(self.plain) if args.qat else self.plain
         self.model = DistilledStudent(self.student, self.recipe, teacher).to(self.device)
         # Seeded anew: how many numbers the adapters took must not change the student's dropout.
         torch.manual_seed(args.seed)
@@ -180,6 +183,13 @@ class Trainer:
         if args.class_weights:
             weights = class_weights(args.class_weights, self.train_set.layout, args.train_split).to(self.device)
         self.distiller = Distiller(self.model, self.student, self.recipe, teacher, weights, amp=args.amp)
+
+    def _fake_quantized(self, student: SegmentationModel) -> SegmentationModel:
+        if distributed.world_size() > 1:
+            raise UserError("--qat trains in one process, whose ranges are those of all images: leave torchrun out")
+        from models.quantized import FakeQuantModel
+
+        return FakeQuantModel(student)
 
     def _make_teacher(self) -> Teacher:
         """The teacher of the command line: run on every batch, or read from its cache."""
@@ -239,14 +249,17 @@ class Trainer:
                 f"{path} was made with other images in the split {self.args.train_split}: "
                 "bring the list back, or pass --allow-changed"
             )
-        load_model_state(self.student, checkpoint, path)
+        load_model_state(self.plain, checkpoint, path)
+        if self.args.qat:
+            self.student.load_ranges(checkpoint.get("qat", {}))
         self.progress = restore_training(state, self.loss_sums, self._parts, str(path), self.device)
         self.start -= self.progress.elapsed_s
         print(f"resumed {path}: {self.progress.epoch} epochs and {self.progress.step_in_epoch} steps done")
 
     def student_file(self, **info: object) -> dict:
         """The student alone, as a checkpoint that needs no flags to be used."""
-        return model_file_dict(self.args.student, self.student, self.train_set, info=info)
+        content = model_file_dict(self.args.student, self.plain, self.train_set, info=info)
+        return content | ({"qat": self.student.ranges()} if self.args.qat else {})
 
     def save_last(self) -> None:
         """Write last.pth, once it is sure that the state is worth going back to."""
@@ -291,7 +304,7 @@ class Trainer:
             total=steps,
             leave=False,
             unit="step",
-            disable=not distributed.is_main(),
+            disable=None if distributed.is_main() else True,  # None: a bar on terminals, none in log files
         )
         for batch in bar:
             losses = self.train_step(batch)

@@ -167,6 +167,15 @@ def test_a_run_folder_is_not_overwritten(demo_data, distilled, whole_run):
         main(arguments(demo_data, whole_run.parent, *distilled))
 
 
+def test_a_kill_between_the_first_row_and_the_first_checkpoint_is_survived(demo_data, distilled, whole_run, tmp_path):
+    """The run has a metrics row but no last.pth: it begins anew, and the row is not doubled."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "metrics.csv").write_bytes((whole_run / "metrics.csv").read_bytes())
+    assert main(arguments(demo_data, tmp_path, *distilled, "--resume", "auto")) == 0
+    assert_same_run(whole_run, folder)
+
+
 def test_patience_stops_early(demo_data, tmp_path, monkeypatch):
     monkeypatch.setattr(Trainer, "keep_best", lambda self, evaluation: setattr(self.progress, "stale_evaluations", 1))
     assert main(arguments(demo_data, tmp_path, "--patience", "1", "--epochs", "5")) == 0
