@@ -5,6 +5,7 @@
     python train_kd.py --beta 0.5                              # feature: + cosine of low/mid/high maps
     python train_kd.py --alpha 1.0 --cache-teacher             # the teacher computed once, then read
     python train_kd.py --preset papi --teacher deeplabv3plus_resnet101 --student deeplabv3plus_resnet18
+    python train_kd.py --qat --student-weights RUN/best.pth --lr 1e-4 --alpha 1.0    # fit a student for INT8
     python train_kd.py --resume auto --name RUN                # go on where RUN stopped
     python train_kd.py --dry-run                               # is all there that the run needs?
 
@@ -39,6 +40,12 @@ def get_args_parser() -> argparse.ArgumentParser:
     models.add_argument("--student", default="standard", help="the network that is trained")
     models.add_argument("--student-weights", default="default", metavar="default|none|PATH",
                         help="start of the student: ImageNet backbone, random, or a file")  # fmt: skip
+    models.add_argument(
+        "--qat",
+        action="store_true",
+        help="train with the rounding of INT8; give a trained student by --student-weights and a small --lr, "
+        "then make the file with quantize.py",
+    )
     models.add_argument("--teacher", default="fcn_resnet50", help="built only if a loss needs it")
     models.add_argument("--teacher-weights", default="default", metavar="default|PATH",
                         help="torchvision's COCO_WITH_VOC_LABELS weights, or a file; .onnx: any network")  # fmt: skip
@@ -148,7 +155,8 @@ def name_run(args: argparse.Namespace, recipe: Recipe) -> None:
         args.output_dir, args.name = folder.parent, folder.name
         return
     terms = "_".join(f"{name}{weight:g}" for name, weight in recipe.weights.items() if (name, weight) != ("ce", 1.0))
-    args.name = f"{args.dataset}_{args.student}_{terms or 'baseline'}_seed{args.seed}"
+    qat = "_qat" if args.qat else ""
+    args.name = f"{args.dataset}_{args.student}_{terms or 'baseline'}{qat}_seed{args.seed}"
 
 
 def check_arguments(args: argparse.Namespace) -> None:
@@ -165,6 +173,11 @@ def check_arguments(args: argparse.Namespace) -> None:
         faults.append(f"--lr must be above 0, not {args.lr}")
     if args.max_steps is not None and args.max_steps < 1:
         faults.append(f"--max-steps must be at least 1, not {args.max_steps}")
+    if args.qat:
+        clashes = [
+            ("--amp", args.amp != "off"), ("--compile", args.compile), ("--freeze-epochs", args.freeze_epochs > 0)
+        ]  # fmt: skip
+        faults += [f"--qat and {name} exclude each other" for name, given in clashes if given]
     if faults:
         raise UserError("; ".join(faults))
 

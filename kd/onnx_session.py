@@ -5,7 +5,8 @@ from __future__ import annotations
 import tempfile
 from collections import Counter
 from pathlib import Path
-from types import ModuleType
+
+import torch
 
 from kd.errors import UserError
 
@@ -14,46 +15,42 @@ INTEGER_KERNELS = ("QLinearConv", "QLinearMatMul", "MatMulIntegerToFloat", "QGem
 LAYER_KERNELS = (*INTEGER_KERNELS, "Conv", "FusedConv", "ConvTranspose", "MatMul", "FusedMatMul", "Gemm", "FusedGemm")
 
 
-def import_onnxruntime() -> ModuleType:
-    """The package, or a `UserError` that says how to install it."""
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise UserError(
-            "ONNX files need the package onnxruntime: pip install onnxruntime (see requirements-extra.txt)"
-        ) from error
-    return onnxruntime
-
-
-def open_session(path: str | Path, *, device: str = "cpu", threads: int = 0, optimized: Path | None = None):
-    """Open an ONNX file.
+def open_session(
+    path: str | Path, content: bytes | None = None, *, device: str = "auto", optimized: Path | None = None
+):
+    """An ONNX Runtime session for a file, or for the changed ``content`` of it.
 
     Args:
         path: the file.
-        device: ``cuda`` takes ONNX Runtime's CUDA kernels where this build has them, else the CPU's.
-        threads: of one operator; 0 leaves it to the runtime.
+        content: run this in place of what is in the file.
+        device: ``auto`` takes ONNX Runtime's CUDA kernels where this build and machine have them, ``cpu`` not.
         optimized: where to write the graph as the runtime will execute it.
 
     Raises:
         UserError: onnxruntime is not installed, or the file is missing or damaged.
     """
-    onnxruntime = import_onnxruntime()
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise UserError(
+            f"{path}: ONNX files need ONNX Runtime: pip install onnxruntime (see requirements-extra.txt)"
+        ) from error
     if not Path(path).is_file():
         raise UserError(f"{path}: no such file")
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # errors come as exceptions, warnings are about what the user cannot influence
-    options.intra_op_num_threads = threads
-    # Idle threads that spin would take the cores from PyTorch, which works before and after the session.
+    options.log_severity_level = 4  # errors come as exceptions; warnings are about what the user cannot influence
+    options.intra_op_num_threads = torch.get_num_threads()
+    # Its idle threads would otherwise spin and take the cores from PyTorch's.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)
-    wanted = (["CUDAExecutionProvider"] if device == "cuda" else []) + ["CPUExecutionProvider"]
+    wanted = ("CPUExecutionProvider",) if device == "cpu" else ("CUDAExecutionProvider", "CPUExecutionProvider")
     providers = [name for name in wanted if name in onnxruntime.get_available_providers()]
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=providers)
-    except Exception as error:  # the runtime has an exception class of its own for every stage
-        reason = str(error).strip().partition("\n")[0]
-        raise UserError(f"{path}: ONNX Runtime cannot read it: {reason}") from error
+        return onnxruntime.InferenceSession(content or str(path), options, providers=providers)
+    except Exception as error:  # ONNX Runtime's own classes share no base
+        reason = str(error).strip().splitlines()[0][:200]
+        raise UserError(f"{path}: not an ONNX file that ONNX Runtime can run: {reason}") from error
 
 
 def executed_operators(path: str | Path) -> Counter[str]:
@@ -62,7 +59,7 @@ def executed_operators(path: str | Path) -> Counter[str]:
 
     with tempfile.TemporaryDirectory() as folder:
         optimized = Path(folder) / "optimized.onnx"
-        open_session(path, optimized=optimized)
+        open_session(path, device="cpu", optimized=optimized)
         graph = onnx.load(optimized).graph
     return Counter(node.op_type for node in graph.node)
 

@@ -52,8 +52,8 @@ class ExportedModel(nn.Module):
 class OnnxModel(ExportedModel):
     """An ONNX file, run by ONNX Runtime."""
 
-    def __init__(self, path: str | Path, device: str = "cpu", threads: int = 0) -> None:
-        session = open_session(path, device=device, threads=threads)
+    def __init__(self, path: str | Path, device: str = "cpu") -> None:
+        session = open_session(path, device=device)
         super().__init__(ModelCard.from_metadata(session.get_modelmeta().custom_metadata_map, str(path)))
         self.session = session
         self.input_name = session.get_inputs()[0].name

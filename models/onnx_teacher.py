@@ -29,6 +29,7 @@ from torch.nn import functional as F
 from kd.batch import MEAN, STD
 from kd.errors import UserError
 from kd.grids import pad_to_stride
+from kd.onnx_session import open_session
 from models.base import TAPS, SegmentationModel
 
 FULL_SIZE_STRIDE = 8  # full-size logits are averaged to it
@@ -232,26 +233,6 @@ def load_onnx_teacher(path: str | Path, num_classes: int, class_names: Sequence[
     taps = ", ".join(f"{tap} ({channels})" for tap, channels in model.tap_channels.items()) or "none"
     print(f"{path}: logits at stride {model.logit_stride}, feature maps: {taps}")
     return model.eval()
-
-
-def open_session(path: Path, content: bytes | None = None):
-    """An ONNX Runtime session for the file, or for the changed ``content`` of it."""
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise UserError(f"{path}: an ONNX teacher needs ONNX Runtime: pip install onnxruntime") from error
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = torch.get_num_threads()
-    # Its idle threads would otherwise spin and take the cores from PyTorch's.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    wanted = ("CUDAExecutionProvider", "CPUExecutionProvider")
-    providers = [name for name in wanted if name in onnxruntime.get_available_providers()]
-    try:
-        return onnxruntime.InferenceSession(content or str(path), options, providers=providers)
-    except Exception as error:  # ONNX Runtime's own classes share no base
-        reason = str(error).strip().splitlines()[0][:200]
-        raise UserError(f"{path}: not an ONNX file that ONNX Runtime can run: {reason}") from error
 
 
 def sample_corner_grid(cells: torch.Tensor, cell: int, stride: int, size: tuple[int, int]) -> torch.Tensor:

@@ -20,7 +20,7 @@ from kd.grids import pad_to_stride
 from models.base import SegmentationModel
 
 MAX_CELLS = 1024  # cells of the coarsest grid a side: 16384 pixels at stride 16
-OBSERVERS = "activation_post_process_"
+RANGE_NAMES = ("scale", "zero_point", "min_val", "max_val")
 
 
 class _Core(nn.Module):
@@ -111,12 +111,17 @@ class FakeQuantModel(GraphModel):
         self.training = mode
         return self
 
+    @property
+    def backbone(self) -> nn.Module:
+        """That of the float network."""
+        return self.source.backbone
+
     def ranges(self) -> dict[str, torch.Tensor]:
         """The state of the fake quantization, on the CPU; with ``source.state_dict()`` all there is."""
         return {
             name: value.detach().to("cpu", copy=True)
             for name, value in self.graph.state_dict().items()
-            if name.startswith(OBSERVERS)
+            if "activation_post_process_" in name and name.rpartition(".")[2] in RANGE_NAMES
         }
 
     def load_ranges(self, ranges: Mapping[str, torch.Tensor]) -> None:
