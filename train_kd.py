@@ -169,6 +169,8 @@ def check_arguments(args: argparse.Namespace) -> None:
     ):  # fmt: skip
         if not getattr(args, name) >= least:
             faults.append(f"--{name.replace('_', '-')} must be at least {least}, not {getattr(args, name)}")
+    if not 0 <= args.seed < 2**32:
+        faults.append(f"--seed must be from 0 to {2**32 - 1}, not {args.seed}")
     if not args.lr > 0:
         faults.append(f"--lr must be above 0, not {args.lr}")
     if args.max_steps is not None and args.max_steps < 1:

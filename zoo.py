@@ -12,6 +12,7 @@ model, checkpoint = load_checkpoint_model("checkpoints/run/best.pth")
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -34,6 +35,7 @@ from models.weights import (
     ClassCountError,
     StateDict,
     WeightsFile,
+    check_tensors,
     fetch,
     is_whole,
     load_backbone,
@@ -132,10 +134,11 @@ def build_model(name: str, num_classes: int, **model_args: object) -> Segmentati
     spec = choose(MODELS, name, "model")
     try:
         model = spec.build(num_classes, **model_args)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
         if not model_args:
             raise
-        raise UserError(f"{name} cannot be built with {model_args}: {error}") from error
+        given = ", ".join(model_args)
+        raise UserError(f"{name} cannot be built with the arguments in its file ({given}): {error}") from error
     model.model_args = dict(model_args)
     return model
 
@@ -270,14 +273,32 @@ def check_model_file(checkpoint: Mapping, path: str | Path) -> None:
         raise UserError(f"{path}: not a checkpoint of this project ({', '.join(faulty)} missing or of another kind)")
     if checkpoint["format"] > FORMAT:
         raise UserError(f"{path}: written by a newer version of this project (format {checkpoint['format']})")
+    try:
+        choose(MODELS, checkpoint["model"], "model")
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
     names, palette = checkpoint["class_names"], checkpoint["palette"]
     if not names or len(palette) < len(names) or not all(isinstance(key, str) for key in checkpoint["model_args"]):
         raise UserError(f"{path}: damaged: {len(names)} class names, {len(palette)} colours")
+    if not all(isinstance(name, str) for name in names) or not all(_is_colour(colour) for colour in palette):
+        raise UserError(f"{path}: damaged: a class name that is no text, or a colour that is not three of 0..255")
+    numbers = [*checkpoint["mean"], *checkpoint["std"]]
+    if len(numbers) != 6 or not all(isinstance(value, float | int) and math.isfinite(value) for value in numbers):
+        raise UserError(f"{path}: damaged: mean and std must be three numbers each")
+
+
+def _is_colour(value: object) -> bool:
+    return (
+        isinstance(value, list | tuple)
+        and len(value) == 3
+        and all(isinstance(part, int) and 0 <= part <= 255 for part in value)
+    )
 
 
 def load_model_state(model: SegmentationModel, checkpoint: Mapping, path: str | Path) -> None:
     """Load a checkpoint's weights into ``model``, strictly."""
     check_model_file(checkpoint, path)
+    check_tensors(checkpoint["state_dict"], str(path))
     load_whole(model, dict(checkpoint["state_dict"]), str(path))
 
 

@@ -59,6 +59,17 @@ def load_file(path: str | Path) -> dict:
     return content
 
 
+def is_plain(tensor: torch.Tensor) -> bool:
+    """Whether it is what files of weights hold: dense real numbers on the CPU, each with a place of its own."""
+    return (
+        tensor.layout == torch.strided
+        and tensor.device.type == "cpu"
+        and not tensor.is_quantized
+        and not tensor.is_complex()
+        and tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
+    )
+
+
 def _refuse_inflation(path: Path) -> None:
     """``torch.save`` compresses nothing; in a compressed file a few kB can stand for all of the memory."""
     with path.open("rb") as file:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import reprlib
 import signal
 import threading
 import time
@@ -12,6 +13,7 @@ from dataclasses import asdict, dataclass, fields
 import torch
 
 from kd import distributed
+from kd.checkpoint import is_plain
 from kd.errors import UserError
 
 # Arguments that may differ when a run is resumed: where and how it runs, not what is computed.
@@ -20,6 +22,9 @@ FREE_ARGUMENTS = {
     "eval_batch_size", "eval_every", "max_steps", "name", "output_dir", "patience", "resume", "save_every",
     "save_steps", "tensorboard", "wandb", "workers",
 }  # fmt: skip
+
+# What each optimizer keeps for a parameter.
+MOMENTS = {torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"}, torch.optim.SGD: {"momentum_buffer"}}
 
 
 @dataclass
@@ -143,31 +148,33 @@ def _check_progress(progress: Progress) -> None:
         value = getattr(progress, field.name)
         kinds = (int,) if isinstance(field.default, int) else (int, float)
         if not isinstance(value, kinds) or isinstance(value, bool) or value < min(field.default, 0):
-            raise ValueError(f"{field.name} is {value!r}")
+            raise ValueError(f"{field.name} is {reprlib.repr(value)}")
 
 
 def _check_optimizer(saved: Mapping, optimizer: torch.optim.Optimizer) -> None:
-    """Same groups, and for each parameter moments of its own shape."""
+    """Same groups, and for each parameter that has been trained the optimizer's moments in its own shape."""
     _check_like(saved["param_groups"], optimizer.state_dict()["param_groups"], "optimizer")
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for index, moments in saved["state"].items():
+        if index not in range(len(parameters)) or moments.keys() != MOMENTS[type(optimizer)]:
+            raise ValueError(f"optimizer: parameter {reprlib.repr(index)} is unknown or has other moments")
         for name, value in moments.items():
-            if isinstance(value, torch.Tensor) and value.ndim and value.shape != parameters[index].shape:
-                raise ValueError(
-                    f"optimizer: {name} of parameter {index} is {tuple(value.shape)}, not "
-                    f"{tuple(parameters[index].shape)}"
-                )
+            _check_like(value, torch.empty(()) if name == "step" else parameters[index], f"optimizer: {name}")
 
 
 def _check_like(saved: object, own: object, where: str) -> None:
-    """A `ValueError` unless ``saved`` is built as ``own``: keys, lengths, kinds of values, shapes of tensors."""
+    """A `ValueError` unless ``saved`` is built as ``own``: keys, lengths, kinds of values, shapes of tensors.
+
+    Tensors must be finite floats on the CPU. Walks as deep as ``own`` goes, however deep ``saved`` is.
+    """
     if isinstance(own, torch.Tensor):
-        alike = isinstance(saved, torch.Tensor) and saved.shape == own.shape
+        alike = isinstance(saved, torch.Tensor) and saved.shape == own.shape and is_plain(saved)
+        alike = alike and saved.is_floating_point() and bool(saved.isfinite().all())
     elif isinstance(own, Mapping):
         alike = isinstance(saved, Mapping) and saved.keys() == own.keys()
     elif isinstance(own, list | tuple):
         alike = isinstance(saved, list | tuple) and len(saved) == len(own)
-    elif isinstance(own, float | int):
+    elif isinstance(own, float | int) and not isinstance(own, bool):
         alike = isinstance(saved, float | int)
     else:
         alike = type(saved) is type(own)
@@ -190,7 +197,7 @@ def refuse_changes(saved: object, now: Mapping[str, object], allow: bool, where:
     if not isinstance(saved, Mapping):
         raise UserError(f"{where}: damaged: the arguments of its run are missing")
     changed = [
-        f"--{name.replace('_', '-')} was {saved.get(name)!r}, is {now[name]!r}"
+        f"--{name.replace('_', '-')} was {reprlib.repr(saved.get(name))}, is {now[name]!r}"
         for name in now
         if name not in FREE_ARGUMENTS and saved.get(name) != now[name]
     ]

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from kd.checkpoint import load_file
+from kd.checkpoint import is_plain, load_file
 from kd.errors import UserError
 from models.base import SegmentationModel
 
@@ -51,9 +51,19 @@ def read_weights(path: str | Path) -> WeightsFile:
         if isinstance(content.get(key), Mapping):
             state = content[key]
             break
-    if not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise UserError(f"{path}: neither a checkpoint of this project nor a state_dict")
+    check_tensors(state, str(path))
     return WeightsFile(str(path), {_plain_name(name): value for name, value in state.items()}, checkpoint)
+
+
+def check_tensors(state: Mapping, origin: str) -> None:
+    """A `UserError` unless ``state`` maps names to plain tensors of finite real numbers, and has some."""
+    if not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise UserError(f"{origin}: neither a checkpoint of this project nor a state_dict")
+    for name, value in state.items():
+        if not isinstance(name, str) or not is_plain(value):
+            raise UserError(f"{origin}: damaged: {str(name)[:80]!r} is no plain tensor of real numbers")
+        if value.is_floating_point() and not value.isfinite().all():
+            raise UserError(f"{origin}: {name[:80]!r} holds numbers that are not finite: such weights are of no use")
 
 
 def _plain_name(name: str) -> str:

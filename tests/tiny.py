@@ -13,6 +13,7 @@ class TinyModel(SegmentationModel):
 
     def __init__(self, num_classes: int = 3, width: int = 8, high_stride: int = 16, logit_stride: int = 4):
         super().__init__()
+        self.num_classes = num_classes
         self.stride, self.logit_stride = 16, logit_stride
         self.tap_channels = {"low": width, "mid": 2 * width, "high": 4 * width, "decoder": width}
         self.tap_strides = {"low": 4, "mid": 8, "high": high_stride, "decoder": 4}
