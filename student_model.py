@@ -31,7 +31,7 @@ class Variant:
 
 
 VARIANTS = {
-    "standard": Variant(encoder_blocks=13, aspp_width=160, decoder_width=96, dropout=0.1),
+    "standard": Variant(encoder_blocks=13, aspp_width=208, decoder_width=96, dropout=0.1),
     "compact": Variant(encoder_blocks=10, aspp_width=96, decoder_width=64, dropout=0.1),
 }
 
@@ -41,17 +41,44 @@ VARIANTS = {
 ASPP_RATES = (3, 6, 9)
 
 
-def conv_bn(in_channels: int, out_channels: int, kernel: int = 1, **options) -> list[nn.Module]:
-    """Convolution that keeps the size, and BatchNorm."""
-    padding = options.get("dilation", 1) * (kernel // 2)
-    conv = nn.Conv2d(in_channels, out_channels, kernel, padding=padding, bias=False, **options)
-    return [conv, nn.BatchNorm2d(out_channels)]
+class DepthwiseConv(nn.Conv2d):
+    """A dilated depthwise convolution whose backward pass is fast on the CPU, too.
+
+    Dilation d reads d * d grids that never meet, so each can go through the undilated kernel as an image of its
+    own: the same sums, 3 to 5 times faster than the dilated backward of PyTorch's CPU kernels. Eval mode and
+    other devices take the ordinary path.
+    """
+
+    def __init__(self, channels: int, kernel: int, dilation: int) -> None:
+        padding = dilation * (kernel // 2)
+        super().__init__(channels, channels, kernel, padding=padding, dilation=dilation, groups=channels, bias=False)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        height, width = features.shape[-2:]
+        dilation, kernel = self.dilation[0], self.kernel_size[0]
+        if not self.training or features.device.type != "cpu":
+            return super().forward(features)
+        if min(height, width) <= 2 * dilation:  # on grids 2 cells wide the dilated kernel is faster, in this layout
+            return super().forward(features.contiguous())
+        padded = F.pad(features, (0, -width % dilation, 0, -height % dilation)).permute(0, 2, 3, 1)
+        # (N, h, d, w, d, C) -> (d, d, N, h, w, C): one image for each of the grids.
+        grids = padded.unflatten(2, (-1, dilation)).unflatten(1, (-1, dilation)).permute(2, 4, 0, 1, 3, 5)
+        images = grids.flatten(0, 2).permute(0, 3, 1, 2)
+        images = F.conv2d(images, self.weight, padding=kernel // 2, groups=self.groups).permute(0, 2, 3, 1)
+        grids = images.unflatten(0, grids.shape[:3]).permute(2, 3, 0, 4, 1, 5)
+        return grids.flatten(3, 4).flatten(1, 2).permute(0, 3, 1, 2)[..., :height, :width]
+
+
+def conv_bn(in_channels: int, out_channels: int) -> list[nn.Module]:
+    """1x1 convolution and BatchNorm."""
+    return [nn.Conv2d(in_channels, out_channels, 1, bias=False), nn.BatchNorm2d(out_channels)]
 
 
 def separable_conv_bn(in_channels: int, out_channels: int, dilation: int = 1) -> list[nn.Module]:
     """3x3 depthwise, then 1x1, each with BatchNorm; the ReLU after the last is the caller's."""
     return [
-        *conv_bn(in_channels, in_channels, 3, groups=in_channels, dilation=dilation),
+        DepthwiseConv(in_channels, 3, dilation),
+        nn.BatchNorm2d(in_channels),
         nn.ReLU(inplace=True),
         *conv_bn(in_channels, out_channels),
     ]
@@ -63,10 +90,13 @@ class MobileNetEncoder(nn.Module):
     def __init__(self, blocks: int) -> None:
         super().__init__()
         self.features = mobilenet_v3_small(weights=None, dilated=True).features[:blocks]
-        for module in self.features.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                # torchvision's 0.01 averages over hundreds of steps: more than a short fine-tuning has.
-                module.momentum = 0.1
+        for module in list(self.features.modules()):
+            for name, layer in module.named_children():
+                if isinstance(layer, nn.Conv2d) and layer.groups > 1 and layer.dilation[0] > 1:
+                    setattr(module, name, DepthwiseConv(layer.in_channels, layer.kernel_size[0], layer.dilation[0]))
+                elif isinstance(layer, nn.BatchNorm2d):
+                    # torchvision's 0.01 averages over hundreds of steps: more than a short fine-tuning has.
+                    layer.momentum = 0.1
 
     def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         """``images`` (N, 3, H, W) -> ``low`` (N, 16, H/4, W/4), ``mid`` (N, 24, H/8, W/8), ``high`` at H/16."""
@@ -99,20 +129,25 @@ class ImagePooling(nn.Module):
 
 
 class ASPP(nn.Module):
-    """Atrous spatial pyramid pooling (Chen 2017), its 3x3 branches depthwise-separable (Chen 2018)."""
+    """Atrous spatial pyramid pooling (Chen 2017), its 3x3 branches depthwise-separable (Chen 2018).
+
+    The 3x3 branches read the 1x1 branch's output, not the encoder's 576 channels: a third of the work.
+    """
 
     def __init__(self, in_channels: int, out_channels: int, rates: tuple[int, ...] = ASPP_RATES) -> None:
         super().__init__()
-        branches = [nn.Sequential(*conv_bn(in_channels, out_channels), nn.ReLU(inplace=True))]
-        for rate in rates:
-            layers = separable_conv_bn(in_channels, out_channels, dilation=rate)
-            branches.append(nn.Sequential(*layers, nn.ReLU(inplace=True)))
-        branches.append(ImagePooling(in_channels, out_channels))
-        self.branches = nn.ModuleList(branches)
-        self.project = nn.Sequential(*conv_bn(len(branches) * out_channels, out_channels), nn.ReLU(inplace=True))
+        self.narrow = nn.Sequential(*conv_bn(in_channels, out_channels), nn.ReLU(inplace=True))
+        self.dilated = nn.ModuleList(
+            nn.Sequential(*separable_conv_bn(out_channels, out_channels, rate), nn.ReLU(inplace=True)) for rate in rates
+        )
+        self.pooling = ImagePooling(in_channels, out_channels)
+        joined = (2 + len(rates)) * out_channels
+        self.project = nn.Sequential(*conv_bn(joined, out_channels), nn.ReLU(inplace=True))
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        return self.project(torch.cat([branch(features) for branch in self.branches], dim=1))
+        narrow = self.narrow(features)
+        branches = [narrow, *(branch(narrow) for branch in self.dilated), self.pooling(features)]
+        return self.project(torch.cat(branches, dim=1))
 
 
 class Decoder(nn.Module):
@@ -155,7 +190,8 @@ class StudentNet(SegmentationModel):
         high_channels = self.backbone.features[-1].out_channels
         self.aspp = ASPP(high_channels, size.aspp_width)
         self.decoder = Decoder(size.aspp_width, low_channels=16, width=size.decoder_width)
-        self.dropout = nn.Dropout(size.dropout)
+        # Whole channels (Tompson 2015): neighbours at stride 4 tell what a dropped value was.
+        self.dropout = nn.Dropout2d(size.dropout)
         self.classifier = nn.Conv2d(size.decoder_width, num_classes, 1)
         self.tap_channels = {"low": 16, "mid": 24, "high": high_channels, "decoder": size.decoder_width}
         self.tap_strides = {"low": 4, "mid": 8, "high": 16, "decoder": 4}

@@ -15,18 +15,15 @@ def normalize(images: torch.Tensor, mean=MEAN, std=STD) -> torch.Tensor:
     return images.to(torch.float32).sub_(mean).div_(std)
 
 
-def prepare_batch(batch: dict, device: torch.device, *, channels_last: bool = False) -> dict:
+def prepare_batch(batch: dict, device: torch.device) -> dict:
     """Move a collated batch to ``device`` and normalise its images there.
 
     The images cross as uint8 (a quarter of the bytes of float32) and without waiting for the copy
-    when the loader pins its memory. Entries that are not tensors stay as they are.
+    when the loader pins its memory. What is said about the crops (box, flip, index, id, size) stays where it
+    is: a cached teacher reads it on the CPU, and would wait for the GPU to get it back.
     """
-    moved = {
-        key: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
-        for key, value in batch.items()
+    moved = batch | {
+        key: batch[key].to(device, non_blocking=True) for key in ("image", "mask", "valid") if key in batch
     }
-    images = normalize(moved["image"])
-    if channels_last:
-        images = images.contiguous(memory_format=torch.channels_last)
-    moved["image"] = images
+    moved["image"] = normalize(moved["image"])
     return moved

@@ -184,9 +184,14 @@ class Distiller:
         """Unweighted losses by name for a prepared batch (see `kd.batch.prepare_batch`)."""
         batch = pad_batch(batch, self.stride)
         images, mask, valid = batch["image"], batch["mask"], batch["valid"]
+        if images.device.type != "mps":  # its kernels want the plain layout
+            # Depthwise and 1x1 convolutions read whole pixels: 4 to 8 % of a student's step on a CPU. The teacher
+            # keeps the plain layout, which is faster for the wide 3x3 convolutions it is made of.
+            images = images.contiguous(memory_format=torch.channels_last)
         with autocast(images.device, self.amp):
             logits, adapted = self.model(images)
-        full = upsample_logits(logits.float(), self.student.logit_stride, mask.shape[-2:])
+        # The wide maps at full size are faster in the plain layout.
+        full = upsample_logits(logits.float().contiguous(), self.student.logit_stride, mask.shape[-2:])
         losses = {
             name: LOSSES[name].fn(full, mask, class_weights=self.class_weights) for name in self.recipe.names("hard")
         }

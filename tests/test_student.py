@@ -11,7 +11,7 @@ from torchvision.models import mobilenet_v3_small
 
 from kd.checkpoint import load_file
 from kd.errors import UserError
-from student_model import ASPP, VARIANTS, ImagePooling, StudentNet
+from student_model import ASPP, VARIANTS, DepthwiseConv, ImagePooling, StudentNet
 from zoo import create_model
 
 WEIGHTS = Path(__file__).parents[2] / "shared/weights/mobilenet_v3_small_imagenet_features.pth"
@@ -28,13 +28,32 @@ def test_sizes():
 
 
 def test_aspp_parameters_by_hand():
-    """1x1 and three separable 3x3 branches, pooling with a bias, projection; BatchNorm has 2 a channel."""
+    """1x1, three separable 3x3 branches behind it, pooling with a bias, projection; BatchNorm has 2 a channel."""
     width, inner = 8, 12
-    pointwise = width * inner + 2 * inner
-    separable = 9 * width + 2 * width + pointwise
+    narrow = width * inner + 2 * inner
+    separable = 9 * inner + 2 * inner + inner * inner + 2 * inner
     pooling = width * inner + inner
     project = 5 * inner * inner + 2 * inner
-    assert parameters(ASPP(width, inner)) == pointwise + 3 * separable + pooling + project
+    assert parameters(ASPP(width, inner)) == narrow + 3 * separable + pooling + project
+
+
+@pytest.mark.parametrize(("kernel", "dilation"), [(5, 2), (3, 3), (3, 9)])
+@pytest.mark.parametrize("size", [(16, 16), (21, 13), (33, 40), (5, 4)])
+def test_depthwise_convolution_in_training_is_the_ordinary_one(kernel, dilation, size):
+    torch.manual_seed(0)
+    layer = DepthwiseConv(6, kernel, dilation).double().train()
+    ordinary = nn.Conv2d(6, 6, kernel, padding="same", dilation=dilation, groups=6, bias=False).double()
+    ordinary.load_state_dict(layer.state_dict())
+    features = torch.randn(2, 6, *size, dtype=torch.float64, requires_grad=True)
+    gradient = torch.randn_like(features)
+    for module in (layer, layer.eval()):
+        outputs = module(features), ordinary(features)
+        torch.testing.assert_close(*outputs)
+        gradients = (
+            torch.autograd.grad(output, (features, weight), gradient)
+            for output, weight in zip(outputs, (module.weight, ordinary.weight), strict=True)
+        )
+        torch.testing.assert_close(*gradients)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
