@@ -1,0 +1,49 @@
+"""Loading side by side: the PIL pipeline, decode and crop first, and the decoded cache."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.naive import NaiveDataset
+from benchmarks.timing import interleave
+from dataset import SegmentationDataset
+from segdata.transforms import TrainTransform
+
+NAIVE, LEAN, DECODED = "naive PIL pipeline", "decode, then crop first", "decoded cache"
+
+
+def bench_loading(dataset: SegmentationDataset, folder: Path, *, crop_size: int, rounds: int) -> dict[str, Any]:
+    """Time one sample after the other on one thread, as a loader process works.
+
+    Args:
+        dataset: the split without a transform; its decoded cache is made in ``folder``.
+        rounds: samples of each variant; all see the same images.
+    """
+    lean = SegmentationDataset(dataset.layout, dataset.split, TrainTransform(crop_size))
+    decoded = SegmentationDataset(dataset.layout, dataset.split, TrainTransform(crop_size), decode_cache=folder)
+    naive = NaiveDataset(dataset, crop_size)
+    variants = {
+        NAIVE: lambda n: naive[n % len(dataset)],
+        LEAN: lambda n: lean[n % len(dataset), n],
+        DECODED: lambda n: decoded[n % len(dataset), n],
+    }
+    random.seed(0)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        # Files come from memory in the timed rounds: the disk is not what is measured.
+        times = interleave(variants, rounds, len(dataset), torch.device("cpu"))
+    finally:
+        torch.set_num_threads(threads)
+    return {
+        "images_per_s": {name: 1 / times.median(name) for name in variants},
+        "milliseconds": {name: 1000 * times.median(name) for name in variants},
+        "ratios": {
+            "loader / naive": times.ratio(NAIVE, LEAN),
+            "loader with decoded cache / naive": times.ratio(NAIVE, DECODED),
+        },
+    }

@@ -1,0 +1,150 @@
+"""Training steps side by side: plain, the naive distillation loop, live and cached teachers."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import default_collate
+
+from benchmarks.naive import NaiveStep
+from benchmarks.timing import PartTimer, Timings, interleave
+from dataset import SegmentationDataset
+from kd.batch import prepare_batch
+from kd.distiller import DistilledStudent, Distiller, LiveTeacher, Recipe, Teacher
+from kd.optim import make_optimizer
+from kd.teacher_cache import open_teacher_cache
+from segdata.transforms import TrainTransform
+from student_model import StudentNet
+from zoo import build_model
+
+TEACHER = "fcn_resnet50"
+PLAIN, NAIVE, LIVE = "plain", "naive distillation", "lean live"
+CACHED, CACHED_FEATURES = "cached logits", "cached logits + features"
+RECIPES = {
+    PLAIN: Recipe({"ce": 1.0}),
+    LIVE: Recipe({"ce": 1.0, "kl": 1.0, "cosine": 0.5}, temperature=4.0),
+    CACHED: Recipe({"ce": 1.0, "kl": 1.0}, temperature=4.0),
+    CACHED_FEATURES: Recipe({"ce": 1.0, "kl": 1.0, "cosine": 0.5}, temperature=4.0),
+}
+
+
+class Step:
+    """One optimizer step as the trainer takes it."""
+
+    def __init__(self, student: StudentNet, recipe: Recipe, teacher: Teacher | None, device: torch.device):
+        self.model = DistilledStudent(student, recipe, teacher).to(device).train()
+        self.distiller = Distiller(self.model, student, recipe, teacher)
+        self.optimizer = make_optimizer(self.model, "adamw", lr=5e-4, weight_decay=1e-2)
+        self.device = device
+
+    def __call__(self, batch: dict, timer: PartTimer | None = None) -> None:
+        time = timer or (lambda name, function, *args: function(*args))
+        batch = time("preparation", prepare_batch, batch, self.device)
+        losses = self.distiller.losses(batch)
+        total = self.distiller.total(losses)
+        self.optimizer.zero_grad(set_to_none=True)
+        time("backward", total.backward)
+        time("optimizer", self.optimizer.step)
+
+    def parts(self, batches: list[dict]) -> dict[str, float]:
+        """Share of each part of a step; what the distiller spends beside both networks is the losses."""
+        timer, whole = PartTimer(self.device), PartTimer(self.device)
+        model, teacher = self.distiller.model, self.distiller.teacher
+        self.distiller.model = lambda images: timer("student forward", model, images)
+        if teacher is not None:
+            told = _Timed(teacher, timer)
+            self.distiller.teacher = told
+        try:
+            for batch in batches:
+                whole("step", self, batch, timer)
+        finally:
+            self.distiller.model, self.distiller.teacher = model, teacher
+        timer.seconds["losses"] = max(whole.seconds["step"] - sum(timer.seconds.values()), 0.0)
+        return timer.shares()
+
+
+class _Timed:
+    """A teacher whose calls are timed."""
+
+    def __init__(self, teacher: Teacher, timer: PartTimer):
+        self._teacher, self._timer = teacher, timer
+
+    def __getattr__(self, name: str):
+        return getattr(self._teacher, name)
+
+    def __call__(self, batch: dict):
+        return self._timer("teacher", self._teacher, batch)
+
+
+def bench_steps(
+    dataset: SegmentationDataset,
+    folder: Path,
+    device: torch.device,
+    *,
+    crop_size: int,
+    batch_size: int,
+    rounds: int,
+    cheap_rounds: int,
+) -> dict[str, Any]:
+    """Time the variants on crops of ``dataset``; the teacher's cache is made in ``folder``.
+
+    Args:
+        rounds: rounds of all variants.
+        cheap_rounds: further rounds of those without a live teacher, whose ratios are close to 1.
+
+    Returns:
+        ``steps`` (seconds by variant), ``ratios``, ``shares`` of the parts by variant, and the cache's ``manifest``
+        without the list of images.
+    """
+    data = copy.copy(dataset)
+    data.transform = TrainTransform(crop_size)
+    count = max(len(data) // batch_size, 1)
+    batches = [
+        default_collate([data[(batch * batch_size + n) % len(data), n] for n in range(batch_size)])
+        for batch in range(count)
+    ]
+    torch.manual_seed(0)
+    teacher = build_model(TEACHER, data.num_classes).to(device)
+    live = LiveTeacher(teacher)
+    cached = {
+        name: open_teacher_cache(folder, teacher, TEACHER, data, recipe=RECIPES[name], device=device)
+        for name in (CACHED_FEATURES, CACHED)  # the second reads the first's file
+    }
+    teachers = {PLAIN: None, LIVE: live} | cached
+    steps = {name: Step(_student(data, device), RECIPES[name], teachers[name], device) for name in teachers}
+    naive = NaiveStep(_student(data, device).train())
+    variants = {name: (lambda n, step=step: step(batches[n % count])) for name, step in steps.items()}
+    variants[NAIVE] = lambda n: naive(prepare_batch(batches[n % count], device))
+    cheap = {name: variants[name] for name in (PLAIN, CACHED, CACHED_FEATURES)}
+    near = interleave(cheap, cheap_rounds, 3, device)
+    far = interleave(variants, rounds, 1, device)
+    manifest = {key: value for key, value in cached[CACHED_FEATURES].manifest.items() if key != "made_from"}
+    return {
+        "steps": _seconds(near, far),
+        "ratios": {
+            "cached logits / plain": near.ratio(CACHED, PLAIN),
+            "cached logits + features / plain": near.ratio(CACHED_FEATURES, PLAIN),
+            "naive / cached logits": far.ratio(NAIVE, CACHED),
+            "naive / cached logits + features": far.ratio(NAIVE, CACHED_FEATURES),
+            "naive / lean live": far.ratio(NAIVE, LIVE),
+        },
+        "shares": {name: step.parts(batches[:3]) for name, step in steps.items()},
+        "cache": manifest,
+    }
+
+
+def _student(data: SegmentationDataset, device: torch.device) -> StudentNet:
+    """The same untrained student for every variant."""
+    torch.manual_seed(1)
+    return StudentNet(data.num_classes).to(device)
+
+
+def _seconds(near: Timings, far: Timings) -> Mapping[str, Any]:
+    """By variant, in the order of the table; from the cheap rounds where there are some."""
+    order = (PLAIN, CACHED, CACHED_FEATURES, LIVE, NAIVE)
+    times = far.as_dict() | near.as_dict()
+    return {name: times[name] for name in order}

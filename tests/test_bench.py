@@ -1,0 +1,139 @@
+"""The benchmark runs, measures what it says, and its baselines compute what they claim to."""
+
+import copy
+import json
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.nn import functional as F
+from torch.utils.data import default_collate
+
+from bench import GOALS, PARTS, first_images
+from benchmarks.naive import NaiveDataset, NaiveStep
+from benchmarks.pictures import make_pictures
+from benchmarks.timing import PartTimer, Timings, interleave
+from dataset import build_dataset
+from kd.batch import normalize
+from segdata.transforms import TrainTransform
+from student_model import StudentNet
+from tests.conftest import assert_one_line_error
+from tests.tiny import tiny_batch
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    root = tmp_path_factory.mktemp("pictures") / "made"
+    make_pictures(root, 3, size=(90, 120))
+    return build_dataset("folder", root, "train")
+
+
+@pytest.mark.slow
+def test_every_number_is_there(run_script, tmp_path):
+    out = tmp_path / "bench.json"
+    done = run_script("bench.py", "--quick", "--device", "cpu", "--json", out, timeout=600)
+    results = json.loads(out.read_text())
+    ratios = {name: value for part in PARTS for name, value in results[part]["ratios"].items()}
+    assert ratios.keys() == GOALS.keys() and all(value > 0 for value in ratios.values())
+    assert all(name in done.stdout for name in ratios)
+    assert results["machine"]["torch"] == torch.__version__ and results["machine"]["threads"] >= 1
+    assert len(results["steps"]["steps"]) == 5 and len(results["loader"]["images_per_s"]) == 3
+    for shares in [*results["steps"]["shares"].values(), results["validation"]["shares"]]:
+        assert sum(shares.values()) == pytest.approx(1)
+    assert results["validation"]["same_as_torchmetrics"] and results["validation"]["batched_is_single"]
+    assert 0 <= results["steps"]["cache"]["agreement"]["argmax_agreement"] <= 1
+
+
+def test_it_measures_a_data_set_of_ones_own(run_script, demo_data, tmp_path):
+    out = tmp_path / "bench.json"
+    run_script(
+        "bench.py", "--quick", "--only", "loader", "--dataset", "demo", "--data-dir", demo_data, "--json", out
+    )  # fmt: skip
+    results = json.loads(out.read_text())
+    assert results["settings"]["pictures"] == "demo, 8 images" and "steps" not in results
+
+
+def test_nonsense_is_one_line(run_script):
+    assert_one_line_error(run_script("bench.py", "--rounds", "0", check=False), "--rounds")
+
+
+def test_ratios_are_paired():
+    """A disturbance that hits a whole round leaves its ratio alone."""
+    timings = Timings({"a": [1.0, 10.0, 1.0], "b": [2.0, 20.0, 2.0]})
+    assert timings.ratio("b", "a") == 2 and timings.median("a") == 1
+
+
+def test_interleaving_turns_the_order_and_leaves_the_warmup_out():
+    seen = []
+    variants = {name: (lambda n, name=name: seen.append((n, name))) for name in "abc"}
+    timings = interleave(variants, rounds=4, warmup=2, device=CPU)
+    assert [len(values) for values in timings.seconds.values()] == [4, 4, 4]
+    assert sorted(seen) == sorted((n, name) for n in range(6) for name in "abc")
+    assert [name for n, name in seen if n == 1] == ["b", "c", "a"]
+
+
+def test_parts_add_up():
+    timer = PartTimer(CPU)
+    timer("nap", time.sleep, 0.03)
+    timer("rest", time.sleep, 0.01)
+    timer("nap", time.sleep, 0.03)
+    assert timer.shares()["nap"] == pytest.approx(6 / 7, abs=0.1)
+
+
+def test_the_naive_loss_is_the_usual_one(monkeypatch):
+    """In float64 from the networks' own outputs: CE + T^2 KL at full size + the mean of three cosines."""
+    torch.manual_seed(0)
+    student = StudentNet(5, "compact").eval()
+    naive = NaiveStep(student, temperature=3.0)
+    batch = tiny_batch(size=64, classes=5)
+    measured = naive.losses(batch).item()
+    with torch.no_grad():
+        logits, taps = student.forward_taps(batch["image"])
+        told = naive.teacher(batch["image"])["out"].double()
+        logits = F.interpolate(logits, size=(64, 64), mode="bilinear").double()
+        log_s, log_t = (logits / 3).log_softmax(1), (told / 3).log_softmax(1)
+        expected = F.cross_entropy(logits, batch["mask"], ignore_index=255)
+        expected += 9 * (log_t.exp() * (log_t - log_s)).sum(1).mean()
+        for tap in ("low", "mid", "high"):
+            teacher_map = naive.teacher_taps[tap].double()
+            mine = F.interpolate(taps[tap], size=teacher_map.shape[-2:], mode="bilinear")
+            mine = naive.adapters[tap](mine).double()
+            cosine = (mine * teacher_map).sum(1) / (mine.norm(dim=1) * teacher_map.norm(dim=1))
+            expected += (1 - cosine).mean() / 3
+    assert measured == pytest.approx(expected.item(), rel=1e-4)
+    assert naive.teacher_taps["high"].shape[1:] == (2048, 8, 8)
+
+
+def test_the_naive_pipeline_gives_what_ours_gives(pictures, monkeypatch):
+    """Without chance (scale 1, whole image, no flip, no jitter) both make the same tensors."""
+    naive = NaiveDataset(pictures, crop_size=80)
+    naive.jitter = lambda image: image
+    monkeypatch.setattr("benchmarks.naive.random.uniform", lambda low, high: 1.0)
+    monkeypatch.setattr("benchmarks.naive.random.randint", lambda low, high: 5)
+    monkeypatch.setattr("benchmarks.naive.random.random", lambda: 0.9)
+    image, mask = naive[1]
+    whole = copy.copy(pictures)
+    whole.transform = None
+    sample = whole[1]
+    assert torch.equal(mask, sample["mask"][5:85, 5:85])
+    ours = normalize(sample["image"][None])[0][:, 5:85, 5:85]
+    assert (image - ours).abs().mean() < 0.05  # PIL's and torchvision's JPEG decoders may round differently
+
+
+def test_made_up_pictures_cost_what_photographs_cost(tmp_path):
+    """VOC's pictures take about 110 KB each at 500 x 375; a decoder's time follows the bytes."""
+    make_pictures(tmp_path / "made", 2)
+    data = build_dataset("folder", tmp_path / "made", "train", TrainTransform(256))
+    sizes = [data.image_path(n).stat().st_size for n in range(2)]
+    assert all(40_000 < size < 250_000 for size in sizes)
+    assert np.asarray(Image.open(data.image_path(0))).shape == (375, 500, 3)
+    assert data.num_classes == 21 and len(default_collate([data[0, 0], data[1, 1]])["id"]) == 2
+
+
+def test_first_images_leaves_the_data_set_alone(pictures):
+    part = first_images(pictures, 2)
+    assert len(part) == 2 and len(pictures) == 3 and part.ids == pictures.ids[:2]
