@@ -3,6 +3,7 @@
     python evaluate.py checkpoints/RUN/best.pth --dataset voc
     python evaluate.py checkpoints/*/best.pth --dataset voc --csv scores.csv --json scores.json
     python evaluate.py checkpoints/RUN/best.pth ptq_int8.onnx qat_int8.onnx --agreement
+    python evaluate.py checkpoints/RUN/best.pth --submission voc_test.tgz        # for VOC's evaluation server
 
 Architecture, classes and normalisation come from the checkpoint. The protocol: native resolution, one
 scale, no flip; logits are resized to the mask, never the mask to the logits; only 255 is left out.
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import io
 import json
 import math
 import statistics
@@ -29,6 +31,7 @@ from tqdm import tqdm
 
 from dataset import SegmentationDataset, add_data_arguments, build_dataset
 from kd import distributed
+from kd.atomic import write_text
 from kd.batch import prepare_batch
 from kd.device import autocast, pick_device, synchronize
 from kd.errors import UserError, run_cli
@@ -36,8 +39,10 @@ from kd.failures import explain_memory
 from kd.metrics import IGNORE_INDEX, ConfusionMatrix, Scores
 from kd.train_state import Stopped, StopSignal, ignore_stop_signals
 from models.cost import count_parameters
-from predictor import load_segmenter
+from predictor import Segmenter, load_segmenter
+from segdata.layouts import VOC_CLASSES
 from segdata.reading import image_size
+from segdata.submission import write_submission
 
 PROTOCOL = (
     "native resolution, single scale, no flip, logits resized to the mask, void (255) left out, background counted"
@@ -247,19 +252,18 @@ def summary_row(
 def write_results(rows: list[dict], json_path: Path | None, csv_path: Path | None) -> None:
     """Write summary rows as JSON and/or CSV (one column ``iou/NAME`` a class)."""
     if json_path:
-        json_path.parent.mkdir(parents=True, exist_ok=True)
-        json_path.write_text(json.dumps(rows, indent=2, allow_nan=False) + "\n")
+        write_text(json_path, json.dumps(rows, indent=2, allow_nan=False) + "\n")
     if csv_path:
-        csv_path.parent.mkdir(parents=True, exist_ok=True)
         flat = [
             {key: value for key, value in row.items() if key != "iou"}
             | {f"iou/{name}": value for name, value in row["iou"].items()}
             for row in rows
         ]
-        with csv_path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=flat[0].keys())
-            writer.writeheader()
-            writer.writerows(flat)
+        file = io.StringIO()
+        writer = csv.DictWriter(file, fieldnames=flat[0].keys())
+        writer.writeheader()
+        writer.writerows(flat)
+        write_text(csv_path, file.getvalue())
 
 
 @explain_memory("--batch-size, or use --amp")
@@ -307,6 +311,24 @@ def check_classes(label: str, class_names: list[str], dataset: SegmentationDatas
         )
 
 
+def submit(path: Path, segmenter: Segmenter, dataset: SegmentationDataset) -> None:
+    """Write the predictions for ``dataset``'s images as VOC's evaluation server wants them (see `segdata.submission`).
+
+    Raises:
+        UserError: the classes are not VOC's, or the file's name does not end in .tgz or .tar.gz.
+    """
+    if not path.name.endswith((".tgz", ".tar.gz")):
+        raise UserError(f"--submission {path}: the name must end in .tgz")
+    if dataset.class_names != VOC_CLASSES:
+        raise UserError(f"--submission is for VOC's 21 classes: {dataset.name} has others")
+    numbers = tqdm(range(len(dataset)), desc=f"predict {dataset.split}", leave=False, disable=None, unit="img")
+    masks = ((dataset.ids[number], segmenter.mask(dataset[number]["image"]).numpy()) for number in numbers)
+    write_submission(path, masks, dataset.palette)
+    print(
+        f"{path}: masks of the {len(dataset)} images of {dataset.name}/{dataset.split} (no scores: the server's task)"
+    )
+
+
 def add_evaluation_arguments(parser: argparse.ArgumentParser) -> None:
     """The options shared by every script that scores a model."""
     add_data_arguments(parser, train=False)
@@ -322,11 +344,20 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoints", nargs="+", type=Path, metavar="CHECKPOINT", help=".pth, .onnx or .pt2 files")
     parser.add_argument("--agreement", action="store_true", help="share of pixels each decides as the first one")
+    parser.add_argument("--submission", type=Path, metavar="FILE.tgz", help="write the masks of VOC's test split")
     add_evaluation_arguments(parser)
     return parser
 
 
 def main(args: argparse.Namespace) -> None:
+    if args.submission:
+        if len(args.checkpoints) > 1:
+            raise UserError("--submission takes one checkpoint")
+        segmenter = load_segmenter(args.checkpoints[0], args.device)
+        dataset = build_dataset(args.dataset, args.data_dir, "test")
+        check_classes(str(args.checkpoints[0]), segmenter.class_names, dataset)
+        submit(args.submission, segmenter, dataset)
+        return
     dataset = build_dataset(args.dataset, args.data_dir, args.val_split)
     rows = []
     agreement = Agreement() if args.agreement else None

@@ -39,6 +39,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         temporary.replace(path)
         _sync_folder(path.parent)
+    except UserError:  # from what is written, not from writing it
+        raise
     except Exception as error:
         # Libraries report a failed write as errors of their own, raised while handling the OSError.
         reason = _first_os_error(error)

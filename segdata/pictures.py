@@ -79,10 +79,15 @@ def _deep_to_8bit(grey: np.ndarray) -> np.ndarray:
 
 def write_png(pixels: np.ndarray, path: Path, palette: Sequence[Sequence[int]] | None = None) -> None:
     """Write uint8 RGB (H, W, 3), or class numbers (H, W) with their ``palette``, by way of a temporary name."""
-    image = Image.fromarray(pixels)
-    if palette is not None:
-        table = np.zeros((256, 3), np.uint8)
-        table[: len(palette)] = palette
-        image.putpalette(table.tobytes())
+    image = Image.fromarray(pixels) if palette is None else palette_image(pixels, palette)
     with replacing(path) as temporary:
         image.save(temporary)
+
+
+def palette_image(mask: np.ndarray, palette: Sequence[Sequence[int]]) -> Image.Image:
+    """Class numbers (H, W) as an image whose pixel values they are, shown in the colours of ``palette``."""
+    table = np.zeros((256, 3), np.uint8)
+    table[: len(palette)] = palette
+    image = Image.fromarray(mask)
+    image.putpalette(table.tobytes())
+    return image

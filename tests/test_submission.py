@@ -1,0 +1,101 @@
+"""The archive for VOC's evaluation server: its names, its palette images, and what stands in them."""
+
+import io
+import tarfile
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.nn import functional as F
+
+import zoo
+from dataset import build_dataset
+from evaluate import get_args_parser, main
+from kd.batch import normalize
+from kd.checkpoint import save_atomic
+from kd.errors import UserError
+from segdata.layouts import VOC_CLASSES
+from segdata.submission import write_submission
+from tests.tiny import TinyModel
+from zoo import model_file_dict
+
+FOLDER = "results/VOC2012/Segmentation/comp6_test_cls"
+IDS = ["2008_000001", "2011_000002"]
+
+
+@pytest.fixture
+def voc_test(tmp_path, monkeypatch):
+    """A VOC folder with a test split alone, and a checkpoint of a tiny network for it."""
+    monkeypatch.setitem(zoo.MODELS, "tiny", zoo.ModelSpec(TinyModel, None, "random"))
+    root = tmp_path / "VOCdevkit" / "VOC2012"
+    for part in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+        (root / part).mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for name, size in zip(IDS, ((61, 47, 3), (50, 83, 3)), strict=True):
+        Image.fromarray(rng.integers(0, 256, size, np.uint8)).save(root / "JPEGImages" / f"{name}.jpg")
+    (root / "ImageSets/Segmentation/test.txt").write_text("\n".join(IDS) + "\n")
+    torch.manual_seed(0)
+    dataset = build_dataset("voc", tmp_path, "test")
+    model = TinyModel(len(VOC_CLASSES)).eval()
+    save_atomic(model_file_dict("tiny", model, dataset), tmp_path / "best.pth")
+    return tmp_path, model, dataset
+
+
+def submit(folder, name):
+    argv = [folder / "best.pth", "--data-dir", folder, "--submission", folder / name, "--device", "cpu"]
+    main(get_args_parser().parse_args(list(map(str, argv))))
+    return folder / name
+
+
+def test_masks_are_the_networks_decisions_at_original_size(voc_test):
+    folder, model, dataset = voc_test
+    with tarfile.open(submit(folder, "out.tgz"), "r:gz") as archive:
+        assert archive.getnames() == [f"{FOLDER}/{name}.png" for name in IDS]
+        for number, member in enumerate(archive):
+            image = Image.open(io.BytesIO(archive.extractfile(member).read()))
+            assert image.mode == "P"
+            assert image.getpalette()[3:6] == [128, 0, 0]  # aeroplane
+            pixels = normalize(dataset[number]["image"][None])
+            height, width = pixels.shape[-2:]
+            with torch.no_grad():
+                padded = F.pad(pixels, (0, -width % 16, 0, -height % 16))
+                logits = F.interpolate(model.forward_taps(padded)[0], scale_factor=4, mode="bilinear")
+            expected = logits[0].argmax(0)[:height, :width]
+            assert np.array_equal(np.asarray(image), expected)
+            assert len(np.unique(expected)) > 1
+
+
+def test_mistakes_write_nothing(voc_test):
+    folder, _, _ = voc_test
+    with pytest.raises(UserError, match=r"must end in \.tgz"):
+        submit(folder, "out.zip")
+    (folder / "VOCdevkit/VOC2012/JPEGImages" / f"{IDS[1]}.jpg").write_bytes(b"")
+    with pytest.raises(UserError, match=IDS[1]):
+        submit(folder, "out.tgz")
+    assert not list(folder.glob("*out*"))
+
+
+def test_other_classes_are_refused(demo_data, demo_checkpoint, tmp_path):
+    argv = [
+        demo_checkpoint("compact"),
+        "--dataset",
+        "demo",
+        "--data-dir",
+        demo_data,
+        "--submission",
+        tmp_path / "a.tgz",
+    ]
+    with pytest.raises(UserError):
+        main(get_args_parser().parse_args(list(map(str, argv))))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_failure_half_way_leaves_no_file(tmp_path):
+    def masks():
+        yield "a", np.zeros((2, 2), np.uint8)
+        raise RuntimeError("the network broke")
+
+    with pytest.raises(RuntimeError):
+        write_submission(tmp_path / "out.tgz", masks(), [[0, 0, 0]])
+    assert not list(tmp_path.iterdir())
