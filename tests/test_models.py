@@ -8,9 +8,12 @@ from torch.nn import functional as F
 from torchvision.models import segmentation
 
 from kd.checkpoint import save_atomic
+from kd.distiller import DistilledStudent, Distiller, LiveTeacher, Recipe
 from kd.errors import UserError
+from kd.losses import LOSSES
 from models.base import TAPS
 from models.weights import load_whole
+from tests.tiny import TinyModel, tiny_batch
 from zoo import MODELS, build_model, load_checkpoint_model, model_file_dict
 
 CLASSES = 5
@@ -120,6 +123,33 @@ class TestEveryModel:
         assert all(taps[name].grad_fn is not None for name in TAPS)
         (gradient,) = torch.autograd.grad(taps["high"].square().sum(), parameter)
         assert gradient.abs().sum() > 0
+
+    @pytest.mark.parametrize("role", ["student", "teacher"])
+    def test_distillation_step_with_every_feature_loss(self, model, role):
+        """One optimizer step under all feature losses at once: finite, and none leaves the student where it was."""
+        torch.manual_seed(0)
+        student, teacher = (model, TinyModel(CLASSES)) if role == "student" else (TinyModel(CLASSES), model)
+        kept = {name: value.clone() for name, value in teacher.state_dict().items()}
+        flags = [parameter.requires_grad for parameter in model.parameters()]
+        features = [name for name, spec in LOSSES.items() if spec.kind == "features"]
+        recipe, live = Recipe({"ce": 1.0} | dict.fromkeys(features, 1.0)), LiveTeacher(teacher)
+        distilled = DistilledStudent(student, recipe, live).train()
+        distiller = Distiller(distilled, student, recipe, live)
+        losses = distiller.losses(tiny_batch(classes=CLASSES))
+        assert losses.keys() == {"ce", *features}
+        parameters = [parameter for parameter in student.backbone.parameters() if parameter.requires_grad]
+        for name in features:
+            assert losses[name].isfinite() and losses[name] > 0, name
+            gradients = torch.autograd.grad(losses[name], parameters, retain_graph=True, allow_unused=True)
+            assert any(gradient is not None and gradient.abs().sum() > 0 for gradient in gradients), name
+        optimizer = torch.optim.SGD(distilled.parameters(), lr=1e-3)
+        distiller.total(losses).backward()
+        optimizer.step()
+        assert all(parameter.isfinite().all() for parameter in distilled.parameters())
+        assert all(torch.equal(value, kept[name]) for name, value in teacher.state_dict().items())
+        model.zero_grad()
+        for parameter, flag in zip(model.parameters(), flags, strict=True):
+            parameter.requires_grad_(flag)
 
     def test_save_and_load(self, named_model, tmp_path):
         name, model = named_model[0], named_model[1].eval()
