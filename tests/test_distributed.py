@@ -211,11 +211,13 @@ def test_two_ranks_train_as_one_process(tiny_run, tmp_path):
 # -- the same run ----------------------------------------------------------------------------------
 
 
-def test_two_ranks_resume_exactly(tiny_run, tmp_path):
-    """Within an epoch, with dropout: each rank goes on with its own random numbers."""
+@pytest.mark.parametrize("cached", [False, True])
+def test_two_ranks_resume_exactly(cached, tiny_run, tmp_path):
+    """Within an epoch, with dropout: each rank goes on with its own random numbers. They share the caches."""
 
     def run(name, *more):
-        args = tiny_run(tmp_path / name, *more)
+        caches = ["--cache-teacher", "--cache-dir", tmp_path / "cache", "--decode-cache", tmp_path / "cache"]
+        args = tiny_run(tmp_path / name, *more, *(caches if cached else []))
         Ranks(lambda rank: train(copy.deepcopy(args)), 2, tmp_path / "ranks").results()
 
     run("whole")

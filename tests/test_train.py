@@ -106,6 +106,16 @@ def test_resume_within_an_epoch_is_exact_with_workers(demo_data, distilled, whol
     assert_same_run(whole_run, tmp_path / "run")
 
 
+@pytest.mark.parametrize("dtype", ["fp16", "uint8"])
+def test_resume_with_caches_is_exact(dtype, demo_data, distilled, tmp_path):
+    """Teacher and decoded images from disk, cut within the second epoch; the other run builds caches of its own."""
+    for name, *cuts in (("whole",), ("parts", 6)):
+        caches = ["--cache-teacher", dtype, "--cache-dir", tmp_path / name, "--decode-cache", tmp_path / name]
+        for more in [*(["--max-steps", cut] for cut in cuts), ["--resume", "auto"]]:
+            assert main(arguments(demo_data, tmp_path / name, *distilled, *caches, *more)) == 0
+    assert_same_run(tmp_path / "whole" / "run", tmp_path / "parts" / "run")
+
+
 def test_save_steps_changes_nothing(demo_data, distilled, whole_run, tmp_path):
     assert main(arguments(demo_data, tmp_path, *distilled, "--save-steps", "1", "--save-every", "1")) == 0
     assert_same_run(whole_run, tmp_path / "run")
