@@ -26,6 +26,7 @@ from kd.device import check_amp, pick_device
 from kd.distiller import DistilledStudent, Distiller, LiveTeacher, Recipe, Teacher
 from kd.errors import UserError
 from kd.failures import LossWatch, refuse_non_finite
+from kd.folding import fold_batchnorm
 from kd.optim import make_optimizer, make_scheduler
 from kd.reporting import epoch_line, report_sections
 from kd.runlog import RunLog
@@ -196,7 +197,7 @@ class Trainer:
         args, data = self.args, copy.copy(self.train_set)
         model = load_teacher(args.teacher, data.num_classes, args.teacher_weights, data.class_names)
         if not args.cache_teacher:
-            return LiveTeacher(model.to(self.device), args.amp)
+            return LiveTeacher(fold_batchnorm(model).to(self.device), args.amp)
         data.transform = TrainTransform(args.crop_size)
         weights = Path(args.teacher_weights)
         return open_teacher_cache(

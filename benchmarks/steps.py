@@ -15,6 +15,7 @@ from benchmarks.timing import PartTimer, Timings, interleave
 from dataset import SegmentationDataset
 from kd.batch import prepare_batch
 from kd.distiller import DistilledStudent, Distiller, LiveTeacher, Recipe, Teacher
+from kd.folding import fold_batchnorm
 from kd.optim import make_optimizer
 from kd.teacher_cache import open_teacher_cache
 from segdata.transforms import TrainTransform
@@ -109,7 +110,7 @@ def bench_steps(
     ]
     torch.manual_seed(0)
     teacher = build_model(TEACHER, data.num_classes).to(device)
-    live = LiveTeacher(teacher)
+    live = LiveTeacher(fold_batchnorm(teacher))
     cached = {
         name: open_teacher_cache(folder, teacher, TEACHER, data, recipe=RECIPES[name], device=device)
         for name in (CACHED_FEATURES, CACHED)  # the second reads the first's file

@@ -48,6 +48,7 @@ from kd.cached_teacher import CachedTeacher, load_projections, measure_agreement
 from kd.checkpoint import save_atomic
 from kd.distiller import LiveTeacher, Recipe, pad_batch
 from kd.errors import UserError, choose
+from kd.folding import fold_batchnorm
 from kd.grids import to_stride
 from kd.projection import DIMS, KEPT_LOSSES, Projection, fit_projection, projected_channels
 
@@ -192,7 +193,7 @@ class CacheBuilder:
         self.folder, self.here, self.device = folder, here, device
         self.maps = here["maps"]
         self.taps = [name for name in self.maps if name != "logits"]
-        self.teacher = LiveTeacher(model.to(device))
+        self.teacher = LiveTeacher(fold_batchnorm(model).to(device))
         self.dataset, self.full = dataset, copy.copy(dataset)
         self.full.transform = None
 

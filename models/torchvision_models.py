@@ -48,12 +48,17 @@ class TorchvisionModel(SegmentationModel):
 class HeadModel(TorchvisionModel):
     """FCN and DeepLabV3: the classifier is a plain sequence, applied to the encoder's last map."""
 
+    def __init__(self, builder: Callable[..., nn.Module], num_classes: int, tap_layers: dict[str, str]) -> None:
+        super().__init__(builder, num_classes, tap_layers)
+        # One BatchNorm in either head; the ReLU behind it is not in place.
+        (self.norm,) = (index for index, block in enumerate(self.classifier) if isinstance(block, nn.BatchNorm2d))
+
     def _forward_padded(self, images: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         taps = self._encode(images)
         features = taps["high"]
-        for block in self.classifier:
+        for index, block in enumerate(self.classifier):
             features = block(features)
-            if isinstance(block, nn.BatchNorm2d):  # one in either head; the ReLU behind it is not in place
+            if index == self.norm:
                 taps["decoder"] = features
         return features, taps
 

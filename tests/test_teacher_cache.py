@@ -23,6 +23,7 @@ from kd.cache_store import CacheWriter, RecordLayout, locked
 from kd.cached_teacher import CachedTeacher, measure_agreement
 from kd.distiller import DistilledStudent, Distiller, LiveTeacher, Recipe, pad_batch
 from kd.errors import UserError
+from kd.folding import fold_batchnorm
 from kd.losses import LOSSES
 from kd.projection import KEPT_LOSSES, fit_projection
 from kd.teacher_cache import describe, open_teacher_cache, weights_sha256
@@ -42,6 +43,11 @@ def make_teacher(seed=0, **options):
         model.num_classes = CLASSES
         model.classifier.weight.data.mul_(10)  # softmaxes that say something
         return model.eval()
+
+
+def live_teacher() -> LiveTeacher:
+    """The teacher as a live run and the cache's build take it."""
+    return LiveTeacher(fold_batchnorm(make_teacher()))
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +91,7 @@ def test_full_image_at_scale_one_is_the_live_output_to_fp16(train_set, cached):
     """Padded to the stride, as the distiller pads it: every cell, not only those inside the image."""
     for index in (0, 5):
         batch = full_batch(train_set, index)
-        live, told = LiveTeacher(make_teacher())(batch), cached(batch)
+        live, told = live_teacher()(batch), cached(batch)
         assert told.logits.shape == live.logits.shape
         assert torch.equal(told.logits, live.logits.half().float())
 
@@ -93,7 +99,7 @@ def test_full_image_at_scale_one_is_the_live_output_to_fp16(train_set, cached):
 def test_uint8_is_within_half_a_step(train_set, tmp_path):
     cached = open_teacher_cache(tmp_path, make_teacher(), "tiny", train_set, dtype="uint8")
     batch = full_batch(train_set, 3)
-    live, told = LiveTeacher(make_teacher())(batch).logits, cached(batch).logits
+    live, told = live_teacher()(batch).logits, cached(batch).logits
     step = (live.max() - live.min()) / 255
     assert (told - live).abs().max() <= step * 0.501
     assert (told - live).abs().max() > 0
@@ -108,7 +114,7 @@ def test_losses_of_the_full_image_agree_with_live_to_the_storage_precision(train
         default_collate([whole(train_set)[2]]), CPU
     )  # the distiller itself pads to the stride, box and all
     values = []
-    for teacher in (LiveTeacher(make_teacher()), cached):
+    for teacher in (live_teacher(), cached):
         distiller = Distiller(DistilledStudent(student, recipe, teacher).eval(), student, recipe, teacher)
         with torch.no_grad():
             values.append(distiller.losses(batch))
@@ -161,7 +167,7 @@ def test_a_teacher_of_stride_eight_has_feature_maps_at_sixteen(train_set, tmp_pa
     model.stride = 8
     cached = open_teacher_cache(tmp_path, model, "tiny", train_set, recipe=Recipe({"ce": 1.0, "cosine": 1.0}))
     batch = full_batch(train_set, 0)
-    live, told = LiveTeacher(model)(batch), cached(batch)
+    live, told = LiveTeacher(fold_batchnorm(model))(batch), cached(batch)
     assert torch.equal(told.logits, live.logits.half().float())
     low = F.avg_pool2d(live.taps["low"], 4)  # 32 channels: stored as they are
     torch.testing.assert_close(told.taps["low"], low, atol=2e-3, rtol=2e-3)
@@ -232,7 +238,7 @@ def test_crops_that_the_distiller_pads_keep_their_place(train_set, cached):
 def test_feature_maps_keep_angles_and_lengths(train_set, cached):
     """Pairwise products of the projected vectors are those of the teacher's, up to what 64 dimensions leave out."""
     batch = full_batch(train_set, 6)
-    live, told = LiveTeacher(make_teacher())(batch), cached(batch)
+    live, told = live_teacher()(batch), cached(batch)
     for tap, loose in (("low", 0.01), ("mid", 0.01), ("high", 0.1)):  # 32, 64 and 128 channels
         stride = cached.tap_strides[tap]
         assert stride == 16 and told.taps[tap].shape[1] == min(64, live.taps[tap].shape[1])
@@ -261,7 +267,7 @@ def test_pairwise_is_the_live_loss_up_to_the_projection(train_set, cached):
     student = TinyModel(num_classes=CLASSES).eval()
     batch = full_batch(train_set, 4)
     values = {}
-    for kind, teacher in (("live", LiveTeacher(make_teacher())), ("cached", cached)):
+    for kind, teacher in (("live", live_teacher()), ("cached", cached)):
         model = DistilledStudent(student, recipe, teacher).eval()
         with torch.no_grad():
             values[kind] = Distiller(model, student, recipe, teacher).losses(batch)
@@ -285,11 +291,11 @@ def test_agreement_by_hand(train_set, cached):
     """The crops are those of seed = index; each cell counts that lies in the image altogether."""
     data = copy.copy(train_set)
     data.transform = TrainTransform(96)  # some reach beyond the image
-    agreement, _ = measure_agreement(cached, LiveTeacher(make_teacher()), data, CPU, batch_size=5)
+    agreement, _ = measure_agreement(cached, live_teacher(), data, CPU, batch_size=5)
     differences, same = [], []
     for index in range(16):
         batch = prepare_batch(default_collate([data[index, index]]), CPU)
-        p_live = LiveTeacher(make_teacher())(batch).logits.double().softmax(1)
+        p_live = live_teacher()(batch).logits.double().softmax(1)
         p_cached = cached(batch).logits.double().softmax(1)
         for i in range(12):
             for j in range(12):
