@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("kd", "models", "segdata")
+PACKAGES = ("kd", "models", "segdata", "comparison")
 SCRIPTS = sorted(path.stem for path in ROOT.glob("*.py"))
 
 # A module imports from its own layer and those before it. Scripts not named here are the last layer.

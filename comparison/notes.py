@@ -1,0 +1,104 @@
+"""What has to be said beside a comparison's table: how to read it, how it was made, with what."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from comparison.scoring import Comparison
+from comparison.tables import DASH, Line, signed, spread_cell
+from kd.runlog import describe_start
+
+
+def reading_notes(comparison: Comparison) -> list[str]:
+    """How to read the table, a sentence or two each."""
+    plan = comparison.plan
+    several = len(plan.seeds) > 1
+    which = "its last epoch"
+    if plan.report.checkpoint == "best":
+        which = "its best epoch by mIoU on this very split, for the baseline as for all others,"
+    costs = comparison.costs[plan.students[0]]
+    notes = [
+        f"Every run has the same budget, data and code; of each run the weights of {which} are scored.",
+        f"mIoU %: mean ± sample standard deviation over {len(plan.seeds)} seeds."
+        if several
+        else f"One seed only: there is no standard deviation ({DASH}), and a difference may be chance.",
+        "difference to baseline: points of mIoU to the baseline's run of the same seed, mean ± sample standard "
+        "deviation of these paired differences over seeds (not of their mean).",
+        'helps?: "yes" where that mean is above 0 and larger than twice its standard deviation, "no" where it is as '
+        'far below 0, "within noise" otherwise.',
+        "score: 4 · mIoU / (1 + millions of parameters).",
+        f"MACs and ms: one image of {plan.report.size} x {plan.report.size} pixels, float32, batch 1; ms is the median "
+        f"after a warm-up on {costs.device}.",
+        "training: h:mm:ss of optimizer steps, median over seeds; validation and the making of a teacher's cache are "
+        "not in it.",
+    ]
+    if comparison.missing:
+        names = ", ".join(run.name for run in comparison.missing)
+        notes.append(f"Not in the table, because not finished: {names}.")
+    return notes
+
+
+def plain_words(lines: Sequence[Line]) -> list[str]:
+    """A sentence a student: which method is best, by how much, and which do not help."""
+    sentences = []
+    for student in dict.fromkeys(line.student for line in lines if line.kind != "teacher"):
+        methods = [line for line in lines if line.kind == "method" and line.student == student and line.difference]
+        if not methods:
+            continue
+        best = max(methods, key=lambda line: line.difference.mean)
+        gain = f"{signed(best.difference.mean)} points"
+        if best.difference.std is not None:
+            gain = f"{spread_cell(best.difference, sign=True)} points"
+        helping = [line.method for line in methods if line.helps == "yes"]
+        sentence = f"{student}: the largest difference to the baseline is {gain} ({best.method})."
+        if best.difference.std is None:
+            sentence += " With one pair of runs nothing says whether that is chance."
+        else:
+            others = [line.method for line in methods if line.helps != "yes"]
+            sentence += f" Helps: {', '.join(helping) or 'none'}; not shown to help: {', '.join(others) or 'none'}."
+        sentences.append(sentence)
+    return sentences
+
+
+def protocol(comparison: Comparison) -> str:
+    """The protocol of all scores, in evaluate.py's words."""
+    return comparison.results[0].row["protocol"]
+
+
+def made_with(comparison: Comparison) -> list[tuple[str, str]]:
+    """Machine, versions and commit: of the training runs (all that occur), then of the scoring now."""
+    starts = [result.start for result in comparison.results]
+    rows = [
+        ("trained on", _distinct(start["device"] for start in starts)),
+        ("trained at commit", _distinct(start["git commit"] for start in starts)),
+        ("trained with", _distinct(_versions(start["versions"]) for start in starts)),
+    ]
+    now = describe_start(comparison.plan.args.device)
+    return [
+        *rows,
+        ("tables made on", f"{now['device']}, {now['platform']}"),
+        ("tables made at commit", str(now["git commit"] or "unknown")),
+        ("tables made with", _versions(now["versions"])),
+        ("made", now["time"]),
+    ]
+
+
+def _versions(versions: dict) -> str:
+    return ", ".join(f"{name} {version}" for name, version in versions.items())
+
+
+def _distinct(values) -> str:
+    return "; ".join(dict.fromkeys(str(value or "unknown") for value in values))
+
+
+def commands(comparison: Comparison) -> list[tuple[str, str]]:
+    """What to paste: the whole comparison, then the first finished run of each method and student."""
+    found = {}
+    for result in comparison.results:
+        found.setdefault(f"{result.run.method}, {result.run.student}, seed {result.run.seed}", result.run)
+    firsts, seen = [], set()
+    for title, run in found.items():
+        if (run.method, run.student) not in seen:
+            seen.add((run.method, run.student))
+            firsts.append((title, run.command))
+    return [("everything", f"python compare.py {comparison.plan.path.as_posix()}"), *firsts]

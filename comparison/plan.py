@@ -1,0 +1,325 @@
+"""The plan of a comparison: a small TOML file, checked by train_kd.py's own parser, as a list of runs.
+
+name = "demo"                  # runs in checkpoints/demo/, results in results/demo/
+seeds = [0, 1, 2]
+students = ["compact"]
+baseline = "baseline"          # what the other methods are compared with
+
+[common]                       # arguments of train_kd.py, the same for every run
+dataset = "demo"
+epochs = 12
+
+[methods.baseline]             # what a method may set: its losses and its teacher, nothing of the budget
+[methods.kl]
+alpha = 1
+temperature = 2
+loss = ["cwd=3"]
+
+[teacher]                      # how the teacher is scored; by default the one in [common]
+teacher = "fastlitessnet"
+teacher_weights = "checkpoints/demo_teacher/best.pth"
+
+[report]
+panels = 4                     # best gains, and as many worst losses
+size = 256                     # side of the square image that MACs and latency are for
+checkpoint = "best"            # or "last": which file of a run is scored
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import train_kd
+from dataset import build_dataset
+from kd.errors import UserError, choose
+from zoo import MODELS
+
+try:
+    import tomllib
+except ModuleNotFoundError:  # Python 3.10
+    tomllib = None
+
+# What a method is: its losses and whom it learns from. All else is the budget, which all methods share.
+METHOD_ARGUMENTS = {
+    "alpha", "beta", "cache_dir", "cache_teacher", "class_weights", "loss", "pa_lambda", "pi_lambda", "preset",
+    "teacher", "teacher_weights", "temperature",
+}  # fmt: skip
+# What concerns a teacher alone, and is left out of the command line of a run that needs none.
+TEACHER_ARGUMENTS = {"teacher", "teacher_weights", "cache_teacher", "cache_dir"}
+# What compare.py gives to each run itself.
+OWN_ARGUMENTS = {"allow_changed", "dry_run", "help", "name", "output_dir", "resume", "seed", "student"}
+NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """The section [report]; see the module's text."""
+
+    panels: int = 4
+    size: int = 256
+    checkpoint: str = "best"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run of the plan.
+
+    Attributes:
+        method, student, seed: what it is in the comparison.
+        folder: where it is trained.
+        words: its command line after ``train_kd.py``.
+        args: the same, parsed.
+        needs_teacher: some of its losses do.
+    """
+
+    method: str
+    student: str
+    seed: int
+    folder: Path
+    words: tuple[str, ...]
+    args: argparse.Namespace
+    needs_teacher: bool
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def command(self) -> str:
+        """To be pasted into a shell."""
+        return shlex.join(["python", "train_kd.py", *self.words])
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A whole comparison.
+
+    Attributes:
+        path, text: the TOML file.
+        name: of the comparison.
+        folder: where its runs are.
+        runs: by student, method and seed, in the file's order.
+        teacher: name and weights of the teacher to score; None where no run has one.
+    """
+
+    path: Path
+    text: str
+    name: str
+    folder: Path
+    seeds: tuple[int, ...]
+    students: tuple[str, ...]
+    methods: tuple[str, ...]
+    baseline: str
+    runs: tuple[Run, ...]
+    teacher: tuple[str, str] | None
+    report: ReportOptions
+
+    @property
+    def args(self) -> argparse.Namespace:
+        """The arguments that all runs share."""
+        return self.runs[0].args
+
+
+def load_plan(path: Path, output_dir: Path) -> Plan:
+    """Read and check the plan in ``path``; its runs lie below ``output_dir``/NAME.
+
+    Raises:
+        UserError: whatever is wrong with it, in one line that names the place.
+    """
+    text, content = _read_toml(path)
+    tops = {"name", "seeds", "students", "baseline", "common", "methods", "teacher", "report"}
+    for key in content:
+        choose(dict.fromkeys(tops), key, f"entry in {path}:")
+    name = content.get("name", path.stem)
+    _check_name(name, path, "name")
+    seeds = _list_of(int, content.get("seeds", [0]), path, "seeds")
+    students = _list_of(str, content.get("students", ["standard"]), path, "students")
+    for student in students:
+        choose(MODELS, student, f"model in {path}: students:")
+    methods = _table(content, "methods", path)
+    for method in methods:
+        _check_name(method, path, "methods")
+    baseline = content.get("baseline", "baseline")
+    if baseline not in methods:
+        raise UserError(f"{path}: baseline = {baseline!r} is not among its methods: {', '.join(methods) or 'none'}")
+    common = _arguments(_table(content, "common", path), path, "common", allowed=None)
+    settings = {
+        method: common | _arguments(_table(methods, method, path), path, f"methods.{method}", METHOD_ARGUMENTS)
+        for method in methods
+    }
+    folder = output_dir / name
+    runs = tuple(
+        _make_run(path, folder, method, student, seed, settings[method])
+        for student in students
+        for method in methods
+        for seed in seeds
+    )
+    return Plan(
+        path=path,
+        text=text,
+        name=name,
+        folder=folder,
+        seeds=seeds,
+        students=students,
+        methods=tuple(methods),
+        baseline=baseline,
+        runs=runs,
+        teacher=_teacher(_table(content, "teacher", path), path, runs),
+        report=_report_options(_table(content, "report", path), path),
+    )
+
+
+def check_files(plan: Plan) -> None:
+    """Find out before the first run what would end each of them: missing data, or missing weights.
+
+    Raises:
+        UserError: naming the file, or what the data set lacks.
+    """
+    args = plan.args
+    for split in (args.train_split, args.val_split):
+        build_dataset(args.dataset, args.data_dir, split)
+    weights = {args.student_weights, *(run.args.teacher_weights for run in plan.runs if run.needs_teacher)}
+    weights |= {plan.teacher[1]} if plan.teacher else set()
+    for path in sorted(weights - {"default", "none"}):
+        if not Path(path).is_file():
+            raise UserError(f"{plan.path}: no such file: {path}")
+
+
+# -- reading -------------------------------------------------------------------------------------
+
+
+def _read_toml(path: Path) -> tuple[str, dict]:
+    parser = tomllib
+    if parser is None:
+        try:
+            import tomli as parser
+        except ImportError:
+            raise UserError(f"{path}: Python 3.10 needs a package to read TOML: pip install tomli") from None
+    try:
+        text = path.read_text(encoding="utf-8")
+        return text, parser.loads(text)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}; name the plan's TOML file") from error
+    except ValueError as error:  # not UTF-8, or not TOML
+        raise UserError(f"{path}: not a TOML file ({error})") from error
+
+
+def _table(content: Mapping, key: str, path: Path) -> dict:
+    table = content.get(key, {})
+    if not isinstance(table, dict):
+        raise UserError(f"{path}: [{key}] must be a section, not {table!r}")
+    return table
+
+
+def _list_of(kind: type, values: object, path: Path, key: str) -> tuple:
+    """A list of different values of one kind, not empty."""
+    good = isinstance(values, list) and all(type(value) is kind for value in values)  # True is no seed
+    if not good or not values or len(set(values)) < len(values):
+        example = "[0, 1, 2]" if kind is int else '["standard"]'
+        raise UserError(f"{path}: {key} must be a list of different values such as {example}, not {values!r}")
+    return tuple(values)
+
+
+def _check_name(name: object, path: Path, key: str) -> None:
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        raise UserError(f"{path}: {key}: {name!r} becomes a folder's name: use letters, digits and _ . + - only")
+
+
+def _report_options(table: dict, path: Path) -> ReportOptions:
+    known = {field.name: field for field in fields(ReportOptions)}
+    for key, value in table.items():
+        field = choose(known, key, f"entry in {path}: [report]")
+        if type(value) is not type(field.default):
+            raise UserError(f"{path}: [report] {key} must be such as {field.default!r}, not {value!r}")
+    options = ReportOptions(**table)
+    if options.panels < 0 or options.size < 32 or options.checkpoint not in ("best", "last"):
+        raise UserError(f'{path}: [report] wants panels >= 0, size >= 32, checkpoint "best" or "last"; has {table}')
+    return options
+
+
+def _teacher(table: dict, path: Path, runs: tuple[Run, ...]) -> tuple[str, str] | None:
+    """The teacher to score: that of the section, or of the first run that has one."""
+    for key in table:
+        choose(dict.fromkeys(["teacher", "teacher_weights"]), key, f"entry in {path}: [teacher]")
+    args = next((run.args for run in runs if run.needs_teacher), None)
+    if not table and args is None:
+        return None
+    default = train_kd.get_args_parser().get_default
+    name = table.get("teacher", args.teacher if args else default("teacher"))
+    weights = str(table.get("teacher_weights", args.teacher_weights if args else default("teacher_weights")))
+    if weights.endswith(".onnx"):  # a teacher by itself, whatever the name says
+        return Path(weights).stem, weights
+    choose(MODELS, name, f"teacher in {path}:")
+    return name, weights
+
+
+# -- arguments -----------------------------------------------------------------------------------
+
+
+def _options() -> dict[str, argparse.Action]:
+    """train_kd.py's arguments: name in the namespace -> how the parser knows it."""
+    return {action.dest: action for action in train_kd.get_args_parser()._actions}
+
+
+def _arguments(table: dict, path: Path, section: str, allowed: set[str] | None) -> dict[str, object]:
+    """The section's arguments by their names in the namespace, each known and in its place."""
+    known, arguments = _options(), {}
+    for key, value in table.items():
+        name = key.replace("-", "_")
+        choose(known, name, f"argument of train_kd.py in {path}: [{section}]")
+        if name in OWN_ARGUMENTS:
+            raise UserError(f"{path}: [{section}] {key} is given by the comparison itself: take it out")
+        if allowed is not None and name not in allowed:
+            raise UserError(
+                f"{path}: [{section}] {key}: every method has the same budget, so {key} belongs in [common]; "
+                f"a method may set {', '.join(sorted(allowed))}"
+            )
+        arguments[name] = value
+    return arguments
+
+
+def _to_words(arguments: Mapping[str, object]) -> list[str]:
+    """Arguments as words of a command line: true is a bare flag, false none at all, a list a flag each."""
+    known, words = _options(), []
+    for name, value in arguments.items():
+        flag = known[name].option_strings[-1]
+        for item in value if isinstance(value, list) else [value]:
+            if item is True:
+                words.append(flag)
+            elif item is not False:
+                words += [flag, str(item)] if not str(item).startswith("-") else [f"{flag}={item}"]
+    return words
+
+
+def _parse(words: list[str], where: str) -> tuple[argparse.Namespace, bool]:
+    """Parse and check as train_kd.py would; also whether a teacher is needed."""
+    parser = train_kd.get_args_parser()
+
+    def refuse(message: str):
+        raise UserError(f"{where}: {message}")
+
+    parser.error = refuse
+    args = parser.parse_args(words)
+    try:
+        train_kd.check_arguments(args)
+        return args, train_kd.make_recipe(args).needs_teacher
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+
+
+def _make_run(path: Path, folder: Path, method: str, student: str, seed: int, arguments: dict[str, object]) -> Run:
+    where = f"{path}: [methods.{method}] with [common]"
+    _, needs_teacher = _parse(_to_words(arguments), where)
+    if not needs_teacher:  # then another teacher in the plan does not make it another run
+        arguments = {key: value for key, value in arguments.items() if key not in TEACHER_ARGUMENTS}
+    name = f"{method}_{student}_seed{seed}"
+    words = _to_words(arguments)
+    words += ["--student", student, "--seed", str(seed), "--output-dir", str(folder), "--name", name]
+    words += ["--resume", "auto"]
+    args, _ = _parse(words, where)
+    return Run(method, student, seed, folder / name, tuple(words), args, needs_teacher)

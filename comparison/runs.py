@@ -1,0 +1,179 @@
+"""Which runs of a plan are done, and training the others: each in a process of its own, some at a time."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from comparison.plan import TEACHER_ARGUMENTS, Plan, Run
+from kd.errors import UserError
+from kd.runlog import CONFIG, METRICS, REPORT, read_metrics
+from kd.train_state import FREE_ARGUMENTS, StopSignal
+
+SCRIPT = Path(__file__).resolve().parent.parent / "train_kd.py"
+LOG = "train.log"  # what a run printed
+# May differ from the plan's without making it another run; how long and how often is part of the comparison.
+FREE = FREE_ARGUMENTS - {"eval_every", "max_steps", "patience"}
+
+
+@dataclass(frozen=True)
+class State:
+    """How far a run has come: ``kind`` is done, part or missing."""
+
+    kind: str
+    epochs: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.epochs} epochs done, goes on" if self.kind == "part" else self.kind
+
+
+def state_of(run: Run) -> State:
+    """What the run's folder says.
+
+    Raises:
+        UserError: it holds a run with other arguments than the plan's.
+    """
+    if not (run.folder / CONFIG).exists():
+        return State("missing")
+    check_config(run)
+    epochs = len(read_metrics(run.folder / METRICS))
+    # The report is the last thing that a run writes.
+    done = (run.folder / REPORT).exists() and (run.folder / "best.pth").exists()
+    return State("done" if done else "part", epochs)
+
+
+def check_config(run: Run) -> None:
+    """Refuse a run folder whose config.json differs from the plan in anything that makes it another run."""
+    path = run.folder / CONFIG
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8"))["arguments"]
+        saved = dict(saved)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is not a run's configuration ({error}): mend or remove it") from error
+    free = FREE if run.needs_teacher else FREE | TEACHER_ARGUMENTS
+    changed = [
+        f"--{name.replace('_', '-')} was {saved[name]!r}, is {value!r} in the plan"
+        for name, value in ((name, _plain(value)) for name, value in vars(run.args).items())
+        # An argument that is younger than the run was not there to be set.
+        if name not in free and name in saved and saved[name] != value
+    ]
+    if changed:
+        raise UserError(
+            f"{run.folder} holds another run than the plan's: {'; '.join(changed)}; "
+            "give the plan another name, or remove the folder"
+        )
+
+
+def _plain(value: object) -> object:
+    return str(value) if isinstance(value, Path) else value
+
+
+# -- training ------------------------------------------------------------------------------------
+
+
+class Job:
+    """A run under way: what it prints goes to train.log in its folder and, line by line, to our output."""
+
+    def __init__(self, run: Run, environment: dict[str, str]):
+        self.run = run
+        self.last_line = ""
+        self.start = time.monotonic()
+        run.folder.mkdir(parents=True, exist_ok=True)
+        self.process = subprocess.Popen(
+            [sys.executable, str(SCRIPT), *run.words],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+        )
+        self.reader = threading.Thread(target=self._read, daemon=True)
+        self.reader.start()
+
+    def _read(self) -> None:
+        with (self.run.folder / LOG).open("a", encoding="utf-8") as log:
+            for line in self.process.stdout:
+                log.write(line)
+                log.flush()
+                print(f"[{self.run.name}] {line}", end="", flush=True)
+                self.last_line = line.strip() or self.last_line
+
+    def poll(self) -> int | None:
+        """The exit status, once the run has ended and all it printed is read."""
+        status = self.process.poll()
+        if status is not None:
+            self.reader.join()
+        return status
+
+
+def train_missing(plan: Plan, runs: Sequence[Run], jobs: int) -> list[str]:
+    """Train what is not done of ``runs``, ``jobs`` at a time; returns a line for each run that failed.
+
+    Raises:
+        UserError: a folder holds another run than the plan's; nothing is started then.
+        KeyboardInterrupt: after Ctrl-C or SIGTERM, when the runs under way have saved themselves.
+    """
+    states = {run.name: state_of(run) for run in plan.runs}
+    waiting = [run for run in runs if states[run.name].kind != "done"]
+    print(f"{plan.name}: {len(runs) - len(waiting)} of {len(runs)} runs are done, {len(waiting)} to train")
+    environment, failures = _environment(jobs), []
+    active: list[Job] = []
+    with StopSignal() as stop:
+        told = False
+        try:
+            while active or (waiting and not stop.requested):
+                while waiting and len(active) < jobs and not stop.requested:
+                    run = waiting.pop(0)
+                    print(f"[{run.name}] {run.command}", flush=True)
+                    active.append(Job(run, environment))
+                if stop.requested and not told:
+                    told = True
+                    print("stopping: the runs under way save themselves first", flush=True)
+                    for job in active:
+                        job.process.terminate()
+                for job in [job for job in active if job.poll() is not None]:
+                    active.remove(job)
+                    failures += _outcome(job, stop.requested)
+                time.sleep(0.1)
+        finally:  # a second Ctrl-C
+            for job in active:
+                job.process.kill()
+    if stop.requested:
+        print("stopped; the same command goes on")
+        raise KeyboardInterrupt
+    return failures
+
+
+def _environment(jobs: int) -> dict[str, str]:
+    """The runs' environment: several at a time share the threads that one would have."""
+    environment = dict(os.environ)
+    if jobs > 1:
+        given = environment.get("OMP_NUM_THREADS", "")
+        threads = int(given) if given.isdigit() else _cpus()
+        environment["OMP_NUM_THREADS"] = str(max(1, threads // jobs))
+    return environment
+
+
+def _cpus() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _outcome(job: Job, stopping: bool) -> list[str]:
+    """A line about a run that failed, or none."""
+    status = job.process.returncode
+    if status == 0 or stopping:
+        return []
+    reason = job.last_line.removeprefix("error: ") or f"exit status {status}"
+    if status < 0:
+        reason = f"killed by signal {-status}"
+    print(f"[{job.run.name}] failed: {reason}", flush=True)
+    return [f"{job.run.name}: {reason} (see {job.run.folder / LOG})"]

@@ -1,0 +1,251 @@
+"""Scores of a plan's runs and of its teacher, by evaluate.py's protocol; each is computed once and kept."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from comparison.plan import Plan, Run
+from dataset import SegmentationDataset, build_dataset
+from evaluate import PROTOCOL, Agreement, check_classes, evaluate_model, summary_row
+from kd.atomic import write_text
+from kd.device import pick_device
+from kd.errors import UserError
+from kd.failures import explain_memory
+from kd.metrics import image_miou
+from kd.runlog import CONFIG, METRICS, device_name, read_metrics
+from kd.train_state import fingerprint
+from models.cost import count_macs, count_parameters, measure_latency
+from predictor import load_segmenter
+from zoo import build_model, load_teacher
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A network's scores on the split.
+
+    Attributes:
+        row: as `evaluate.summary_row` makes it; shares in 0..1.
+        images: mIoU of each image by its id, over the classes in its truth or the prediction.
+    """
+
+    row: Mapping[str, object]
+    images: Mapping[str, float]
+
+    @property
+    def miou(self) -> float:
+        return self.row["miou"]
+
+
+@dataclass(frozen=True)
+class Result(Scored):
+    """A finished run with its scores.
+
+    Attributes:
+        run: what was trained.
+        train_seconds: of training alone, validation and the making of a teacher's cache left out.
+        metrics: rows of its metrics.csv.
+        start: how its last start was described in config.json (device, versions, commit).
+    """
+
+    run: Run
+    train_seconds: float
+    metrics: list[dict]
+    start: Mapping[str, object]
+
+    @property
+    def checkpoint_epoch(self) -> int:
+        """The epoch whose validation mIoU was the best."""
+        scored = [row for row in self.metrics if row.get("val_miou") is not None]
+        return max(scored, key=lambda row: row["val_miou"])["epoch"] if scored else 0
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a network costs; MACs and milliseconds are for one square image. None: not to be had."""
+
+    parameters: int | None
+    macs: int | None
+    ms: float
+    device: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Everything that tables and report are made from."""
+
+    plan: Plan
+    dataset: SegmentationDataset
+    results: list[Result]
+    missing: list[Run]
+    teacher: Scored | None
+    costs: dict[str, Cost] = field(default_factory=dict)  # by student; "teacher" for the teacher
+
+    def of(self, method: str, student: str) -> list[Result]:
+        """The finished runs of a method, by seed."""
+        found = [result for result in self.results if (result.run.method, result.run.student) == (method, student)]
+        return sorted(found, key=lambda result: result.run.seed)
+
+
+class ImageScores(Agreement):
+    """Takes each prediction's mIoU while a split is scored."""
+
+    def __init__(self, dataset: SegmentationDataset):
+        super().__init__()
+        self.dataset, self.images = dataset, {}
+
+    def update(self, indices: torch.Tensor, prediction: torch.Tensor) -> None:
+        for index, mask in zip(indices.tolist(), prediction.cpu(), strict=True):
+            sample = self.dataset[index]
+            score = image_miou(mask, sample["mask"], self.dataset.num_classes)
+            if not math.isnan(score):
+                self.images[sample["id"]] = score
+
+
+def gather(plan: Plan, finished: list[Run]) -> Comparison:
+    """Score what is finished and the teacher, and measure what they cost; what is known is not done again."""
+    args = plan.args
+    dataset = build_dataset(args.dataset, args.data_dir, args.val_split)
+    if not dataset.has_masks:
+        raise UserError(f"{plan.path}: the split {args.val_split!r} has no masks to score against")
+    results = [score_run(run, plan, dataset) for run in finished]
+    results = [result for result in results if result is not None]
+    teacher = score_teacher(plan, dataset)
+    done = {result.run.name for result in results}
+    comparison = Comparison(plan, dataset, results, [run for run in plan.runs if run.name not in done], teacher)
+    measure_costs(comparison)
+    return comparison
+
+
+# -- scores --------------------------------------------------------------------------------------
+
+
+def score_run(run: Run, plan: Plan, dataset: SegmentationDataset) -> Result:
+    """Score a run's checkpoint; its folder keeps the result as scores_best.json (or scores_last.json)."""
+    path = run.folder / f"{plan.report.checkpoint}.pth"
+
+    def load() -> tuple[str, nn.Module, int]:
+        segmenter = load_segmenter(path, run.args.device)
+        check_classes(str(path), segmenter.class_names, dataset)
+        return segmenter.name, segmenter.model, segmenter.parameters
+
+    kept = run.folder / f"scores_{plan.report.checkpoint}.json"
+    scored = _score(run.name, kept, _sha256(path), load, run, dataset)
+    metrics = read_metrics(run.folder / METRICS)
+    starts = json.loads((run.folder / CONFIG).read_text(encoding="utf-8"))["starts"]
+    seconds = sum(row["epoch_s"] for row in metrics)
+    return Result(scored.row, scored.images, run, seconds, metrics, starts[-1])
+
+
+def score_teacher(plan: Plan, dataset: SegmentationDataset) -> Scored | None:
+    """Score the plan's teacher; the runs' common folder keeps the result as scores_teacher.json."""
+    if plan.teacher is None:
+        return None
+    name, weights = plan.teacher
+    device = pick_device(plan.args.device)
+
+    def load() -> tuple[str, nn.Module, int]:
+        model = load_teacher(name, dataset.num_classes, weights, dataset.class_names).to(device)
+        return name, model, count_parameters(model)
+
+    digest = f"{name} default" if weights == "default" else _sha256(Path(weights))
+    return _score("teacher", plan.folder / "scores_teacher.json", digest, load, plan.runs[0], dataset)
+
+
+@explain_memory("--eval-batch-size in [common]")
+def _score(label: str, kept: Path, digest: str, load: Callable, run: Run, dataset: SegmentationDataset) -> Scored:
+    """What ``kept`` holds, if it was made from the same weights and images; otherwise scored anew and kept."""
+    made_from = {
+        "format": FORMAT,
+        "weights": digest,
+        "data set": f"{dataset.name}/{dataset.split}",
+        "images": fingerprint(dataset.ids),
+        "protocol": PROTOCOL,
+    }
+    known = _read_json(kept)
+    if known.get("made_from") == made_from:
+        return Scored(known["row"], known["images"])
+    name, model, parameters = load()
+    print(f"scoring {label} on {dataset.name}/{dataset.split}", flush=True)
+    images = ImageScores(dataset)
+    evaluation = evaluate_model(
+        model,
+        dataset,
+        pick_device(run.args.device),
+        batch_size=run.args.eval_batch_size,
+        workers=run.args.workers,
+        agreement=images,
+    )
+    row = summary_row(label, name, parameters, evaluation, dataset.class_names)
+    content = {"made_from": made_from, "row": row, "images": images.images}
+    write_text(kept, json.dumps(content, indent=1) + "\n")
+    return Scored(row, images.images)
+
+
+def _read_json(path: Path) -> dict:
+    """The JSON object in ``path``; {} where there is none that can be read: it is made anew then."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _sha256(path: Path) -> str:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}") from error
+
+
+# -- costs ---------------------------------------------------------------------------------------
+
+
+def measure_costs(comparison: Comparison) -> None:
+    """Fill in ``comparison.costs``: once for each architecture, for all methods train the same one."""
+    plan, classes = comparison.plan, comparison.dataset.num_classes
+    path = plan.folder / "costs.json"
+    known, device = _read_json(path), plan.args.device
+    wanted: dict[str, tuple[str, Callable]] = {}
+    for student in plan.students:
+        wanted[student] = (f"{student}, {classes} classes", lambda student=student: build_model(student, classes))
+    if plan.teacher:
+        name, weights = plan.teacher
+        wanted["teacher"] = (f"{name} {weights}", lambda: load_teacher(name, classes, weights))
+    for label, (title, load) in wanted.items():
+        key = f"{title}, {plan.report.size} pixels, {device_name(device)}, torch {torch.__version__}"
+        if key not in known:
+            known[key] = _measure(load().eval(), plan.report.size, device, plan.teacher if label == "teacher" else None)
+            write_text(path, json.dumps(known, indent=1) + "\n")
+        comparison.costs[label] = Cost(**known[key])
+
+
+def _measure(model: nn.Module, size: int, device: str, teacher: tuple[str, str] | None) -> dict[str, object]:
+    target = pick_device(device)
+    onnx_file = teacher[1] if teacher and teacher[1].endswith(".onnx") else None
+    return {
+        "parameters": _onnx_parameters(onnx_file) if onnx_file else count_parameters(model),
+        "macs": None if onnx_file else count_macs(model, size),
+        "ms": measure_latency(model, size, target),
+        "device": device_name(device),
+    }
+
+
+def _onnx_parameters(path: str) -> int | None:
+    """Numbers in the weights of an ONNX file; None without the ``onnx`` package."""
+    try:
+        import onnx
+    except ImportError:
+        return None
+    floats = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16}
+    tensors = onnx.load(path, load_external_data=False).graph.initializer
+    return sum(math.prod(tensor.dims) for tensor in tensors if tensor.data_type in floats)

@@ -1,0 +1,305 @@
+"""Statistics of a comparison, and the same table as Markdown, CSV and LaTeX.
+
+Means and standard deviations are over seeds; a difference is that of two runs of the same student and seed.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from comparison.scoring import Comparison, Result, Scored
+from evaluate import lab_score
+from kd.reporting import clock
+
+DASH = "—"
+WITHIN = "within noise"
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean and sample standard deviation (n - 1); the latter is None for a single value."""
+
+    mean: float
+    std: float | None
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread | None:
+        """None of no values."""
+        if not values:
+            return None
+        return cls(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row of the table; shares are in 0..1, None where there is nothing to say.
+
+    Attributes:
+        kind: teacher, baseline or method.
+        seeds: of the finished runs.
+        difference: paired, to the baseline.
+        share: of the teacher's mIoU.
+        macs, ms: for one square image.
+        train_seconds: median over seeds.
+        score: 4 * mIoU / (1 + millions of parameters), of the mean mIoU.
+        iou: mean over seeds by class.
+    """
+
+    kind: str
+    method: str
+    student: str
+    seeds: tuple[int, ...]
+    miou: Spread
+    pixel_accuracy: Spread
+    difference: Spread | None
+    pairs: int
+    share: float | None
+    parameters: int | None
+    macs: int | None
+    ms: float | None
+    train_seconds: float | None
+    score: float | None
+    iou: Mapping[str, float | None]
+
+    @property
+    def helps(self) -> str:
+        """Whether the paired difference is larger than twice its standard deviation, in a word."""
+        return verdict(self.difference)
+
+
+def verdict(difference: Spread | None) -> str:
+    """yes, no (worse than the baseline) or within noise; a dash where one pair or none says nothing."""
+    if difference is None or difference.std is None:
+        return DASH
+    if abs(difference.mean) <= 2 * difference.std:
+        return WITHIN
+    return "yes" if difference.mean > 0 else "no"
+
+
+def paired(results: Sequence[Result], baseline: Sequence[Result]) -> list[float]:
+    """mIoU differences to the baseline's run of the same seed, where there is one."""
+    base = {result.run.seed: result.miou for result in baseline}
+    return [result.miou - base[result.run.seed] for result in results if result.run.seed in base]
+
+
+def class_means(scores: Sequence[Scored]) -> dict[str, float | None]:
+    """IoU by class, the mean of those scores that have one."""
+    means = {}
+    for name in scores[0].row["iou"]:
+        values = [score.row["iou"][name] for score in scores]
+        values = [value for value in values if value is not None]
+        means[name] = statistics.fmean(values) if values else None
+    return means
+
+
+def summarize(comparison: Comparison) -> list[Line]:
+    """The table's rows: the teacher, then by student the baseline and the methods in the plan's order."""
+    plan = comparison.plan
+    lines = [_teacher_line(comparison)] if comparison.teacher else []
+    for student in plan.students:
+        baseline = comparison.of(plan.baseline, student)
+        for method in [plan.baseline, *(method for method in plan.methods if method != plan.baseline)]:
+            results = comparison.of(method, student)
+            if results:
+                lines.append(_line(comparison, method, student, results, baseline))
+    return lines
+
+
+def _line(
+    comparison: Comparison, method: str, student: str, results: Sequence[Result], baseline: Sequence[Result]
+) -> Line:
+    cost = comparison.costs[student]
+    miou = Spread.of([result.miou for result in results])
+    is_baseline = method == comparison.plan.baseline
+    differences = [] if is_baseline else paired(results, baseline)
+    return Line(
+        kind="baseline" if is_baseline else "method",
+        method=method,
+        student=student,
+        seeds=tuple(result.run.seed for result in results),
+        miou=miou,
+        pixel_accuracy=Spread.of([result.row["pixel_accuracy"] for result in results]),
+        difference=Spread.of(differences),
+        pairs=len(differences),
+        share=miou.mean / comparison.teacher.miou if comparison.teacher and comparison.teacher.miou else None,
+        parameters=cost.parameters,
+        macs=cost.macs,
+        ms=cost.ms,
+        train_seconds=statistics.median(result.train_seconds for result in results),
+        score=lab_score(miou.mean, cost.parameters),
+        iou=class_means(results),
+    )
+
+
+def _teacher_line(comparison: Comparison) -> Line:
+    teacher, cost = comparison.teacher, comparison.costs["teacher"]
+    return Line(
+        kind="teacher",
+        method="teacher",
+        student=comparison.plan.teacher[0],
+        seeds=(),
+        miou=Spread(teacher.miou, None),
+        pixel_accuracy=Spread(teacher.row["pixel_accuracy"], None),
+        difference=None,
+        pairs=0,
+        share=1.0,
+        parameters=cost.parameters,
+        macs=cost.macs,
+        ms=cost.ms,
+        train_seconds=None,
+        score=None if cost.parameters is None else lab_score(teacher.miou, cost.parameters),
+        iou=class_means([teacher]),
+    )
+
+
+def best_method(lines: Sequence[Line], student: str) -> Line | None:
+    """The method of this student with the highest mean mIoU, the baseline apart."""
+    methods = [line for line in lines if line.kind == "method" and line.student == student]
+    return max(methods, key=lambda line: line.miou.mean, default=None)
+
+
+# -- cells ---------------------------------------------------------------------------------------
+
+
+def percent(value: float | None, decimals: int = 2) -> str:
+    return DASH if value is None else f"{100 * value:.{decimals}f}"
+
+
+def spread_cell(spread: Spread | None, sign: bool = False) -> str:
+    """mean ± standard deviation in percent; a dash for what a single value does not have."""
+    if spread is None:
+        return DASH
+    return f"{signed(spread.mean) if sign else percent(spread.mean)} ± {percent(spread.std)}"
+
+
+def signed(value: float, decimals: int = 2) -> str:
+    """A difference in points, with its sign unless it rounds to nothing."""
+    text = f"{100 * value:+.{decimals}f}"
+    return text if float(text) else text[1:]
+
+
+def amount(value: float | None, unit: float = 1.0, decimals: int = 2) -> str:
+    return DASH if value is None else f"{value / unit:.{decimals}f}"
+
+
+# Heading of the column, cell of a line, value to sort by.
+COLUMNS = (
+    ("method", lambda line: line.method, lambda line: line.method),
+    ("network", lambda line: line.student, lambda line: line.student),
+    ("seeds", lambda line: str(len(line.seeds)) if line.seeds else DASH, lambda line: len(line.seeds)),
+    ("mIoU %", lambda line: _miou_cell(line), lambda line: line.miou.mean),
+    ("difference to baseline", lambda line: spread_cell(line.difference, sign=True), lambda line: _mean(line)),
+    ("helps?", lambda line: line.helps, lambda line: line.helps),
+    ("of teacher %", lambda line: percent(line.share, 1), lambda line: line.share),
+    ("pixel acc %", lambda line: percent(line.pixel_accuracy.mean), lambda line: line.pixel_accuracy.mean),
+    ("params M", lambda line: amount(line.parameters, 1e6, 3), lambda line: line.parameters),
+    ("MACs G", lambda line: amount(line.macs, 1e9), lambda line: line.macs),
+    ("ms", lambda line: amount(line.ms, 1, 1), lambda line: line.ms),
+    ("training", lambda line: _time_cell(line), lambda line: line.train_seconds),
+    ("score", lambda line: amount(line.score, 1, 3), lambda line: line.score),
+)
+
+
+def _miou_cell(line: Line) -> str:
+    return percent(line.miou.mean) if line.kind == "teacher" else spread_cell(line.miou)
+
+
+def _mean(line: Line) -> float | None:
+    return line.difference.mean if line.difference else None
+
+
+def _time_cell(line: Line) -> str:
+    return DASH if line.train_seconds is None else clock(line.train_seconds)
+
+
+# -- CSV -----------------------------------------------------------------------------------------
+
+
+def runs_csv(comparison: Comparison) -> str:
+    """A row a run, full precision: scores in 0..1, IoU by class, costs, seconds of training, command line."""
+    rows = []
+    for result in comparison.results:
+        run, cost = result.run, comparison.costs[result.run.student]
+        row = {"method": run.method, "student": run.student, "seed": run.seed}
+        row |= {key: result.row[key] for key in ("miou", "pixel_accuracy", "loss")}
+        row |= {
+            "parameters": cost.parameters,
+            "macs": cost.macs,
+            "ms": cost.ms,
+            "train_seconds": result.train_seconds,
+            "best_epoch": result.checkpoint_epoch,
+            "score": result.row["score"],
+        }
+        row |= {f"iou/{name}": value for name, value in result.row["iou"].items()}
+        rows.append(row | {"protocol": result.row["protocol"], "command": run.command})
+    return _csv(rows)
+
+
+def summary_csv(lines: Sequence[Line]) -> str:
+    """A row a line of the table, full precision; standard deviations of single runs are empty."""
+    rows = []
+    for line in lines:
+        row = {"method": line.method, "student": line.student, "runs": len(line.seeds)}
+        for name in ("miou", "pixel_accuracy", "difference"):
+            spread = getattr(line, name)
+            row |= {f"{name}_mean": spread and spread.mean, f"{name}_std": spread and spread.std}
+        row |= {"pairs": line.pairs, "helps": "" if line.helps == DASH else line.helps, "share_of_teacher": line.share}
+        row |= {key: getattr(line, key) for key in ("parameters", "macs", "ms", "train_seconds", "score")}
+        rows.append(row | {f"iou/{name}": value for name, value in line.iou.items()})
+    return _csv(rows)
+
+
+def _csv(rows: Sequence[Mapping[str, object]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+# -- LaTeX ---------------------------------------------------------------------------------------
+
+TEX_SIGNS = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", DASH: "---", "<": r"$<$", ">": r"$>$",
+}  # fmt: skip
+
+
+def tex_escape(text: str) -> str:
+    """Plain text as LaTeX that prints it."""
+    return "".join(TEX_SIGNS.get(sign, sign) for sign in text)
+
+
+def to_tex(comparison: Comparison, lines: Sequence[Line]) -> str:
+    """A booktabs table; needs \\usepackage{booktabs}."""
+    shown = [column for column in COLUMNS if column[0] not in ("seeds", "pixel acc %", "training")]
+    body = []
+    for index, line in enumerate(lines):
+        if index and (line.kind == "baseline"):
+            body.append(r"\midrule")
+        body.append(" & ".join(tex_escape(cell(line)) for _, cell, _ in shown) + r" \\")
+    seeds = len(comparison.plan.seeds)
+    caption = (
+        f"{comparison.plan.name}: mean and sample standard deviation over {seeds} seed{'s' * (seeds > 1)}; differences "
+        f"are paired by seed. {comparison.results[0].row['protocol']}"
+    )
+    return "\n".join(
+        [
+            "% needs \\usepackage{booktabs}",
+            r"\begin{table}",
+            rf"\caption{{{tex_escape(caption)}}}",
+            rf"\begin{{tabular}}{{ll{'r' * (len(shown) - 2)}}}",
+            r"\toprule",
+            " & ".join(tex_escape(title) for title, _, _ in shown) + r" \\",
+            r"\midrule",
+            *body,
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{table}",
+            "",
+        ]
+    )

@@ -1,0 +1,437 @@
+"""Plans, the runs they need, statistics and tables; and one comparison of real runs from end to end."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+import re
+import signal
+import threading
+from pathlib import Path
+
+import pytest
+
+import compare
+from comparison import plan as planning
+from comparison import runs, scoring
+from comparison.markdown import escape, to_markdown
+from comparison.plan import METHOD_ARGUMENTS, load_plan
+from comparison.runs import state_of, train_missing
+from comparison.tables import Spread, runs_csv, summarize, summary_csv, tex_escape, to_tex, verdict
+from dataset import build_dataset
+from kd.errors import UserError
+from tests.comparisons import PARAMETERS, invent, pretend_done, read_plan, write_plan
+
+METHODS = """
+[methods.baseline]
+[methods.kl]
+alpha = 1
+temperature = 2
+"""
+
+
+@pytest.fixture
+def val_set(demo_data):
+    return build_dataset("demo", demo_data, "val")
+
+
+# -- plans ---------------------------------------------------------------------------------------
+
+
+def test_a_plan_is_a_list_of_commands_that_train_kd_understands(tmp_path, demo_data):
+    path = write_plan(tmp_path, demo_data, methods=METHODS + 'loss = ["cwd=3", "at=0.5"]\ncache_teacher = true\n')
+    plan = read_plan(path, tmp_path)
+    names = [run.name for run in plan.runs]
+    assert names == [f"{method}_compact_seed{seed}" for method in ("baseline", "kl") for seed in (0, 1)]
+    run = plan.runs[-1]
+    assert (run.args.alpha, run.args.temperature, run.args.loss) == (1, 2, ["cwd=3", "at=0.5"])
+    assert (run.args.cache_teacher, run.args.seed, run.args.resume) == ("fp16", 1, "auto")
+    assert run.folder == tmp_path / "runs" / "tiny" / "kl_compact_seed1" == run.args.output_dir / run.args.name
+    assert run.needs_teacher and not plan.runs[0].needs_teacher
+
+
+def test_what_concerns_the_teacher_is_no_part_of_a_run_without_one(tmp_path, demo_data):
+    """Another teacher must not make the trained baseline another run."""
+    path = write_plan(tmp_path, demo_data, 'teacher = "fcn_resnet101"\ncache_teacher = "uint8"', methods=METHODS)
+    baseline, *_, kl = read_plan(path, tmp_path).runs
+    assert "fcn_resnet101" in kl.command and "--cache-teacher uint8" in kl.command
+    assert "--teacher" not in baseline.command and "--cache" not in baseline.command
+
+
+def test_methods_may_set_all_losses_and_nothing_else():
+    """A loss argument that is new in train_kd.py has to be let in here."""
+    parser = planning.train_kd.get_args_parser()
+    losses = next(group for group in parser._action_groups if group.title == "losses")
+    teacher = {"teacher", "teacher_weights", "cache_teacher", "cache_dir"}
+    assert {action.dest for action in losses._group_actions} | teacher == METHOD_ARGUMENTS
+
+
+@pytest.mark.parametrize(
+    ("common", "methods", "words"),
+    [
+        ("epohcs = 3", METHODS, ["epohcs", "did you mean 'epochs'", "[common]"]),
+        ('lr = "fast"', METHODS, ["--lr", "fast"]),
+        ("lr = -1", METHODS, ["--lr must be above 0"]),
+        ("seed = 3", METHODS, ["[common] seed", "take it out"]),
+        ('student = "standard"', METHODS, ["[common] student"]),
+        ("", "[methods.baseline]\n[methods.kl]\nalpah = 1", ["alpah", "[methods.kl]", "did you mean 'alpha'"]),
+        ("", "[methods.baseline]\nepochs = 90", ["[methods.baseline] epochs", "same budget", "[common]"]),
+        ("", "[methods.baseline]\nlr = 1e-3", ["same budget"]),
+        ("", "[methods.baseline]\nbatch-size = 4", ["same budget"]),
+        ("", '[methods.baseline]\nloss = ["nope=1"]', ["[methods.baseline]", "unknown loss 'nope'"]),
+        ("", "[methods.kl]\nalpha = 1", ["baseline = 'baseline' is not among", "kl"]),
+        ("", '[methods.baseline]\n[methods."a/b"]', ["'a/b'", "folder"]),
+        ("", METHODS + "[reprot]", ["reprot", "did you mean 'report'"]),
+        ("", METHODS + '[report]\nsize = "big"', ["[report] size"]),
+        ("", METHODS + '[report]\ncheckpoint = "first"', ["[report]", "checkpoint"]),
+        ("", METHODS + '[teacher]\nteacher = "resnet"', ["unknown teacher", "resnet"]),
+        ("", METHODS + '[teacher]\nweights = "x"', ["[teacher]", "weights"]),
+    ],
+)
+def test_errors_of_a_plan_are_one_line_that_names_the_place(tmp_path, demo_data, common, methods, words):
+    path = write_plan(tmp_path, demo_data, common, methods=methods)
+    with pytest.raises(UserError) as error:
+        load_plan(path, tmp_path)
+    for word in [str(path), *words]:
+        assert word in str(error.value)
+
+
+@pytest.mark.parametrize("seeds", ["3", "[]", "[0, 0]", "[true]", '["a"]', "[0.5]"])
+def test_seeds_must_be_different_whole_numbers(tmp_path, seeds):
+    path = tmp_path / "plan.toml"
+    path.write_text(f"seeds = {seeds}\n[methods.baseline]\n")
+    with pytest.raises(UserError, match="seeds must be a list"):
+        load_plan(path, tmp_path)
+
+
+@pytest.mark.parametrize("text", ["a = = b", "\xff"])
+def test_a_file_that_is_no_toml(tmp_path, text):
+    path = tmp_path / "plan.toml"
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(UserError, match="not a TOML file"):
+        load_plan(path, tmp_path)
+    with pytest.raises(UserError, match="No such file"):
+        load_plan(tmp_path / "absent.toml", tmp_path)
+
+
+def test_missing_weights_are_named_before_anything_is_trained(tmp_path, demo_data):
+    path = write_plan(tmp_path, demo_data, 'teacher_weights = "absent.pth"', methods=METHODS)
+    args = compare.get_args_parser().parse_args([str(path), "--output-dir", str(tmp_path / "runs")])
+    with pytest.raises(UserError, match=r"no such file: absent\.pth"):
+        compare.main(args)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_an_onnx_teacher_goes_by_its_file(tmp_path, demo_data):
+    path = write_plan(tmp_path, demo_data, methods=METHODS + '[teacher]\nteacher_weights = "some/big.onnx"')
+    assert read_plan(path, tmp_path).teacher == ("big", "some/big.onnx")
+
+
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parent.parent / "results").glob("*.toml")), ids=lambda p: p.stem
+)
+def test_the_plans_of_the_project_are_sound(path, tmp_path):
+    assert load_plan(path, tmp_path).name == path.stem
+
+
+# -- which runs are done -------------------------------------------------------------------------
+
+
+def test_states(tmp_path, demo_data):
+    plan = read_plan(write_plan(tmp_path, demo_data, methods=METHODS), tmp_path)
+    pretend_done(plan, ["baseline_compact_seed0", "baseline_compact_seed1"])
+    (plan.runs[1].folder / "report.txt").unlink()
+    assert [state_of(run).kind for run in plan.runs] == ["done", "part", "missing", "missing"]
+    assert state_of(plan.runs[1]).epochs == 1
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "refused"),
+    [("epochs", 9, True), ("max_steps", 7, True), ("lr", 1.0, True), ("workers", 9, False), ("device", "mps", False),
+     ("data_dir", "elsewhere", False), ("teacher", "another", False)],
+)  # fmt: skip
+def test_a_folder_with_another_run_is_refused(tmp_path, demo_data, key, value, refused):
+    plan = read_plan(write_plan(tmp_path, demo_data, methods=METHODS), tmp_path)
+    pretend_done(plan)
+    path = plan.runs[0].folder / "config.json"
+    content = json.loads(path.read_text())
+    content["arguments"][key] = value
+    path.write_text(json.dumps(content))
+    if refused:
+        with pytest.raises(UserError, match=rf"{plan.runs[0].name} holds another run.*--{key.replace('_', '-')} was"):
+            state_of(plan.runs[0])
+    else:
+        assert state_of(plan.runs[0]).kind == "done"
+
+
+def test_a_damaged_config_is_named(tmp_path, demo_data):
+    plan = read_plan(write_plan(tmp_path, demo_data, methods=METHODS), tmp_path)
+    pretend_done(plan)
+    (plan.runs[0].folder / "config.json").write_text("{")
+    with pytest.raises(UserError, match=r"config\.json is not a run's configuration"):
+        state_of(plan.runs[0])
+
+
+# -- training, with a stand-in for train_kd.py that needs no PyTorch -----------------------------
+
+STAND_IN = """
+import json, os, signal, sys, time
+from pathlib import Path
+words = sys.argv[1:]
+value = lambda flag: words[words.index(flag) + 1]
+folder = Path(value("--output-dir")) / value("--name")
+def stop(number, frame):
+    (folder / "saved").write_text("")
+    sys.exit(130)
+signal.signal(signal.SIGTERM, stop)
+print("threads", os.environ.get("OMP_NUM_THREADS"), flush=True)
+(folder / "began").write_text(str(time.time()))
+if "--alpha" in words and value("--seed") == "0" and MODE == "fail":
+    sys.exit("error: out of luck")
+time.sleep(60 if MODE == "wait" else 0.3)
+(folder / "report.txt").write_text("done")
+(folder / "best.pth").write_text("")
+(folder / "ended").write_text(str(time.time()))
+"""
+
+
+@pytest.fixture
+def stand_in(tmp_path, monkeypatch):
+    """``stand_in("fail")`` puts a script in train_kd.py's place that fails, waits or just ends."""
+
+    def put(mode: str) -> None:
+        script = tmp_path / "stand_in.py"
+        script.write_text(f"MODE = {mode!r}\n{STAND_IN}")
+        monkeypatch.setattr(runs, "SCRIPT", script)
+
+    return put
+
+
+def test_a_run_that_dies_does_not_take_the_others_with_it(tmp_path, demo_data, stand_in, capsys):
+    stand_in("fail")
+    plan = read_plan(write_plan(tmp_path, demo_data, methods=METHODS), tmp_path)
+    failures = train_missing(plan, plan.runs, jobs=1)
+    assert [failure.partition(":")[0] for failure in failures] == ["kl_compact_seed0"]
+    assert "out of luck" in failures[0]
+    assert "out of luck" in (plan.runs[2].folder / "train.log").read_text()
+    assert [(run.folder / "report.txt").exists() for run in plan.runs] == [True, True, False, True]
+    assert "[kl_compact_seed1] threads" in capsys.readouterr().out
+
+
+def test_jobs_run_at_the_same_time_and_share_the_threads(tmp_path, demo_data, stand_in, capsys, monkeypatch):
+    stand_in("pass")
+    monkeypatch.setenv("OMP_NUM_THREADS", "8")
+    plan = read_plan(write_plan(tmp_path, demo_data, methods=METHODS), tmp_path)
+    assert train_missing(plan, plan.runs[:2], jobs=2) == []
+    began, ended = ([float((run.folder / name).read_text()) for run in plan.runs[:2]] for name in ("began", "ended"))
+    assert max(began) < min(ended)
+    assert capsys.readouterr().out.count("threads 4") == 2
+    assert not plan.runs[2].folder.exists()
+
+
+def test_what_is_done_is_not_started(tmp_path, demo_data, stand_in):
+    stand_in("pass")
+    plan = read_plan(write_plan(tmp_path, demo_data, methods=METHODS), tmp_path)
+    pretend_done(plan, [plan.runs[0].name])
+    train_missing(plan, plan.runs[:2], jobs=1)
+    assert [(run.folder / "began").exists() for run in plan.runs[:2]] == [False, True]
+
+
+def test_ctrl_c_lets_the_runs_save_themselves_and_says_how_to_go_on(tmp_path, demo_data, stand_in, capsys):
+    stand_in("wait")
+    plan = read_plan(write_plan(tmp_path, demo_data, methods=METHODS), tmp_path)
+
+    def press() -> None:
+        while not (plan.runs[0].folder / "began").exists():
+            pressed.wait(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    pressed = threading.Event()
+    thread = threading.Thread(target=press)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        train_missing(plan, plan.runs, jobs=1)
+    thread.join()
+    assert (plan.runs[0].folder / "saved").exists()
+    assert not plan.runs[1].folder.exists()
+    assert "the same command goes on" in capsys.readouterr().out
+
+
+def test_dry_run_and_only(tmp_path, demo_data, capsys):
+    path = write_plan(tmp_path, demo_data, methods=METHODS)
+    pretend_done(load_plan(path, tmp_path / "runs"), ["kl_compact_seed0"])
+    words = [str(path), "--output-dir", str(tmp_path / "runs"), "--dry-run"]
+    assert compare.main(compare.get_args_parser().parse_args([*words, "--only", "kl"])) == 0
+    out = capsys.readouterr().out
+    assert "kl_compact_seed0: done" in out and "kl_compact_seed1: missing\n  python train_kd.py" in out
+    assert "baseline" not in out
+    with pytest.raises(UserError, match=r"unknown method .*'kd'.*known: baseline, kl"):
+        compare.main(compare.get_args_parser().parse_args([*words, "--only", "kd"]))
+
+
+# -- statistics ----------------------------------------------------------------------------------
+
+
+def test_spread_by_hand():
+    spread = Spread.of([0.03, 0.04, 0.01])
+    assert spread.mean == pytest.approx(0.08 / 3)
+    # (1/300)^2 + (4/300)^2 + (-5/300)^2 = 42/90000, halved: 21/90000
+    assert spread.std == pytest.approx(math.sqrt(21 / 90000))
+    assert Spread.of([0.5]) == Spread(0.5, None)
+    assert Spread.of([]) is None
+
+
+@pytest.mark.parametrize(
+    ("values", "word"),
+    [([0.03, 0.04, 0.01], "within noise"), ([0.03, 0.04, 0.035], "yes"), ([-0.03, -0.04, -0.035], "no"),
+     ([-0.03, 0.04, 0.0], "within noise"), ([0.0, 0.0], "within noise"), ([0.05], "—"), ([], "—")],
+)  # fmt: skip
+def test_verdict(values, word):
+    assert verdict(Spread.of(values)) == word
+
+
+def test_the_table_by_hand(tmp_path, demo_data, val_set):
+    methods = METHODS + "[methods.cosine]\nbeta = 1\n[methods.never]\nbeta = 2\n"
+    plan = read_plan(write_plan(tmp_path, demo_data, methods=methods, seeds=[0, 1, 2]), tmp_path)
+    mious = {"baseline": [0.50, 0.54, 0.52], "kl": [0.53, 0.58, 0.555], "cosine": [0.52, 0.50]}
+    teacher, baseline, kl, cosine = summarize(invent(plan, val_set, mious))
+    assert (teacher.kind, teacher.miou, teacher.helps) == ("teacher", Spread(0.8, None), "—")
+    assert (baseline.kind, baseline.difference, baseline.helps) == ("baseline", None, "—")
+    assert (baseline.miou.mean, baseline.miou.std) == pytest.approx((0.52, 0.02))
+    assert (kl.difference.mean, kl.difference.std, kl.pairs) == pytest.approx((0.035, 0.005, 3))  # 3, 4, 3.5 points
+    assert kl.helps == "yes"
+    assert kl.share == pytest.approx(0.555 / 0.8)
+    assert kl.score == pytest.approx(4 * 0.555 / 1.4)
+    assert (kl.parameters, kl.macs, kl.ms, kl.train_seconds) == (PARAMETERS, 120_000_000, 12.5, 33.0)
+    # Two seeds of three: +2 and -4 points, paired with their own baselines.
+    assert (cosine.seeds, cosine.pairs, cosine.helps) == ((0, 1), 2, "within noise")
+    assert (cosine.difference.mean, cosine.difference.std) == pytest.approx((-0.01, math.sqrt(2) * 0.03))
+    assert kl.iou[val_set.class_names[0]] == pytest.approx(0.555)
+    assert kl.iou[val_set.class_names[-1]] is None
+
+
+@pytest.fixture
+def invented(tmp_path, demo_data, val_set):
+    plan = read_plan(write_plan(tmp_path, demo_data, methods=METHODS, seeds=[0, 1, 2]), tmp_path)
+    comparison = invent(plan, val_set, {"baseline": [0.50, 0.54, 0.52], "kl": [0.53, 0.58]})
+    return comparison, summarize(comparison)
+
+
+def test_markdown(invented):
+    comparison, lines = invented
+    text = to_markdown(comparison, lines)
+    rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in text.splitlines() if line[:1] == "|"]
+    titles, _, teacher, baseline, kl = rows[:5]
+    assert {len(row) for row in rows[:5]} == {len(titles)}
+    cells = dict(zip(titles, kl, strict=True))
+    assert cells["method"] == "kl" and cells["seeds"] == "2"
+    assert cells["mIoU %"] == "55.50 ± 3.54"
+    assert cells["difference to baseline"] == "+3.50 ± 0.71"
+    assert cells["helps?"] == "yes"
+    assert dict(zip(titles, teacher, strict=True))["MACs G"] == "—"
+    assert dict(zip(titles, baseline, strict=True))["difference to baseline"] == "—"
+    for piece in ("native resolution", "abc123", "a &lt;machine&gt;", "python compare.py", "kl_compact_seed2"):
+        assert piece in text
+    assert "standard deviation of these paired differences over seeds" in text
+
+
+def test_text_that_means_something_in_markdown():
+    assert escape("a_b | <b> *x* [y] `z` _w_") == r"a_b \| &lt;b&gt; \*x\* \[y\] \`z\` \_w\_"
+
+
+def test_one_seed_has_no_standard_deviation(tmp_path, demo_data, val_set):
+    plan = read_plan(write_plan(tmp_path, demo_data, methods=METHODS, seeds=[0]), tmp_path)
+    comparison = invent(plan, val_set, {"baseline": [0.5], "kl": [0.53]}, teacher=None)
+    text = to_markdown(comparison, summarize(comparison))
+    assert "| 53.00 ± — | +3.00 ± — | — |" in text
+    assert "One seed only" in text
+
+
+def test_csv(invented):
+    comparison, lines = invented
+    rows = list(csv.DictReader(io.StringIO(runs_csv(comparison))))
+    assert [(row["method"], row["seed"], float(row["miou"])) for row in rows] == [
+        ("baseline", "0", 0.5), ("baseline", "1", 0.54), ("baseline", "2", 0.52), ("kl", "0", 0.53), ("kl", "1", 0.58)
+    ]  # fmt: skip
+    assert rows[0]["iou/background"] == "0.5" and rows[0]["iou/cross"] == ""
+    assert rows[4]["command"] == comparison.results[4].run.command
+    assert (rows[1]["train_seconds"], rows[1]["best_epoch"]) == ("33.0", "3")
+    summary = list(csv.DictReader(io.StringIO(summary_csv(lines))))
+    assert [row["method"] for row in summary] == ["teacher", "baseline", "kl"]
+    assert summary[0]["miou_std"] == "" and summary[0]["macs"] == ""
+    assert float(summary[2]["difference_mean"]) == pytest.approx(0.035)
+    assert summary[2]["helps"] == "yes"
+
+
+def test_tex(invented):
+    comparison, lines = invented
+    text = to_tex(comparison, lines)
+    body = re.search(r"\\toprule(.*)\\bottomrule", text, re.DOTALL)[1]
+    rows = [line for line in body.splitlines() if line.endswith(r"\\")]
+    columns = len(re.search(r"\\begin\{tabular\}\{(\w+)\}", text)[1])
+    assert len(rows) == 4 and {row.count(" & ") + 1 for row in rows} == {columns}
+    assert r"55.50 $\pm$ 3.54" in rows[3] and r"mIoU \%" in rows[0]
+    assert tex_escape(r"a_b & 50 % \x {~^}#$") == (
+        r"a\_b \& 50 \% \textbackslash{}x \{\textasciitilde{}\textasciicircum{}\}\#\$"
+    )
+
+
+# -- from end to end -----------------------------------------------------------------------------
+
+
+def test_a_comparison_from_end_to_end(tmp_path, demo_data, demo_checkpoint, monkeypatch, capsys):
+    """Part of the runs first, then the rest two at a time, then nothing again: what is done stays as it is."""
+    teacher = f'teacher = "fastlitessnet"\nteacher_weights = "{demo_checkpoint("fastlitessnet")}"'
+    path = write_plan(tmp_path, demo_data, teacher, methods=METHODS + "[report]\npanels = 1\nsize = 64\n")
+    words = [str(path), "--output-dir", str(tmp_path / "runs"), "--results-dir", str(tmp_path / "results")]
+
+    def call(*more: str) -> Path:
+        assert compare.main(compare.get_args_parser().parse_args([*words, *more])) == 0
+        return tmp_path / "results" / "tiny"
+
+    folder = call("--only", "baseline")
+    assert [row["method"] for row in csv.DictReader((folder / "results.csv").open())] == ["baseline"] * 2
+    assert "kl_compact_seed0" in (folder / "results.md").read_text().partition("not finished")[2]
+
+    runs_folder = tmp_path / "runs" / "tiny"
+    stamp = (runs_folder / "baseline_compact_seed0" / "best.pth").stat().st_mtime_ns
+    call("--jobs", "2")
+    assert "2 of 4 runs are done, 2 to train" in capsys.readouterr().out
+    assert (runs_folder / "baseline_compact_seed0" / "best.pth").stat().st_mtime_ns == stamp
+
+    rows = list(csv.DictReader((folder / "results.csv").open()))
+    assert [(row["method"], row["seed"]) for row in rows] == [
+        ("baseline", "0"), ("baseline", "1"), ("kl", "0"), ("kl", "1")
+    ]  # fmt: skip
+    # The same figures as the run's own: it has one epoch, scored by the same protocol.
+    metrics = list(csv.DictReader((runs_folder / "kl_compact_seed1" / "metrics.csv").open()))
+    assert float(rows[3]["miou"]) == pytest.approx(float(metrics[0]["val_miou"]), abs=1e-12)
+    assert float(rows[3]["train_seconds"]) == pytest.approx(float(metrics[0]["epoch_s"]))
+    assert (folder / "config.toml").read_text() == path.read_text()
+    assert (folder / "report.html").stat().st_size > 10_000
+    assert "toprule" in (folder / "results.tex").read_text()
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("computed a second time")
+
+    monkeypatch.setattr(scoring, "evaluate_model", refuse)
+    monkeypatch.setattr(scoring, "measure_latency", refuse)
+    before = (folder / "results.csv").read_text()
+    call("--report-only")
+    call()
+    assert (folder / "results.csv").read_text() == before
+    # Other weights in the folder are scored anew.
+    (runs_folder / "kl_compact_seed1" / "best.pth").write_bytes(demo_checkpoint("compact").read_bytes())
+    with pytest.raises(AssertionError, match="second time"):
+        call("--report-only")
+
+
+def test_report_only_without_a_finished_run(tmp_path, demo_data, demo_checkpoint):
+    teacher = f'teacher = "fastlitessnet"\nteacher_weights = "{demo_checkpoint("fastlitessnet")}"'
+    path = write_plan(tmp_path, demo_data, teacher, methods=METHODS)
+    args = compare.get_args_parser().parse_args([str(path), "--output-dir", str(tmp_path), "--report-only"])
+    with pytest.raises(UserError, match=r"no run of .* is done yet"):
+        compare.main(args)
