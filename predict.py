@@ -82,11 +82,12 @@ class Predictor:
         self.segmenter, self.kinds, self.folder = segmenter, kinds, folder
         self.tile, self.max_frames = tile, max_frames
         self.clear = background_classes(segmenter.class_names)
+        self.taken: dict[str, str] = {}  # names of results, so that what is asked for later overwrites nothing
 
     def run(self, sources: list[Source], tally: Tally) -> None:
         """All ``sources``, with a progress bar; adds to ``tally``."""
         start = time.monotonic()
-        bar = tqdm(sources, unit="img", desc="predict", disable=len(sources) < 2, leave=False)
+        bar = tqdm(sources, unit="img", desc="predict", disable=len(sources) < 2 or None, leave=False)
         for source in bar:
             try:
                 with explain_memory("the size of the picture, or use --tile 512"):
@@ -105,9 +106,7 @@ class Predictor:
         mask = self.segmenter.mask(image, self.tile).numpy()
         pixels = image.permute(1, 2, 0).numpy()
         for kind in self.kinds:
-            path = self.folder / kind / f"{source.name}.png"
-            if path.resolve() == Path(source.path).resolve():
-                raise UserError(f"{path} would be overwritten by its own prediction: give another --output-dir")
+            path = self._target(source, kind, ".png")
             if kind == "mask":
                 write_png(mask, path, self.segmenter.palette)
             elif kind == "overlay":
@@ -118,14 +117,21 @@ class Predictor:
                 with replacing(path) as temporary:
                     panel([row], ["Input", "Prediction"], names, palette, temporary)
 
+    def _target(self, source: Source, kind: str, suffix: str) -> Path:
+        """Where a result goes; a `UserError` if that is where its source lies."""
+        path = self.folder / kind / f"{source.name}{suffix}"
+        if path.resolve() == Path(source.path).resolve():
+            raise UserError(f"{path} would be overwritten by its own prediction: give another --output-dir")
+        return path
+
     def video(self, source: Source) -> int:
         """Segment a video or a camera frame by frame; returns how many there were."""
         with VideoReader(source.path) as reader, contextlib.ExitStack() as stack:
-            paths = {kind: self.folder / kind / f"{source.name}.mp4" for kind in self.kinds}
+            paths = {kind: self._target(source, kind, ".mp4") for kind in self.kinds}
             writers = {kind: stack.enter_context(open_writer(path, reader)) for kind, path in paths.items()}
             limit = self.max_frames
             total = min(filter(None, (reader.frames, limit)), default=None)
-            bar = tqdm(islice(reader, limit), total=total, unit="img", desc=source.name.name, leave=False)
+            bar = tqdm(islice(reader, limit), total=total, unit="img", desc=source.name.name, leave=False, disable=None)
             frames = 0
             # The end of a camera is Ctrl-C, and what it showed until then is kept.
             with contextlib.suppress(KeyboardInterrupt) if source.is_camera else contextlib.nullcontext():
@@ -152,12 +158,12 @@ class Predictor:
         return overlay(pixels, mask, self.segmenter.palette, clear=self.clear)
 
 
-def ask(predict: Callable[[str], None], read: Callable[[str], str] = input) -> None:
+def ask(predict: Callable[[str], object]) -> None:
     """Ask for inputs on the terminal, one a line, until an empty line or the end of the input."""
     print("a picture, folder, glob, video or camera:N; an empty line ends")
     while True:
         try:
-            text = read("> ").strip().strip("'\"")  # terminals quote the path of a file dropped on them
+            text = input("> ").strip().strip("'\"")  # terminals quote the path of a file dropped on them
         except EOFError:
             return
         if not text:
@@ -249,7 +255,7 @@ def main(args: argparse.Namespace) -> int | None:
 def report(predictor: Predictor, inputs: list[str]) -> int:
     """Predict ``inputs``, say what became of them; the exit status: 1 if anything was skipped."""
     tally = Tally()
-    sources, missing = find_sources(inputs, skip=predictor.folder)
+    sources, missing = find_sources(inputs, skip=predictor.folder, taken=predictor.taken)
     for message in missing:
         tally.fail(DataError(message))
     predictor.run(sources, tally)

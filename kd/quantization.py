@@ -48,7 +48,7 @@ LAYERS = (
 BATCH_NORM = (aten.batch_norm.default,)
 RELU = (aten.relu.default, aten.relu_.default)
 SUMS = (aten.add.Tensor, aten.add_.Tensor)
-DROPOUT = (aten.dropout.default, aten.dropout_.default)
+DROPOUT = (aten.dropout.default, aten.dropout_.default, aten.feature_dropout.default)
 
 # Positions in the arguments of aten.batch_norm and aten.dropout.
 BN_VARIANCE, BN_TRAINING, BN_MOMENTUM, BN_EPS, DROPOUT_TRAINING = 4, 5, 6, 7, 2
@@ -192,7 +192,7 @@ def convert_trained(prepared: GraphModule) -> GraphModule:
             _fold(graph, node, f"folded_{number}")
     graph.graph.eliminate_dead_code()
     graph.recompile()
-    return convert_pt2e(graph)
+    return _only_used_tensors(convert_pt2e(graph))
 
 
 def _fold(graph: GraphModule, batch_norm: Node, name: str) -> None:
@@ -267,7 +267,12 @@ def prepare_calibration(captured: GraphModule) -> GraphModule:
 
 def convert_calibrated(prepared: GraphModule) -> GraphModule:
     """The INT8 graph of a calibrated one (which is used up)."""
-    return convert_pt2e(prepared)
+    return _only_used_tensors(convert_pt2e(prepared))
+
+
+def _only_used_tensors(converted: GraphModule) -> GraphModule:
+    """Without the float weights, which torchao leaves behind and export would take along."""
+    return GraphModule(converted, converted.graph)
 
 
 # -- running -------------------------------------------------------------------------------------

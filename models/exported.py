@@ -14,7 +14,7 @@ from kd.batch import MEAN, STD
 from kd.errors import UserError
 from kd.model_card import ModelCard
 from kd.onnx_session import open_session
-from models.exporting import CARD_FILE, dynamic_shapes, example_images
+from models.exporting import CARD_FILE, dynamic_shapes, example_images, remove_size_assertions
 
 
 class ExportedModel(nn.Module):
@@ -78,6 +78,7 @@ class Pt2Model(ExportedModel):
             from kd.quantization import lower_to_x86
 
             self.program = lower_to_x86(self.program, example_images(card.input == "uint8"), dynamic_shapes())
+            remove_size_assertions(self.program)
             names = [str(node.target) for node in self.program.graph.nodes]
             self.integer_kernels = sum("onednn.q" in name and "pointwise" in name for name in names)
 

@@ -10,12 +10,12 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 from torch.export import Dim, ExportedProgram
 
 from kd.atomic import replacing
-from kd.batch import normalize
 from kd.errors import UserError
 from kd.model_card import ModelCard
 
@@ -35,11 +35,14 @@ class Deployed(nn.Module):
         super().__init__()
         self.model = model.eval()
         self.card = card
+        # Not made inside `forward`: a captured graph would detach them in place, which its INT8 form cannot do.
+        for name, values in (("mean", card.mean), ("std", card.std)):
+            self.register_buffer(name, 255 * torch.tensor(values).view(3, 1, 1), persistent=False)
         self.eval()
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         if self.card.input == "uint8":
-            images = normalize(images, self.card.mean, self.card.std)
+            images = (images.to(torch.float32) - self.mean) / self.std
         logits = self.model(images)
         return logits.argmax(1).to(torch.uint8) if self.card.output == "mask" else logits
 
@@ -69,7 +72,7 @@ def export_program(deployed: Deployed) -> ExportedProgram:
     name = deployed.card.model
     with _quiet():
         try:
-            return torch.export.export(
+            program = torch.export.export(
                 deployed.cpu(),
                 (example_images(deployed.card.input == "uint8"),),
                 dynamic_shapes=dynamic_shapes(),
@@ -79,6 +82,21 @@ def export_program(deployed: Deployed) -> ExportedProgram:
         except Exception as error:  # a network can fail to be captured in many ways
             reason = str(error).strip().partition("\n")[0]
             raise UserError(f"torch.export cannot capture a {name}, so it cannot be exported: {reason}") from error
+    remove_size_assertions(program.graph_module)
+    return program
+
+
+def remove_size_assertions(graph: torch.fx.GraphModule) -> None:
+    """Take out the exporter's assertions on sizes.
+
+    Some are about the memory layout of the example alone (that cropping the padding changed nothing) and
+    would refuse other sizes. That all sizes are right is for the check of the written file to find out.
+    """
+    for node in list(graph.graph.nodes):
+        if node.target == torch.ops.aten._assert_scalar.default:
+            graph.graph.erase_node(node)
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
 
 
 def write_onnx(program: ExportedProgram, card: ModelCard, path: Path, check: Callable[[Path], object]) -> None:
@@ -109,6 +127,8 @@ def write_onnx(program: ExportedProgram, card: ModelCard, path: Path, check: Cal
             raise UserError(f"PyTorch's ONNX exporter cannot translate a {card.model}: {reason}") from error
     model = onnx_program.model
     _name_axes(model, card)
+    if card.precision == "int8":
+        _unsigned_weights(model)
     # Where in the Python source each node comes from: half of a small network's file, with local paths in it.
     for node in model.graph.all_nodes():
         node.metadata_props.clear()
@@ -133,6 +153,21 @@ def _name_axes(model, card: ModelCard) -> None:
     free = ("batch", "height", "width")
     model.graph.inputs[0].shape = onnx_ir.Shape((free[0], 3, *free[1:]))
     model.graph.outputs[0].shape = onnx_ir.Shape(free if card.output == "mask" else (free[0], classes, *free[1:]))
+
+
+def _unsigned_weights(model) -> None:
+    """Store INT8 weights as uint8 with a zero point of 128: the same numbers.
+
+    On x86 CPUs without VNNI, ONNX Runtime's kernels for signed weights add pairs of products in 16 bits,
+    which overflow; those for unsigned weights do not.
+    """
+    import onnx_ir
+
+    for value in model.graph.initializers.values():
+        if value.dtype == onnx_ir.DataType.INT8:
+            shifted = (value.const_value.numpy().astype(np.int16) + 128).astype(np.uint8)
+            value.const_value = onnx_ir.tensor(shifted, name=value.name)
+            value.dtype = onnx_ir.DataType.UINT8
 
 
 def write_pt2(program: ExportedProgram, card: ModelCard, path: Path, check: Callable[[Path], object]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
@@ -34,7 +34,9 @@ class Source:
         return self.is_camera or Path(self.path).suffix.lower() in VIDEO_SUFFIXES
 
 
-def find_sources(inputs: Sequence[str], skip: Path | None = None) -> tuple[list[Source], list[str]]:
+def find_sources(
+    inputs: Sequence[str], skip: Path | None = None, taken: dict[str, str] | None = None
+) -> tuple[list[Source], list[str]]:
     """All that ``inputs`` (files, folders, globs, ``camera:N``) mean, and a message for each that means nothing.
 
     Folders are searched with their subfolders for files with a known suffix, hidden ones left out; a file
@@ -43,6 +45,7 @@ def find_sources(inputs: Sequence[str], skip: Path | None = None) -> tuple[list[
     Args:
         inputs: as given on the command line.
         skip: a folder whose content is never meant by a folder or a glob: that of the results.
+        taken: names that earlier calls gave, and the file each belongs to; those of this call are added.
 
     Raises:
         UserError: nothing at all is meant.
@@ -61,7 +64,7 @@ def find_sources(inputs: Sequence[str], skip: Path | None = None) -> tuple[list[
             found.setdefault(key, (path, name))
     if not found:
         raise UserError("; ".join(missing))
-    return _with_unique_names(found.values()), missing
+    return _with_unique_names(found, {} if taken is None else taken), missing
 
 
 def _expand(text: str, skip: Path | None) -> Iterator[tuple[str, PurePath]]:
@@ -104,17 +107,16 @@ def _what_is_missing(text: str) -> str:
     return f"{text}: no such file or folder"
 
 
-def _with_unique_names(found: Iterable[tuple[str, PurePath]]) -> list[Source]:
+def _with_unique_names(found: Mapping[str, tuple[str, PurePath]], taken: dict[str, str]) -> list[Source]:
     """Sources whose names differ even where a.jpg and a.png, or two folders' a.jpg, came in."""
-    sources, taken = [], set()
-    for path, relative in found:
+    sources = []
+    for file, (path, relative) in found.items():
         stem = relative.with_suffix("")
         names = itertools.chain(
             [stem, stem.with_name(f"{stem.name}_{relative.suffix[1:]}")],
             (stem.with_name(f"{stem.name}_{number}") for number in itertools.count(2)),
         )
         # Compared in lower case: file systems may not tell it from upper case.
-        name = next(name for name in names if str(name).lower() not in taken)
-        taken.add(str(name).lower())
+        name = next(name for name in names if taken.setdefault(str(name).lower(), file) == file)
         sources.append(Source(path, name))
     return sources

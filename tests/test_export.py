@@ -1,0 +1,258 @@
+"""Exported files: that they do what the network does, at any size, and say what they are."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import export
+from kd.batch import MEAN, STD
+from kd.checkpoint import save_atomic
+from kd.errors import UserError, run_cli
+from models.exported import load_exported
+from models.exporting import Deployed, export_program
+from tests.small import CLASS_NAMES, PALETTE, SmallStudent, balanced, in_zoo, lively, small_checkpoint
+
+onnxruntime = pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+
+
+def run_export(checkpoint, output, *more):
+    arguments = [checkpoint, "--output", output, "--rounds", "0", *more]
+    export.main(export.get_args_parser().parse_args(list(map(str, arguments))))
+    return output
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with best.pth, a `SmallStudent` with class names beyond ASCII."""
+    path = tmp_path_factory.mktemp("export")
+    save_atomic(small_checkpoint(), path / "best.pth")
+    with in_zoo():
+        yield path
+
+
+@pytest.fixture(scope="module")
+def network():
+    """The same network, straight from its class."""
+    model = SmallStudent(3)
+    model.load_state_dict(small_checkpoint()["state_dict"])
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def plain(folder):
+    """Normalised images in, logits out."""
+    return run_export(folder / "best.pth", folder / "plain.onnx")
+
+
+@pytest.fixture(scope="module")
+def demo_student(demo_data, folder):
+    """A student of the demo classes, as a file."""
+    from dataset import build_dataset
+    from zoo import model_file_dict
+
+    data = build_dataset("demo", demo_data, "val")
+    model = balanced(lively(SmallStudent(data.num_classes)), by_hand(raw_pictures(1, 64, 96)))
+    save_atomic(model_file_dict("small", model, data), folder / "demo.pth")
+    return folder / "demo.pth"
+
+
+@pytest.fixture(scope="module")
+def raw(demo_student):
+    """Raw RGB in, classes out."""
+    return run_export(demo_student, demo_student.with_name("raw.onnx"), "--uint8", "--argmax")
+
+
+@pytest.fixture(scope="module")
+def pt2(folder):
+    """Raw RGB in, logits out, for PyTorch."""
+    return run_export(folder / "best.pth", folder / "plain.pt2", "--uint8")
+
+
+def raw_pictures(images, height, width, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (images, 3, height, width), generator=generator, dtype=torch.uint8)
+
+
+def by_hand(pictures):
+    """ImageNet's normalisation in float64 NumPy."""
+    mean, std = (np.array(values).reshape(3, 1, 1) for values in (MEAN, STD))
+    return torch.from_numpy(((pictures.numpy() / 255.0 - mean) / std).astype(np.float32))
+
+
+SIZES = [(1, 32, 32), (2, 33, 47), (2, 128, 64), (1, 65, 201)]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_onnx_gives_the_networks_logits_at_any_size(plain, network, size):
+    session = onnxruntime.InferenceSession(str(plain), providers=["CPUExecutionProvider"])
+    images = by_hand(raw_pictures(*size))
+    (got,) = session.run(["logits"], {"images": images.numpy()})
+    with torch.no_grad():
+        np.testing.assert_allclose(got, network(images).numpy(), rtol=0, atol=1e-4)
+
+
+def test_the_file_describes_itself(plain, raw):
+    """Read with ONNX Runtime alone, as a stranger would."""
+    session = onnxruntime.InferenceSession(str(plain), providers=["CPUExecutionProvider"])
+    (images,), (logits,) = session.get_inputs(), session.get_outputs()
+    assert (images.name, images.type, images.shape) == ("images", "tensor(float)", ["batch", 3, "height", "width"])
+    assert (logits.name, logits.shape) == ("logits", ["batch", 3, "height", "width"])
+    metadata = session.get_modelmeta().custom_metadata_map
+    assert json.loads(metadata["class_names"]) == CLASS_NAMES
+    assert json.loads(metadata["palette"]) == PALETTE
+    assert json.loads(metadata["mean"]) == list(MEAN)
+    assert json.loads(metadata["std"]) == list(STD)
+    assert (metadata["model"], metadata["input"], metadata["output"]) == ("small", "normalized", "logits")
+    session = onnxruntime.InferenceSession(str(raw), providers=["CPUExecutionProvider"])
+    (images,), (mask,) = session.get_inputs(), session.get_outputs()
+    assert (images.type, mask.type, mask.shape) == ("tensor(uint8)", "tensor(uint8)", ["batch", "height", "width"])
+
+
+def test_nothing_of_this_machine_is_in_the_file(plain):
+    content = plain.read_bytes()
+    assert str(export.__file__).rpartition("/")[0].encode() not in content
+    assert b"site-packages" not in content
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_raw_pictures_in_and_classes_out(raw, demo_student, size):
+    from zoo import load_checkpoint_model
+
+    session = onnxruntime.InferenceSession(str(raw), providers=["CPUExecutionProvider"])
+    pictures = raw_pictures(*size)
+    (got,) = session.run(None, {"images": pictures.numpy()})
+    model, _ = load_checkpoint_model(demo_student, "cpu")
+    with torch.no_grad():
+        expected = model(by_hand(pictures)).argmax(1).numpy()
+    assert got.shape == expected.shape
+    assert len(np.unique(expected)) > 1
+    assert (got == expected).mean() > 0.999
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_pt2_round_trip(pt2, network, size):
+    """By plain `torch.export.load`, and by this project's reader, which normalises back and forth."""
+    pictures = raw_pictures(*size)
+    with torch.no_grad():
+        expected = network(by_hand(pictures))
+        program = torch.export.load(pt2).module(check_guards=False)
+        torch.testing.assert_close(program(pictures), expected, rtol=0, atol=1e-4)
+        model = load_exported(pt2)
+        torch.testing.assert_close(model(by_hand(pictures)), expected, rtol=0, atol=1e-4)
+    assert (model.card.class_names, model.card.palette, model.card.input) == (CLASS_NAMES, PALETTE, "uint8")
+
+
+def test_checkpoint_and_onnx_score_the_same(raw, demo_student, demo_data, tmp_path):
+    import evaluate
+
+    results = tmp_path / "scores.json"
+    options = ["--agreement", "--workers", "0", "--device", "cpu", "--dataset", "demo", "--data-dir", demo_data]
+    arguments = [demo_student, raw, *options, "--json", results]
+    evaluate.main(evaluate.get_args_parser().parse_args(list(map(str, arguments))))
+    first, second = json.loads(results.read_text())
+    assert second["agreement"] > 0.999
+    assert second["miou"] == pytest.approx(first["miou"], abs=1e-3)
+    assert second["parameters"] == first["parameters"]
+    assert second["iou"].keys() == first["iou"].keys()
+
+
+# -- refusals -------------------------------------------------------------------------------------
+
+
+def test_a_file_that_disagrees_is_refused(folder, tmp_path, monkeypatch):
+    """The graph of another network is written; the check finds out, and nothing is left behind."""
+
+    def exchanged(deployed):
+        return export_program(Deployed(lively(SmallStudent(3), seed=1), deployed.card))
+
+    monkeypatch.setattr(export, "export_program", exchanged)
+    with pytest.raises(UserError, match="differ, file not written"):
+        run_export(folder / "best.pth", tmp_path / "out" / "a.onnx")
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_an_older_file_survives_a_refusal(folder, tmp_path, monkeypatch):
+    (tmp_path / "a.pt2").write_bytes(b"older")
+
+    def exchanged(deployed):
+        return export_program(Deployed(lively(SmallStudent(3), seed=1), deployed.card))
+
+    monkeypatch.setattr(export, "export_program", exchanged)
+    with pytest.raises(UserError, match="differ, file not written"):
+        run_export(folder / "best.pth", tmp_path / "a.pt2")
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a.pt2", b"older")]
+
+
+def test_nan_is_no_agreement():
+    from models.export_checks import Difference, require_agreement
+
+    good = Difference(1, 32, 32, 1e-5, 1.0)
+    require_agreement([good], 0.999, 1e-3)
+    for bad in (Difference(1, 32, 32, float("nan"), 1.0), Difference(1, 32, 32, 0.01, 1.0)):
+        with pytest.raises(UserError):
+            require_agreement([good, bad], 0.999, 1e-3)
+    with pytest.raises(UserError):
+        require_agreement([Difference(1, 32, 32, 0.0, 0.99)], 0.999, 1e-3)
+
+
+def test_mistakes(folder, plain, pt2, tmp_path):
+    cases = [
+        (folder / "best.pth", tmp_path / "a.tflite", r"must end in \.onnx or \.pt2"),
+        (plain, tmp_path / "a.onnx", "exported already"),
+        (tmp_path / "none.pth", tmp_path / "a.onnx", "none.pth"),
+    ]
+    for checkpoint, output, words in cases:
+        with pytest.raises(UserError, match=words) as caught:
+            run_export(checkpoint, output)
+        assert "\n" not in str(caught.value)
+    save_atomic(small_checkpoint() | {"qat": {"a": torch.zeros(1)}}, tmp_path / "qat.pth")
+    with pytest.raises(UserError, match=r"quantize\.py makes its file"):
+        run_export(tmp_path / "qat.pth", tmp_path / "a.onnx")
+    for original in (plain, pt2):
+        damaged = tmp_path / f"damaged{original.suffix}"
+        damaged.write_bytes(original.read_bytes()[:-2000])
+        with pytest.raises(UserError, match=r"damaged\.(onnx|pt2)") as caught:
+            load_exported(damaged)
+        assert "\n" not in str(caught.value)
+    assert not (tmp_path / "a.onnx").exists()
+
+
+def test_a_stranger_onnx_file_says_what_it_lacks(plain, tmp_path):
+    import onnx
+
+    model = onnx.load(plain)
+    del model.metadata_props[:]
+    onnx.save(model, tmp_path / "stranger.onnx")
+    with pytest.raises(UserError, match="metadata has no 'model'"):
+        load_exported(tmp_path / "stranger.onnx")
+
+
+def test_the_table_of_speeds(folder, plain):
+    lines = export.speed_table(folder / "best.pth", {"exported": plain, "INT8": plain}, rounds=2).splitlines()
+    titles = ["PyTorch eager fp32", "ONNX Runtime fp32", "ONNX Runtime INT8"]
+    assert [line[: len(title)] for line, title in zip(lines[1:4], titles, strict=True)] == titles
+    assert lines[1].count("1.00 x") == 2  # eager PyTorch is what speed-ups refer to
+    assert f"{plain.stat().st_size / 1e6:.2f}" in lines[2]
+
+
+def test_on_the_command_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["export.py", "none.pth", "--output", str(tmp_path / "a.onnx")])
+    with pytest.raises(SystemExit) as ended:
+        run_cli(export.main, export.get_args_parser)
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert "none.pth" in line
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["compact", "standard", "fastlitessnet", "segformer_b0"])
+def test_students_of_the_zoo(name, demo_checkpoint, tmp_path):
+    """The command's own check compares five sizes."""
+    if name.startswith("segformer"):
+        pytest.importorskip("segmentation_models_pytorch")
+    for suffix in (".onnx", ".pt2"):
+        assert run_export(demo_checkpoint(name), tmp_path / f"a{suffix}").is_file()

@@ -1,0 +1,390 @@
+"""INT8: what training for it keeps of the network, that the files do what the simulation does, with integers."""
+
+import contextlib
+import copy
+import io
+import json
+import platform
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from kd.checkpoint import load_file, save_atomic
+from kd.errors import UserError
+from tests.small import DROPOUT, EPS, MOMENTUM, SmallStudent, in_zoo, lively, small_checkpoint
+
+pytest.importorskip("torchao")
+
+from kd import quantization
+from models.quantized import FakeQuantModel, capture, quantize_calibrated
+
+
+@pytest.fixture
+def student():
+    return lively(SmallStudent(3))
+
+
+@pytest.fixture(scope="module")
+def prepared():
+    return FakeQuantModel(lively(SmallStudent(3)))
+
+
+@pytest.fixture
+def model(prepared):
+    """A fake-quantized student of one's own (torchao takes seconds to prepare one)."""
+    return copy.deepcopy(prepared)
+
+
+def pictures(images=2, height=64, width=96, seed=0):
+    return torch.randn(images, 3, height, width, generator=torch.Generator().manual_seed(seed))
+
+
+def switch_off(model):
+    """Leave the graph as training for INT8 has it, but without any rounding."""
+    from torchao.quantization.pt2e import disable_fake_quant
+
+    model.graph.apply(disable_fake_quant)
+
+
+# -- what the graph keeps of the network ----------------------------------------------------------
+
+
+def test_eps_momentum_and_dropout_rate_survive_mode_switches(model):
+    for mode in (True, False, True, False):
+        model.train(mode)
+        nodes = list(quantization.batch_norms(model.graph))
+        assert len(nodes) == 5
+        assert {node.args[quantization.BN_EPS] for node in nodes} == {EPS}
+        assert {node.args[quantization.BN_MOMENTUM] for node in nodes} == {MOMENTUM}
+        assert {node.args[quantization.BN_TRAINING] for node in nodes} == {mode}
+        (dropout,) = (node for node in model.graph.graph.nodes if node.target in quantization.DROPOUT)
+        assert dropout.args[1:] == (DROPOUT, mode)
+        # The eps by which convolution weights are scaled is that of the BatchNorm they are joined to.
+        scaled = [quantization._variance_sum(node) for node in nodes]
+        assert [node.args[1] for node in scaled] == [EPS] * 5
+
+
+def test_torchaos_own_switch_would_lose_them(student):
+    """The trap that `set_training` is there for; if this fails, torchao was mended, and it may go."""
+    from torchao.quantization.pt2e import move_exported_model_to_eval, move_exported_model_to_train
+
+    graph = capture(student)
+    move_exported_model_to_train(graph)
+    move_exported_model_to_eval(graph)
+    assert {node.args[quantization.BN_EPS] for node in quantization.batch_norms(graph)} != {EPS}
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_without_rounding_it_is_the_float_network(model, training):
+    """Same outputs, same BatchNorm statistics, same gradients, with the same dropout."""
+    student = model.source
+    reference = copy.deepcopy(student).train(training)
+    model.train(training)
+    switch_off(model)
+    results = []
+    for network in (model, reference):
+        torch.manual_seed(3)
+        logits, taps = network.forward_taps(pictures())
+        (logits.square().mean() + sum(tap.mean() for tap in taps.values())).backward()
+        results.append((logits, *(taps[name] for name in student.tap_channels)))
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+    ours, theirs = student.state_dict(), reference.state_dict()
+    for name in ours:
+        if "num_batches_tracked" not in name:  # counted by nobody, used by nobody: momentum is a number
+            torch.testing.assert_close(ours[name], theirs[name], rtol=1e-5, atol=1e-6, msg=name)
+    for (name, parameter), other in zip(student.named_parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(parameter.grad, other.grad, rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_statistics_move_by_the_models_momentum(model):
+    """Hand computation for the first BatchNorm: 0.99 * old + 0.01 * batch."""
+    conv, norm = model.source.backbone["low"][0]
+    images, old = pictures(), norm.running_mean.clone()
+    expected = 0.99 * old + 0.01 * conv(images).mean((0, 2, 3))
+    switch_off(model.train())
+    model(images)
+    torch.testing.assert_close(norm.running_mean, expected, rtol=1e-5, atol=1e-6)
+    model.eval()(images)
+    torch.testing.assert_close(norm.running_mean, expected, rtol=1e-5, atol=1e-6)
+
+
+def trained(model, steps=4):
+    """The fake-quantized student after a few steps."""
+    model.train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    for step in range(steps):
+        loss = model(pictures(seed=step)).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return model.eval()
+
+
+def test_training_is_in_place_and_ranges_rest_in_eval(model):
+    student = model.source
+    before = copy.deepcopy(student.state_dict())
+    trained(model)
+    after = student.state_dict()
+    weights = [name for name, _ in student.named_parameters()]
+    moved = [name for name in weights if not torch.equal(before[name], after[name])]
+    assert set(weights) - set(moved) <= {"backbone.mid.0.0.bias"}  # which BatchNorm takes out again
+    assert not torch.equal(before["backbone.low.0.1.running_var"], after["backbone.low.0.1.running_var"])
+    assert len(list(model.parameters())) == len(weights)
+    ranges = model.ranges()
+    with torch.no_grad():
+        model(100 * pictures())
+    assert all(torch.equal(ranges[name], value) for name, value in model.ranges().items())
+
+
+def test_int8_is_bit_for_bit_what_was_trained(model):
+    trained(model)
+    with torch.no_grad():
+        expected = model(pictures(seed=9))
+        int8 = model.to_int8()
+        torch.testing.assert_close(int8(pictures(seed=9)), expected, rtol=0, atol=1e-5)
+        torch.testing.assert_close(model(pictures(seed=9)), expected, rtol=0, atol=0)  # left as it was
+    assert not list(quantization.batch_norms(int8.graph))
+
+
+def test_weights_and_ranges_are_all_there_is(model, prepared):
+    again = copy.deepcopy(prepared)
+    trained(model)
+    again.source.load_state_dict(model.source.state_dict())
+    again.load_ranges(model.ranges())
+    with torch.no_grad():
+        torch.testing.assert_close(again(pictures()), model(pictures()), rtol=0, atol=0)
+    with pytest.raises(UserError, match="ranges"):
+        again.load_ranges({})
+
+
+# -- the scheme -----------------------------------------------------------------------------------
+
+
+def quantized_tensors(int8):
+    """Arguments of the quantized weights: (values, scales, zero points) by layer."""
+    ops = torch.ops.quantized_decomposed
+    for node in int8.graph.graph.nodes:
+        if node.target == ops.dequantize_per_channel.default:
+            yield tuple(quantization._tensor(int8.graph, argument) for argument in node.args[:3])
+
+
+@pytest.mark.parametrize("how", ["trained", "calibrated"])
+def test_weights_are_symmetric_int8_by_channel(model, how):
+    # A channel whose weights have one sign: no reason for a zero point.
+    model.source.backbone["same"][0].weight.data.abs_()
+    folded = fold_by_hand(model.source.mix)
+    int8 = trained(model).to_int8() if how == "trained" else quantize_calibrated(model.source, [pictures()])
+    layers = list(quantized_tensors(int8))
+    assert len(layers) == 7
+    for values, scales, zero_points in layers:
+        assert values.dtype == torch.int8
+        assert values.min() >= -127
+        assert not zero_points.any()
+        assert scales.shape == (len(values),)
+    if how == "calibrated":  # BatchNorm folded with its own eps, then rounded to 127 steps a channel
+        close = [
+            values.shape == folded.shape
+            and torch.allclose(values * scales.view(-1, 1, 1, 1), folded, atol=folded.abs().max().item() / 250)
+            for values, scales, _ in layers
+        ]
+        assert close.count(True) == 1
+
+
+def fold_by_hand(block):
+    """float64 weights of convolution and BatchNorm in one."""
+    conv, norm = block
+    factor = norm.weight.double() / torch.sqrt(norm.running_var.double() + norm.eps)
+    return (conv.weight.double() * factor.view(-1, 1, 1, 1)).detach().float()
+
+
+def test_calibration_leaves_the_network_alone_and_stays_near_it(student):
+    before = copy.deepcopy(student.state_dict())
+    images = [pictures(1, 50, 70, seed) for seed in range(6)]
+    with torch.no_grad():
+        expected = student(images[0])
+        int8 = quantize_calibrated(student, images)
+        got = int8(images[0])
+    assert all(torch.equal(before[name], value) for name, value in student.state_dict().items())
+    assert got.shape == expected.shape
+    assert (got - expected).abs().mean() < 0.05 * expected.std()
+    assert (got.argmax(1) == expected.argmax(1)).float().mean() > 0.95
+
+
+def test_calibration_needs_images(student):
+    with pytest.raises(UserError, match="at least one image"):
+        quantize_calibrated(student, [])
+
+
+def test_a_network_that_cannot_be_captured_says_so():
+    class Stubborn(SmallStudent):
+        def _forward_padded(self, images):
+            if images.mean() > 0:  # decided by the picture: no graph holds that
+                images = -images
+            return super()._forward_padded(images)
+
+    with pytest.raises(UserError, match=r"cannot capture a Stubborn, so it has no INT8 form"):
+        FakeQuantModel(Stubborn(3))
+
+
+# -- files and commands ---------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def zoo_with_small():
+    with in_zoo():
+        yield
+
+
+@pytest.fixture(scope="module")
+def demo_student(demo_data, zoo_with_small, tmp_path_factory):
+    """A (badly) trained small student of the demo classes, as a file."""
+    from dataset import build_dataset
+    from zoo import model_file_dict
+
+    data = build_dataset("demo", demo_data, "val")
+    model = lively(SmallStudent(data.num_classes))
+    path = tmp_path_factory.mktemp("student") / "best.pth"
+    save_atomic(model_file_dict("small", model, data), path)
+    return path
+
+
+def train_arguments(demo_data, output, *more):
+    from train_kd import get_args_parser
+
+    return get_args_parser().parse_args(
+        [
+            "--qat", "--dataset", "demo", "--data-dir", str(demo_data), "--student", "small",
+            "--crop-size", "64", "--batch-size", "4", "--epochs", "2", "--lr", "1e-4", "--workers", "0",
+            "--device", "cpu", "--output-dir", str(output), "--name", "run", *map(str, more),
+        ]
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def qat_run(demo_data, demo_student, tmp_path_factory):
+    """Two epochs of quantization-aware training under a teacher, broken off and resumed in between."""
+    from train_kd import main
+
+    folder = tmp_path_factory.mktemp("qat")
+    taught = ["--student-weights", demo_student, "--alpha", "0.5", "--beta", "0.2"]
+    taught += ["--teacher", "small", "--teacher-weights", demo_student]
+    assert main(train_arguments(demo_data, folder / "whole", *taught)) == 0
+    assert main(train_arguments(demo_data, folder / "parts", *taught, "--max-steps", "6")) == 0
+    assert main(train_arguments(demo_data, folder / "parts", *taught, "--resume", "auto")) == 0
+    return folder
+
+
+def test_training_for_int8_resumes_exactly(qat_run):
+    whole, parts = (load_file(qat_run / name / "run" / "last.pth") for name in ("whole", "parts"))
+    for part in ("state_dict", "qat"):
+        assert whole[part].keys() == parts[part].keys()
+        assert all(torch.equal(value, parts[part][name]) for name, value in whole[part].items())
+
+
+def test_a_file_of_such_a_run_is_a_plain_student_and_its_ranges(qat_run):
+    content = load_file(qat_run / "whole" / "run" / "best.pth")
+    model = SmallStudent(len(content["class_names"]))
+    model.load_state_dict(content["state_dict"])
+    assert content["qat"]
+
+
+@pytest.fixture(scope="module")
+def int8_files(qat_run, demo_student, demo_data, tmp_path_factory):
+    """A folder with qat.onnx and qat.pt2 (raw RGB in), ptq.onnx and ptq.pt2, and what was printed meanwhile."""
+    import quantize
+
+    folder, printed = tmp_path_factory.mktemp("int8"), io.StringIO()
+    parse = quantize.get_args_parser().parse_args
+    qat = [str(qat_run / "whole" / "run" / "best.pth"), "--output", str(folder / "qat.onnx"), "--uint8"]
+    ptq = [str(demo_student), "--output", str(folder / "ptq.onnx"), "--calibration-images", "8"]
+    with contextlib.redirect_stdout(printed):
+        quantize.main(parse(qat))
+        quantize.main(parse([*ptq, "--dataset", "demo", "--data-dir", str(demo_data)]))
+    return folder, printed.getvalue()
+
+
+def test_quantize_and_score_side_by_side(int8_files, qat_run, demo_student, demo_data, tmp_path):
+    """The scores of a --qat checkpoint are those of its INT8 files, in both engines; PTQ works beside it."""
+    import evaluate
+
+    folder, printed = int8_files
+    # The last layer, whose output stays float, is a convolution of floats.
+    assert printed.count("executes 6 of 7 layers with integer kernels") == 2
+    qat = qat_run / "whole" / "run" / "best.pth"
+    files = [qat, folder / "qat.onnx", folder / "qat.pt2", demo_student, folder / "ptq.onnx"]
+    results = tmp_path / "scores.json"
+    options = ["--agreement", "--workers", "0", "--json", str(results), "--dataset", "demo", "--data-dir", demo_data]
+    evaluate.main(evaluate.get_args_parser().parse_args([*map(str, files), *map(str, options)]))
+    rows = json.loads(results.read_text())
+    assert [row["model"] for row in rows] == ["small qat", "small int8", "small int8", "small", "small int8"]
+    assert rows[0]["agreement"] == 1
+    assert rows[1]["agreement"] > 0.98
+    assert rows[2]["agreement"] > 0.98
+    assert rows[4]["miou"] == pytest.approx(rows[3]["miou"], abs=0.05)
+    assert rows[0]["parameters"] == rows[1]["parameters"]
+    assert rows[1]["file_mb"] * 1e6 == (folder / "qat.onnx").stat().st_size
+
+
+@pytest.mark.skipif(platform.machine().lower() not in ("x86_64", "amd64"), reason="oneDNN's INT8 kernels are for x86")
+def test_pt2_runs_with_integer_kernels_and_any_size(int8_files):
+    from models.exported import Pt2Model
+
+    model = Pt2Model(int8_files[0] / "qat.pt2")
+    assert model.integer_kernels == 7
+    with torch.inference_mode():
+        assert model(pictures(3, 45, 130)).shape == (3, 7, 45, 130)
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--amp", "bf16"], "--qat and --amp exclude"),
+        (["--compile"], "--qat and --compile exclude"),
+        (["--freeze-epochs", "1"], "--qat and --freeze-epochs exclude"),
+    ],
+)
+def test_what_does_not_go_together(demo_data, tmp_path, more, words):
+    from train_kd import main
+
+    with pytest.raises(UserError, match=words):
+        main(train_arguments(demo_data, tmp_path, *more))
+
+
+def test_mistakes_of_quantize(demo_student, demo_data, tmp_path):
+    import quantize
+
+    parse = quantize.get_args_parser().parse_args
+    with pytest.raises(UserError, match=r"must end in \.onnx"):
+        quantize.main(parse([str(demo_student), "--output", str(tmp_path / "a.pth")]))
+    with pytest.raises(UserError, match="--calibration-images"):
+        quantize.main(parse([str(demo_student), "--calibration-images", "0"]))
+    with pytest.raises(UserError, match="exported already"):
+        quantize.main(parse([str(tmp_path / "a.onnx")]))
+    save_atomic(small_checkpoint(), tmp_path / "other.pth")
+    with pytest.raises(UserError, match="was trained for 3 classes"):
+        quantize.main(parse([str(tmp_path / "other.pth"), "--dataset", "demo", "--data-dir", str(demo_data)]))
+    assert not list(tmp_path.glob("*.onnx"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["compact", "fastlitessnet", "segformer_b0"])
+def test_students_of_the_zoo(name):
+    """Captured, trained a step, converted; INT8 is what was trained."""
+    from zoo import create_model
+
+    if name.startswith("segformer"):
+        pytest.importorskip("segmentation_models_pytorch")
+    torch.manual_seed(0)
+    model = FakeQuantModel(create_model(name, 4)).train()
+    images = pictures(2, 64, 96)
+    for _ in range(2):
+        model(images).square().mean().backward()
+    model.eval()
+    with torch.no_grad():
+        expected, got = model(images), model.to_int8()(images)
+    assert np.isfinite(expected).all()
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-3 * expected.abs().max().item())
+    assert all(isinstance(module, nn.Module) for module in model.modules())
