@@ -52,7 +52,7 @@ def predict_mask(model: nn.Module, image: torch.Tensor, device: torch.device) ->
 def rank_images(model: nn.Module, dataset: SegmentationDataset, device: torch.device) -> list[int]:
     """Indices of the images that have labelled pixels, the lowest per-image mIoU first."""
     scores = {}
-    for index in tqdm(range(len(dataset)), desc=f"rank {dataset.split}", unit="img", leave=False):
+    for index in tqdm(range(len(dataset)), desc=f"rank {dataset.split}", unit="img", leave=False, disable=None):
         sample = dataset[index]
         prediction = predict_mask(model, sample["image"], device)
         scores[index] = image_miou(prediction, sample["mask"], dataset.num_classes)
@@ -180,7 +180,7 @@ def main(args: argparse.Namespace) -> None:
     args.output_dir = args.output_dir or args.checkpoints[0].parent / "pictures"
     titles = [*(["Ground truth"] if dataset.has_masks else []), *(column.title for column in columns)]
     for name, indices in chosen.items():
-        bar = tqdm(indices, desc=name, unit="img", leave=False)
+        bar = tqdm(indices, desc=name, unit="img", leave=False, disable=None)
         rows = [make_row(dataset, index, columns, device) for index in bar]
         paths = write_sheets(name, rows, titles, dataset, args)
         print("\n".join(map(str, paths)))

@@ -240,7 +240,9 @@ class CacheBuilder:
     def _fill(self, writer: CacheWriter, projections: dict[str, Projection], workers: int) -> float | None:
         """Write the missing records; returns the median seconds an image took (None: nothing was missing)."""
         todo, seconds = range(writer.done, len(self.full)), []
-        bar = tqdm(desc="teacher cache", initial=writer.done, total=len(self.full), unit="img", mininterval=1)
+        bar = tqdm(
+            desc="teacher cache", initial=writer.done, total=len(self.full), unit="img", mininterval=1, disable=None
+        )
         try:
             start = time.perf_counter()
             for index, batch in zip(todo, self._full_images(todo, workers), strict=True):
@@ -287,7 +289,7 @@ class CacheBuilder:
         count = min(PROJECTION_IMAGES, len(self.full))
         indices = [position * len(self.full) // count for position in range(count)]
         samples = {tap: [] for tap in self.taps}
-        bar = tqdm(self._full_images(indices, 0), desc="projection", total=count, unit="img", leave=False)
+        bar = tqdm(self._full_images(indices, 0), desc="projection", total=count, unit="img", leave=False, disable=None)
         for batch in bar:
             height, width = batch["image"].shape[-2:]
             outputs = self._outputs(batch)
