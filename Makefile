@@ -46,7 +46,7 @@ demo: $(VENV)/core-installed
 	@echo '== 2/5 the baseline: a compact student taught by the labels alone'
 	$(DEMO_TRAIN) --name demo_baseline --student compact --epochs $(STUDENT_EPOCHS)
 	@echo '== 3/5 the distilled student: the same, taught by the teacher as well'
-	$(DEMO_TRAIN) --name demo_distilled --student compact --epochs $(STUDENT_EPOCHS) --alpha 1 --beta 0.5 \
+	$(DEMO_TRAIN) --name demo_distilled --student compact --epochs $(STUDENT_EPOCHS) --alpha 1 --temperature 1 \
 	  --teacher fastlitessnet --teacher-weights $(DEMO_TEACHER)
 	@echo '== 4/5 all three on the validation split'
 	$(RUN) evaluate.py $(DEMO_TEACHER) $(DEMO_STUDENTS) $(DEMO_DATA) --csv checkpoints/demo.csv

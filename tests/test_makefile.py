@@ -53,7 +53,7 @@ def test_demo_commands_are_accepted(clone):
     assert not teacher[1].needs_teacher and not baseline[1].needs_teacher and distilled[1].needs_teacher
     # The comparison is fair: one student, one budget, one seed; only the teacher's terms are added.
     differing = {key for key, value in vars(baseline[0]).items() if value != getattr(distilled[0], key)}
-    assert differing == {"name", "alpha", "beta", "teacher", "teacher_weights"}
+    assert differing == {"name", "alpha", "temperature", "teacher", "teacher_weights"}
 
 
 def test_environment_is_made_first_and_only_once(clone):
