@@ -56,9 +56,12 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write ``text`` (UTF-8, newlines as given) to ``path`` by way of `replacing`."""
+    """Write ``text`` (UTF-8, newlines as given) to ``path`` by way of `replacing`.
+
+    File names that are no UTF-8, which Python carries in surrogates, are spelled out.
+    """
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", newline="")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace", newline="")
 
 
 def _first_os_error(error: BaseException | None) -> OSError | None:

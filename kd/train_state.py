@@ -188,6 +188,10 @@ def _check_like(saved: object, own: object, where: str) -> None:
             _check_like(one, other, f"{where}/{index}")
 
 
+def _same_argument(saved: object, now: object) -> bool:
+    return not isinstance(saved, torch.Tensor) and saved == now  # a tensor's comparison is no yes or no
+
+
 def refuse_changes(saved: object, now: Mapping[str, object], allow: bool, where: str) -> None:
     """Name the arguments that differ from the saved run's and would make the rest of it another run.
 
@@ -199,7 +203,7 @@ def refuse_changes(saved: object, now: Mapping[str, object], allow: bool, where:
     changed = [
         f"--{name.replace('_', '-')} was {reprlib.repr(saved.get(name))}, is {now[name]!r}"
         for name in now
-        if name not in FREE_ARGUMENTS and saved.get(name) != now[name]
+        if name not in FREE_ARGUMENTS and not _same_argument(saved.get(name), now[name])
     ]
     if changed and not allow:
         raise UserError(

@@ -14,6 +14,7 @@ import io
 import os
 import shutil
 import stat
+import struct
 import tarfile
 import zipfile
 import zlib
@@ -142,6 +143,8 @@ def _reading(archive: Path) -> Iterator[None]:
         raise DataError(f"{archive}: damaged or incomplete archive ({error}); get it again") from None
     except (NotImplementedError, RuntimeError) as error:  # zipfile's words for unknown or encrypted packing
         raise DataError(f"{archive}: cannot be unpacked here ({error})") from None
+    except (ValueError, IndexError, OverflowError, struct.error) as error:  # zipfile's on names and sizes that are none
+        raise DataError(f"{archive}: damaged archive ({error}); get it again") from None
     except OSError as error:
         where = f" {error.filename}" if error.filename else ""
         raise DataError(f"{archive}: extraction failed:{where} {error.strerror or error}") from None

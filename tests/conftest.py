@@ -10,12 +10,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parent.parent
 RunScript = Callable[..., subprocess.CompletedProcess]
 
 # Tensors are tiny here: more threads only wait for each other, and would change the order of sums.
 torch.set_num_threads(1)
+
+
+# The same random inputs at every run; HYPOTHESIS_PROFILE=explore draws new ones.
+settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.register_profile("explore", derandomize=False, deadline=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
 
 @pytest.fixture(scope="session")

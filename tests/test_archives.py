@@ -247,7 +247,7 @@ def test_a_truncated_archive_is_one_error(places, packing):
     assert tree(target) == files
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     packing=st.sampled_from(PACKINGS),
     edits=st.lists(st.tuples(st.integers(0, 20_000), st.binary(min_size=1, max_size=8)), min_size=1, max_size=8),

@@ -232,7 +232,7 @@ def test_lists_that_are_no_text(voc):
         build_dataset("voc", voc, "train")
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(content=st.binary(max_size=80))
 def test_any_list_gives_bare_names_or_faults(tmp_path, content):
     path = tmp_path / "list.txt"
@@ -461,7 +461,7 @@ def test_grey_masks_are_values(tmp_path):
     assert np.array_equal(read_mask(tmp_path / "mask.png"), np.asarray(INDEXED))
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     source=st.sampled_from(["JPEG", "PNG", "WEBP"]),
     edits=st.lists(st.tuples(st.integers(0, 3000), st.binary(max_size=4)), min_size=1, max_size=6),

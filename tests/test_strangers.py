@@ -27,8 +27,6 @@ from trainer import Trainer
 from zoo import load_checkpoint_model
 
 FUZZ = settings(
-    deadline=None,
-    derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 
