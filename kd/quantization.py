@@ -52,7 +52,8 @@ DROPOUT = (aten.dropout.default, aten.dropout_.default, aten.feature_dropout.def
 
 # Positions in the arguments of aten.batch_norm and aten.dropout.
 BN_VARIANCE, BN_TRAINING, BN_MOMENTUM, BN_EPS, DROPOUT_TRAINING = 4, 5, 6, 7, 2
-# Below this scale a tensor counts as constant.
+# Below this scale a tensor counts as constant. A channel of zeros would otherwise get a scale so small that its
+# bias, which ONNX Runtime counts in units of input scale times weight scale, leaves 32 bits.
 LEAST_SCALE = 2**-12
 
 

@@ -132,7 +132,10 @@ class FakeQuantModel(GraphModel):
                 "the ranges of the quantization-aware training do not fit: made for another network, "
                 "or with another version of torchao"
             )
-        self.graph.load_state_dict(dict(ranges), strict=False)
+        # Through the graph's own state, which knows its versions: without them torchao's observers reset their eps.
+        state = self.graph.state_dict()
+        state.update(ranges)
+        self.graph.load_state_dict(state)
 
     def to_int8(self) -> GraphModel:
         """The INT8 network that the training had in mind, on the CPU; this one stays as it is."""

@@ -277,6 +277,20 @@ def qat_run(demo_data, demo_student, tmp_path_factory):
     return folder
 
 
+def test_a_dead_channel_keeps_a_scale_that_its_bias_can_be_counted_in():
+    """ONNX Runtime keeps biases as int32 in units of input scale times weight scale; also after saving and loading."""
+    student = lively(SmallStudent(3))
+    student.mix[0].weight.data[0] = 0
+    trained = FakeQuantModel(student).train()
+    trained(pictures())
+    loaded = FakeQuantModel(student)
+    loaded.load_ranges(trained.ranges())
+    for model in (trained, loaded):
+        state = model.eval().to_int8().graph.state_dict()
+        scales = [value.min().item() for name, value in state.items() if name.startswith("_scale_")]
+        assert min(scales) == quantization.LEAST_SCALE
+
+
 def test_training_for_int8_resumes_exactly(qat_run):
     whole, parts = (load_file(qat_run / name / "run" / "last.pth") for name in ("whole", "parts"))
     for part in ("state_dict", "qat"):
