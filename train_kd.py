@@ -78,6 +78,10 @@ def get_args_parser() -> argparse.ArgumentParser:
     optimization.add_argument("--epochs", type=int, default=60)
     optimization.add_argument("--batch-size", type=int, default=16)
     optimization.add_argument("--lr", type=float, default=5e-4, help="base learning rate")
+    optimization.add_argument(
+        "--backbone-lr-factor", type=float, default=1.0, metavar="F",
+        help="the pretrained backbone learns at F times that rate",
+    )  # fmt: skip
     optimization.add_argument("--weight-decay", type=float, default=1e-2)
     optimization.add_argument("--optimizer", choices=OPTIMIZERS, default="adamw")
     optimization.add_argument("--schedule", choices=sorted(SCHEDULES), default="poly")
@@ -173,6 +177,8 @@ def check_arguments(args: argparse.Namespace) -> None:
         faults.append(f"--seed must be from 0 to {2**32 - 1}, not {args.seed}")
     if not args.lr > 0:
         faults.append(f"--lr must be above 0, not {args.lr}")
+    if not args.backbone_lr_factor >= 0:
+        faults.append(f"--backbone-lr-factor must be at least 0, not {args.backbone_lr_factor}")
     if args.max_steps is not None and args.max_steps < 1:
         faults.append(f"--max-steps must be at least 1, not {args.max_steps}")
     if args.qat:

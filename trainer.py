@@ -214,7 +214,9 @@ class Trainer:
 
     def _build_optimization(self) -> None:
         args = self.args
-        self.optimizer = make_optimizer(self.model, args.optimizer, args.lr, args.weight_decay)
+        self.optimizer = make_optimizer(
+            self.model, args.optimizer, args.lr, args.weight_decay, self.student.backbone, args.backbone_lr_factor
+        )
         self.scheduler = make_scheduler(self.optimizer, self.total_steps, self.warmup_steps, args.schedule)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=args.amp == "fp16")
         self.terms = [*self.recipe.weights, "loss"]

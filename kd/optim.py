@@ -19,18 +19,31 @@ OPTIMIZERS = ("adamw", "sgd")
 WARMUP_START = 0.01
 
 
-def make_optimizer(module: nn.Module, name: str, lr: float, weight_decay: float) -> torch.optim.Optimizer:
+def make_optimizer(
+    module: nn.Module,
+    name: str,
+    lr: float,
+    weight_decay: float,
+    backbone: nn.Module | None = None,
+    backbone_lr_factor: float = 1.0,
+) -> torch.optim.Optimizer:
     """AdamW or SGD (Nesterov momentum 0.9); biases and normalisation weights are not decayed.
 
     The fused implementation is taken on every device: one kernel instead of one per tensor.
+
+    Args:
+        backbone: the part of ``module`` that learns at ``lr * backbone_lr_factor``; the first groups are the others'.
     """
     choose(dict.fromkeys(OPTIMIZERS), name, "optimizer")
-    decayed = [p for p in module.parameters() if p.ndim > 1]
-    plain = [p for p in module.parameters() if p.ndim <= 1]
-    groups = [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": plain, "weight_decay": 0.0},
-    ]
+    pretrained = {id(parameter) for parameter in backbone.parameters()} if backbone else set()
+    groups = []
+    for in_backbone in (False, True):
+        parameters = [p for p in module.parameters() if (id(p) in pretrained) == in_backbone]
+        rate = lr * backbone_lr_factor if in_backbone else lr
+        groups += [
+            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay, "lr": rate},
+            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0, "lr": rate},
+        ]
     groups = [group for group in groups if group["params"]]
     if name == "adamw":
         return torch.optim.AdamW(groups, lr=lr, fused=True)

@@ -165,6 +165,22 @@ def test_frozen_epochs_leave_the_backbone_alone(demo_data, tmp_path):
     assert any(not torch.equal(before[key], after[key]) for key in backbone)
 
 
+def test_the_backbone_learns_at_its_own_rate(demo_data, tmp_path):
+    """SGD's first step is the gradient times the rate: a tenth of the rate, a tenth of the step, elsewhere the same."""
+    steps = {}
+    for factor in (1, 0.1):
+        more = ["--optimizer", "sgd", "--lr", "1e-2", "--weight-decay", "0", "--warmup-epochs", "0", "--max-steps", "1"]
+        args = arguments(demo_data, tmp_path / str(factor), *more, "--backbone-lr-factor", factor)
+        run = Trainer(args, make_recipe(args))
+        before = {key: value.detach().clone() for key, value in run.student.named_parameters()}
+        run.run()
+        steps[factor] = {key: value.detach() - before[key] for key, value in run.student.named_parameters()}
+    for key, whole in steps[1].items():
+        share = 0.1 if key.startswith("backbone.") else 1
+        torch.testing.assert_close(steps[0.1][key], share * whole, rtol=1e-3, atol=1e-6)
+    assert any(step.abs().max() > 1e-4 for key, step in steps[1].items() if key.startswith("backbone."))
+
+
 def test_resuming_with_other_arguments_is_refused_by_name(demo_data, distilled, whole_run, tmp_path):
     changed = ["--resume", whole_run / "last.pth", "--batch-size", "2", "--epochs", "9"]
     with pytest.raises(UserError, match=r"--epochs was 2, is 9.*--allow-changed") as error:
@@ -235,6 +251,7 @@ def test_runs_of_different_settings_get_different_folders():
         (["--preset", "nothing"], ["nothing", "papi"]),
         (["--epochs", "0"], ["--epochs"]),
         (["--lr", "-1"], ["--lr"]),
+        (["--backbone-lr-factor", "-1"], ["--backbone-lr-factor"]),
         (["--batch-size", "100000"], ["--batch-size", "train"]),
         (["--student-weights", "absent.pth"], ["absent.pth"]),
         (["--alpha", "1", "--teacher-weights", "absent.pth"], ["absent.pth"]),
