@@ -13,6 +13,7 @@ A sample is a dict:
     valid  bool    (H, W)     False where the crop reached beyond the image
     box    float32 (4,)       (x0, y0, x1, y1) the crop's window in pixels of the original image
     flip   bool               whether the window was mirrored
+    jitter float32 (3,)       factors of brightness, contrast, saturation, still to be applied (`kd.batch`); if any
     index  int, id str, size int64 (2,) = original (H, W)
 """
 

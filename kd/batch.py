@@ -6,24 +6,47 @@ import torch
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
+GREY = (0.299, 0.587, 0.114)  # luma of ITU-R BT.601, as in Pillow and torchvision
 
 
 def normalize(images: torch.Tensor, mean=MEAN, std=STD) -> torch.Tensor:
-    """uint8 ``images`` (N, 3, H, W) -> float32, ``(images / 255 - mean) / std`` per channel, where they lie."""
+    """``images`` (N, 3, H, W) of 0..255 -> float32, ``(images / 255 - mean) / std`` per channel, where they lie."""
     mean = torch.tensor(mean, device=images.device).view(3, 1, 1) * 255
     std = torch.tensor(std, device=images.device).view(3, 1, 1) * 255
-    return images.to(torch.float32).sub_(mean).div_(std)
+    return (images - mean).div_(std)
+
+
+def jitter_colours(images: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
+    """Scale brightness, contrast and saturation of each of ``images`` (N, 3, H, W), 0..255, by ``factors`` (N, 3).
+
+    The same three steps as in `torchvision.transforms.v2.ColorJitter`; a factor of 1 leaves things as they are.
+    Each step is linear, so here they are one 3x3 matrix and an offset per image, for the whole batch at once, without
+    clipping or rounding in between. Hue is left out: it is not linear. Returns float32 within 0..255.
+    """
+    brightness, contrast, saturation = factors.to(torch.float32)[..., None, None].unbind(1)  # (N, 1, 1) each
+    pixels = images.to(torch.float32, memory_format=torch.contiguous_format).flatten(2)
+    to_grey = torch.tensor(GREY, device=images.device).expand(3, 3)  # (r, g, b) -> the grey value, three times
+    identity = torch.eye(3, device=images.device)
+    matrix = brightness * contrast * (saturation * identity + (1 - saturation) * to_grey)
+    mean_grey = brightness * (to_grey @ pixels.mean(2, keepdim=True))
+    return torch.baddbmm((1 - contrast) * mean_grey, matrix, pixels).clamp_(0, 255).view(images.shape)
 
 
 def prepare_batch(batch: dict, device: torch.device) -> dict:
-    """Move a collated batch to ``device`` and normalise its images there.
+    """Move a collated batch to ``device``; there jitter its colours, normalise its images and blank their padding.
+
+    The factors of the jitter, if any, come with the batch: the loader draws them, and leaves the arithmetic to the
+    device, which does it in passing. Padding becomes 0 whatever was drawn.
 
     The images cross as uint8 (a quarter of the bytes of float32) and without waiting for the copy
     when the loader pins its memory. What is said about the crops (box, flip, index, id, size) stays where it
     is: a cached teacher reads it on the CPU, and would wait for the GPU to get it back.
     """
     moved = batch | {
-        key: batch[key].to(device, non_blocking=True) for key in ("image", "mask", "valid") if key in batch
+        key: batch[key].to(device, non_blocking=True) for key in ("image", "mask", "valid", "jitter") if key in batch
     }
-    moved["image"] = normalize(moved["image"])
+    images = jitter_colours(moved["image"], moved.pop("jitter")) if "jitter" in moved else moved["image"]
+    moved["image"] = normalize(images)
+    if "valid" in moved:
+        moved["image"].masked_fill_(~moved["valid"].unsqueeze(1), 0)
     return moved

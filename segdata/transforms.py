@@ -1,7 +1,8 @@
 """From a full image and its mask to a training sample: crop first, then convert.
 
 The usual pipeline resizes the whole picture and throws most of it away. Here the crop's window is chosen
-first, in whole pixels of the original; only that window is cut, resized, flipped and jittered, in uint8.
+first, in whole pixels of the original; only that window is cut, resized and flipped, in uint8. The colour jitter
+is drawn here and done on the device, for the whole batch.
 The window and the flip are therefore the *exact* affine map from the sample back to the image, which is
 what lets cached teacher outputs be cropped with it.
 """
@@ -16,7 +17,6 @@ from torchvision.transforms.v2 import functional as F
 from kd.batch import MEAN
 from segdata.reading import VOID
 
-GREY = torch.tensor([0.299, 0.587, 0.114])  # luma of ITU-R BT.601, as in Pillow and torchvision
 FILL = tuple(round(255 * channel) for channel in MEAN)  # normalises to about 0, as zero padding would
 
 
@@ -41,7 +41,8 @@ class TrainTransform:
             ``round(crop / factor)`` original pixels becomes the sample. ``(1, 1)`` resizes nothing;
             with ``crop_size`` equal to the image's size the sample is then the whole image.
         flip: probability of a horizontal flip.
-        jitter: how far brightness, contrast and saturation may be off 1 (see `jitter_colours`), or None.
+        jitter: how far brightness, contrast and saturation may be off 1, or None. Only drawn here; it is done
+            for the whole batch on the device (`kd.batch.jitter_colours`).
 
     A window may reach beyond the image. There the image holds the mean colour, the mask 255 and
     ``valid`` False: padding is nothing at all, while void is a label.
@@ -75,25 +76,24 @@ class TrainTransform:
         """``image`` uint8 (3, H, W) and ``mask`` uint8 (H, W), possibly memory-mapped -> a sample.
 
         Returns a dict of ``image`` uint8 (3, h, w), ``mask`` int64 (h, w), ``valid`` bool (h, w), ``box``
-        float32 (4,) and ``flip`` bool, with (h, w) the crop size.
+        float32 (4,), ``flip`` bool and ``jitter`` float32 (3,), with (h, w) the crop size.
         """
         window = self.draw_window(*mask.shape)
         flip = torch.rand(()).item() < self.flip
         image = cut_image(image, window, self.crop_size)
         mask, valid = cut_mask(mask, window, self.crop_size)
-        if self.jitter is not None:
-            image = jitter_colours(image, *(1 + reach * (2 * torch.rand(()).item() - 1) for reach in self.jitter))
-        if not valid.all():  # after the jitter: padding has one colour whatever was drawn
-            image = torch.where(valid, image, torch.tensor(FILL, dtype=torch.uint8).view(3, 1, 1))
         if flip:
             image, mask, valid = image.flip(-1), mask.flip(-1), valid.flip(-1)
-        return {
+        sample = {
             "image": image.contiguous(),
             "mask": mask.to(torch.int64),
             "valid": valid,
             "box": torch.tensor(window, dtype=torch.float32),
             "flip": flip,
         }
+        if self.jitter is not None:
+            sample["jitter"] = 1 + torch.tensor(self.jitter) * (2 * torch.rand(3) - 1)
+        return sample
 
 
 def _draw_offset(size: int, window: int) -> int:
@@ -143,20 +143,3 @@ def cut_mask(
 def _pixels_under_centres(low: int, high: int, size: int) -> np.ndarray:
     """Which of the pixels ``low``..``high`` - 1 lies under the centre of each of ``size`` pixels spread over them."""
     return low + (2 * np.arange(size) + 1) * (high - low) // (2 * size)
-
-
-def jitter_colours(image: torch.Tensor, brightness: float, contrast: float, saturation: float) -> torch.Tensor:
-    """Scale brightness, contrast and saturation of ``image`` uint8 (3, H, W); 1 leaves each as it is.
-
-    The same three steps as in `torchvision.transforms.v2.ColorJitter`, which turns uint8 into float and
-    back for every one of them. Each is linear, so here they are one 3x3 matrix and an offset, applied
-    once (four times faster), without clipping in between. Hue is left out: it is not linear, and
-    on a CPU costs more than reading the image.
-    """
-    height, width = image.shape[1:]
-    pixels = image.to(torch.float32, memory_format=torch.contiguous_format).view(3, -1)
-    to_grey = GREY.expand(3, 3)  # (r, g, b) -> the grey value, three times
-    matrix = brightness * contrast * (saturation * torch.eye(3) + (1 - saturation) * to_grey)
-    mean_grey = brightness * (GREY @ pixels.mean(1))
-    pixels = torch.addmm(((1 - contrast) * mean_grey + 0.5).expand(3, 1), matrix, pixels)  # + 0.5: rounds below
-    return pixels.clamp_(0, 255).to(torch.uint8).view(3, height, width)

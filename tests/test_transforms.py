@@ -7,11 +7,12 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import default_collate
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
 
-from kd.batch import MEAN, normalize
-from segdata.transforms import FILL, TrainTransform, cut_image, cut_mask, full_sample, jitter_colours
+from kd.batch import MEAN, STD, jitter_colours, prepare_batch
+from segdata.transforms import FILL, TrainTransform, cut_image, cut_mask, full_sample
 
 
 def picture(height: int, width: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -65,14 +66,16 @@ def test_padding_is_void_and_invalid_but_void_is_not_padding():
     assert (sample["mask"] == 255).all()
 
 
-def test_padding_has_the_mean_colour_whatever_the_jitter():
+def test_padding_has_the_mean_colour_and_normalises_to_nothing_whatever_the_jitter():
     torch.manual_seed(0)
-    sample = TrainTransform(64, scale=(0.5, 0.5), jitter=(0.9, 0.9, 0.9))(*picture(40, 40))
+    sample = TrainTransform(64, scale=(1, 1), jitter=(0.9, 0.9, 0.9))(*picture(40, 40))
     padding = sample["image"][:, ~sample["valid"]]
     assert padding.numel()
     assert (padding == torch.tensor(FILL)[:, None]).all()
     assert np.allclose(np.array(FILL) / 255, MEAN, atol=0.5 / 255)
-    assert normalize(padding[None, :, :, None]).abs().max() < 0.01
+    batch = prepare_batch(default_collate([sample]), torch.device("cpu"))
+    assert (batch["image"][0][:, ~sample["valid"]] == 0).all()
+    assert (batch["image"][0][:, sample["valid"]] != 0).float().mean() > 0.9
 
 
 def test_without_scaling_a_crop_is_a_plain_cut():
@@ -158,26 +161,42 @@ def test_masks_are_resized_as_torchvision_does(side):
         assert torch.equal(ours, wanted)
 
 
-@pytest.mark.parametrize(
-    "factors", [(1, 1, 1), (1.3, 1, 1), (0.7, 1, 1), (1, 1.3, 1), (1, 0.7, 1), (1, 1, 1.3), (1, 1, 0), (1.2, 0.8, 1.25)]
-)
-def test_jitter_is_torchvisions_in_one_step(factors):
-    image = picture(30, 40)[0] // 3 + 80  # away from black and white, where the steps in between would clip
-    brightness, contrast, saturation = factors
-    wanted = functional.adjust_brightness(image, brightness)
-    wanted = functional.adjust_contrast(wanted, contrast)
-    wanted = functional.adjust_saturation(wanted, saturation)
-    ours = jitter_colours(image, *factors)
-    assert ours.dtype == torch.uint8 and ours.is_contiguous()
-    assert (ours.int() - wanted.int()).abs().max() <= 3  # torchvision cuts off fractions three times
-    if factors == (1, 1, 1):
-        assert torch.equal(ours, image)
+FACTORS = [(1, 1, 1), (1.3, 1, 1), (0.7, 1, 1), (1, 1.3, 1), (1, 0.7, 1), (1, 1, 1.3), (1, 1, 0), (1.2, 0.8, 1.25)]
+
+
+def test_jitter_is_torchvisions_in_one_step():
+    """Each image of a batch with its own factors."""
+    images = [picture(30, 40, seed)[0] // 3 + 80 for seed in range(len(FACTORS))]  # no step in between clips
+    ours = jitter_colours(torch.stack(images), torch.tensor(FACTORS))
+    assert ours.dtype == torch.float32 and ours.is_contiguous()
+    for image, (brightness, contrast, saturation), got in zip(images, FACTORS, ours, strict=True):
+        wanted = functional.to_dtype(image, torch.float32, scale=True)
+        wanted = functional.adjust_brightness(wanted, brightness)
+        wanted = functional.adjust_contrast(wanted, contrast)
+        wanted = functional.adjust_saturation(wanted, saturation)
+        torch.testing.assert_close(got, 255 * wanted, rtol=0, atol=0.02)  # its luma is rounded
+    torch.testing.assert_close(ours[0], images[0].float(), rtol=0, atol=1e-4)
 
 
 def test_jitter_clips():
-    image, _ = picture(10, 10)
-    assert (jitter_colours(image, 100.0, 1.0, 1.0)[image > 2] == 255).all()
-    assert jitter_colours(image, 0.0, 1.0, 1.0).sum() == 0
+    images = torch.stack([picture(10, 10)[0]] * 2)
+    bright, dark = jitter_colours(images, torch.tensor([[100.0, 1, 1], [0, 1, 1]]))
+    assert (bright[images[0] > 2] == 255).all()
+    assert dark.sum() == 0
+
+
+def test_a_batch_is_jittered_by_the_factors_that_were_drawn():
+    torch.manual_seed(1)
+    transform = TrainTransform(24, jitter=(0.3, 0.2, 0.1))
+    samples = [transform(*picture(60, 60, seed)) for seed in range(200)]
+    factors = torch.stack([sample["jitter"] for sample in samples])
+    reach = (factors - 1).abs().amax(0)
+    assert (reach <= torch.tensor([0.3, 0.2, 0.1])).all() and (reach > torch.tensor([0.27, 0.18, 0.09])).all()
+    batch = prepare_batch(default_collate(samples[:4]), torch.device("cpu"))
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+    for sample, got in zip(samples, batch["image"], strict=False):
+        wanted = jitter_colours(sample["image"][None], sample["jitter"][None])[0] / 255
+        torch.testing.assert_close(got, (wanted - mean) / std * sample["valid"])
 
 
 def test_inputs_are_left_alone():
