@@ -47,13 +47,17 @@ class Deployed(nn.Module):
         return logits.argmax(1).to(torch.uint8) if self.card.output == "mask" else logits
 
 
-def dynamic_shapes() -> tuple[dict[int, Dim]]:
-    """Free batch, height and width, for `torch.export`."""
+def dynamic_shapes() -> tuple[dict]:
+    """Free batch, height and width, for `torch.export`.
+
+    The sides are `DYNAMIC`, not named: of a named one the exporter must be able to write down every condition, and
+    on SegFormer's it fails.
+    """
     return (
         {
             0: Dim("batch", min=1, max=1024),
-            2: Dim("height", min=LEAST_SIZE, max=LARGEST_SIZE),
-            3: Dim("width", min=LEAST_SIZE, max=LARGEST_SIZE),
+            2: Dim.DYNAMIC(min=LEAST_SIZE, max=LARGEST_SIZE),
+            3: Dim.DYNAMIC(min=LEAST_SIZE, max=LARGEST_SIZE),
         },
     )
 
