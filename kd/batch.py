@@ -10,10 +10,13 @@ GREY = (0.299, 0.587, 0.114)  # luma of ITU-R BT.601, as in Pillow and torchvisi
 
 
 def normalize(images: torch.Tensor, mean=MEAN, std=STD) -> torch.Tensor:
-    """``images`` (N, 3, H, W) of 0..255 -> float32, ``(images / 255 - mean) / std`` per channel, where they lie."""
+    """``images`` (N, 3, H, W) of 0..255 -> float32, ``(images / 255 - mean) / std`` per channel, where they lie.
+
+    Images that are float32 already are overwritten.
+    """
     mean = torch.tensor(mean, device=images.device).view(3, 1, 1) * 255
     std = torch.tensor(std, device=images.device).view(3, 1, 1) * 255
-    return (images - mean).div_(std)
+    return images.to(torch.float32).sub_(mean).div_(std)
 
 
 def jitter_colours(images: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
@@ -48,5 +51,5 @@ def prepare_batch(batch: dict, device: torch.device) -> dict:
     images = jitter_colours(moved["image"], moved.pop("jitter")) if "jitter" in moved else moved["image"]
     moved["image"] = normalize(images)
     if "valid" in moved:
-        moved["image"].masked_fill_(~moved["valid"].unsqueeze(1), 0)
+        moved["image"].mul_(moved["valid"].unsqueeze(1).to(torch.float32))  # much faster than masked_fill_
     return moved

@@ -41,7 +41,7 @@ def test_every_number_is_there(run_script, tmp_path):
     assert ratios.keys() == GOALS.keys() and all(value > 0 for value in ratios.values())
     assert all(name in done.stdout for name in ratios)
     assert results["machine"]["torch"] == torch.__version__ and results["machine"]["threads"] >= 1
-    assert len(results["steps"]["steps"]) == 5 and len(results["loader"]["images_per_s"]) == 3
+    assert len(results["steps"]["steps"]) == 5 and len(results["loader"]["images_per_s"]) == 4
     for shares in [*results["steps"]["shares"].values(), results["validation"]["shares"]]:
         assert sum(shares.values()) == pytest.approx(1)
     assert results["validation"]["same_as_torchmetrics"] and results["validation"]["batched_is_single"]
