@@ -88,6 +88,10 @@ def get_args_parser() -> argparse.ArgumentParser:
     optimization.add_argument("--warmup-epochs", type=float, default=1.0)
     optimization.add_argument("--crop-size", type=int, default=384, help="side of the square training crop, pixels")
     optimization.add_argument(
+        "--scale-range", type=float, nargs=2, default=[0.5, 2.0], metavar=("LOW", "HIGH"),
+        help="images are magnified by a factor drawn from this range before the crop (0.5 2)",
+    )  # fmt: skip
+    optimization.add_argument(
         "--freeze-epochs", type=int, default=0, metavar="N", help="train without the backbone for the first N epochs"
     )
     optimization.add_argument("--freeze-batch-size", type=int, help="batch size of those epochs (--batch-size)")
@@ -177,6 +181,9 @@ def check_arguments(args: argparse.Namespace) -> None:
         faults.append(f"--seed must be from 0 to {2**32 - 1}, not {args.seed}")
     if not args.lr > 0:
         faults.append(f"--lr must be above 0, not {args.lr}")
+    low, high = args.scale_range
+    if not 0.1 <= low <= high <= 10:
+        faults.append(f"--scale-range must be two factors from 0.1 to 10, the lower first, not {low:g} {high:g}")
     if not args.backbone_lr_factor >= 0:
         faults.append(f"--backbone-lr-factor must be at least 0, not {args.backbone_lr_factor}")
     if args.max_steps is not None and args.max_steps < 1:

@@ -149,7 +149,7 @@ class Trainer:
             self.student.backbone.requires_grad_(not stage.frozen)
             model = distributed.wrap(self.model, self.device)
             self.distiller.model = torch.compile(model) if self.args.compile else model
-            self.train_set.transform = TrainTransform(stage.crop_size)
+            self.train_set.transform = TrainTransform(stage.crop_size, self.args.scale_range)
             self.loader = DataLoader(
                 self.train_set,
                 batch_size=stage.batch_size // distributed.world_size(),
@@ -198,7 +198,7 @@ class Trainer:
         model = load_teacher(args.teacher, data.num_classes, args.teacher_weights, data.class_names)
         if not args.cache_teacher:
             return LiveTeacher(fold_batchnorm(model).to(self.device), args.amp)
-        data.transform = TrainTransform(args.crop_size)
+        data.transform = TrainTransform(args.crop_size, args.scale_range)
         weights = Path(args.teacher_weights)
         return open_teacher_cache(
             args.cache_dir,

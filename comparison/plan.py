@@ -284,10 +284,16 @@ def _arguments(table: dict, path: Path, section: str, allowed: set[str] | None) 
 
 
 def _to_words(arguments: Mapping[str, object]) -> list[str]:
-    """Arguments as words of a command line: true is a bare flag, false none at all, a list a flag each."""
+    """Arguments as words of a command line: true is a bare flag, false none at all, a list a flag each.
+
+    A list for one flag with a fixed number of values stays together.
+    """
     known, words = _options(), []
     for name, value in arguments.items():
         flag = known[name].option_strings[-1]
+        if isinstance(known[name].nargs, int) and isinstance(value, list):
+            words += [flag, *map(str, value)]
+            continue
         for item in value if isinstance(value, list) else [value]:
             if item is True:
                 words.append(flag)

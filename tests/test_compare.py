@@ -43,12 +43,14 @@ def val_set(demo_data):
 
 def test_a_plan_is_a_list_of_commands_that_train_kd_understands(tmp_path, demo_data):
     path = write_plan(tmp_path, demo_data, methods=METHODS + 'loss = ["cwd=3", "at=0.5"]\ncache_teacher = true\n')
+    path.write_text(path.read_text().replace("[common]", "[common]\nscale_range = [0.75, 1.5]"))
     plan = read_plan(path, tmp_path)
     names = [run.name for run in plan.runs]
     assert names == [f"{method}_compact_seed{seed}" for method in ("baseline", "kl") for seed in (0, 1)]
     run = plan.runs[-1]
     assert (run.args.alpha, run.args.temperature, run.args.loss) == (1, 2, ["cwd=3", "at=0.5"])
     assert (run.args.cache_teacher, run.args.seed, run.args.resume) == ("fp16", 1, "auto")
+    assert run.args.scale_range == [0.75, 1.5] and "--scale-range 0.75 1.5 " in run.command
     assert run.folder == tmp_path / "runs" / "tiny" / "kl_compact_seed1" == run.args.output_dir / run.args.name
     assert run.needs_teacher and not plan.runs[0].needs_teacher
 
@@ -75,6 +77,7 @@ def test_methods_may_set_all_losses_and_nothing_else():
         ("epohcs = 3", METHODS, ["epohcs", "did you mean 'epochs'", "[common]"]),
         ('lr = "fast"', METHODS, ["--lr", "fast"]),
         ("lr = -1", METHODS, ["--lr must be above 0"]),
+        ("scale_range = [0.5]", METHODS, ["--scale-range"]),
         ("seed = 3", METHODS, ["[common] seed", "take it out"]),
         ('student = "standard"', METHODS, ["[common] student"]),
         ("", "[methods.baseline]\n[methods.kl]\nalpah = 1", ["alpah", "[methods.kl]", "did you mean 'alpha'"]),

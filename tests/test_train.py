@@ -181,6 +181,14 @@ def test_the_backbone_learns_at_its_own_rate(demo_data, tmp_path):
     assert any(step.abs().max() > 1e-4 for key, step in steps[1].items() if key.startswith("backbone."))
 
 
+def test_the_scale_range_is_that_of_the_crops(demo_data, tmp_path):
+    args = arguments(demo_data, tmp_path, "--scale-range", "0.5", "0.8")
+    run = Trainer(args, make_recipe(args))
+    run.enter_stage(run.stage_of(0))
+    sides = {int(box[2] - box[0]) for batch in run.loader for box in batch["box"]}
+    assert min(sides) >= 64 / 0.8 and max(sides) <= 64 / 0.5 and max(sides) - min(sides) > 30
+
+
 def test_resuming_with_other_arguments_is_refused_by_name(demo_data, distilled, whole_run, tmp_path):
     changed = ["--resume", whole_run / "last.pth", "--batch-size", "2", "--epochs", "9"]
     with pytest.raises(UserError, match=r"--epochs was 2, is 9.*--allow-changed") as error:
@@ -251,6 +259,8 @@ def test_runs_of_different_settings_get_different_folders():
         (["--preset", "nothing"], ["nothing", "papi"]),
         (["--epochs", "0"], ["--epochs"]),
         (["--lr", "-1"], ["--lr"]),
+        (["--scale-range", "2", "0.5"], ["--scale-range", "2 0.5"]),
+        (["--scale-range", "0", "1"], ["--scale-range"]),
         (["--backbone-lr-factor", "-1"], ["--backbone-lr-factor"]),
         (["--batch-size", "100000"], ["--batch-size", "train"]),
         (["--student-weights", "absent.pth"], ["absent.pth"]),
