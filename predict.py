@@ -1,5 +1,6 @@
 """Segment your own pictures: files, folders, globs, videos, a camera.
 
+    python predict.py photo.jpg                                      # with the student that comes along
     python predict.py photo.jpg --checkpoint checkpoints/RUN/best.pth
     python predict.py photos/ "more/**/*.png" --checkpoint model.onnx --save mask overlay panel
     python predict.py clip.mp4 camera:0 --checkpoint model.onnx --output-dir out
@@ -10,7 +11,8 @@
 What is written: DIR/mask (class numbers with a palette; of a video, class colours), DIR/overlay (the
 classes over the picture, at its own size), DIR/panel (picture and prediction side by side), each with the
 names and subfolders of what came in. A file that cannot be read is reported and skipped; the exit status
-is then 1. --checkpoint takes .pth files of train_kd.py, and .onnx and .pt2 files of export.py and quantize.py.
+is then 1. --checkpoint takes .pth files of train_kd.py, and .onnx and .pt2 files of export.py and quantize.py;
+without it the small student of checkpoints/animals is taken, whose README.md says what it can do.
 """
 
 from __future__ import annotations
@@ -41,6 +43,7 @@ from segdata.reading import DataError
 from segdata.video import Frame, VideoReader, VideoWriter, open_writer
 
 KINDS = ("mask", "overlay", "panel")
+DEFAULT_STUDENT = Path(__file__).resolve().parent / "checkpoints" / "animals" / "student.pth"
 WARMUP_RUNS, TIMED_RUNS = 5, 50
 
 
@@ -214,7 +217,10 @@ def speed_table(segmenter: Segmenter, sizes: list[tuple[int, int]]) -> str:
 def get_args_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("inputs", nargs="*", metavar="INPUT", help="picture, folder, glob, video or camera:N")
-    parser.add_argument("--checkpoint", type=Path, required=True, metavar="PATH", help=".pth, .onnx or .pt2")
+    parser.add_argument(
+        "--checkpoint", type=Path, default=DEFAULT_STUDENT, metavar="PATH",
+        help=".pth, .onnx or .pt2; default: the student in checkpoints/animals",
+    )  # fmt: skip
     parser.add_argument("--save", nargs="+", choices=KINDS, default=["mask", "overlay"], help="(mask overlay)")
     parser.add_argument("--output-dir", type=Path, metavar="DIR", help="default: predictions/ beside the checkpoint")
     parser.add_argument("--tile", type=int, default=0, metavar="PIXELS",
