@@ -3,6 +3,7 @@
 import itertools
 import sys
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -388,3 +389,15 @@ def test_no_camera(run, tmp_path, capsys):
     with pytest.raises(UserError, match="such as camera:0"):
         run("camera:x")
     assert not results(tmp_path)
+
+
+def test_the_student_that_comes_along(tmp_path):
+    """After a clone, a picture is all that it takes: no training, no download, no other file."""
+    assert predict.DEFAULT_STUDENT.stat().st_size <= 8_000_000
+    segmenter = load_segmenter(predict.DEFAULT_STUDENT, "cpu")
+    assert segmenter.class_names[8] == "cat" and len(segmenter.class_names) == 21
+    picture = Path(__file__).parents[1] / "docs" / "cat.jpg"
+    assert predict.main(predict.get_args_parser().parse_args([str(picture), "--output-dir", str(tmp_path)])) == 0
+    mask = np.array(Image.open(tmp_path / "mask" / "cat.png"))
+    assert mask.shape == Image.open(picture).size[::-1]
+    assert (mask == 8).mean() > 0.3
