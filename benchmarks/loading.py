@@ -32,7 +32,6 @@ def bench_loading(dataset: SegmentationDataset, folder: Path, *, crop_size: int,
     lean = SegmentationDataset(dataset.layout, dataset.split, TrainTransform(crop_size))
     decoded = SegmentationDataset(dataset.layout, dataset.split, TrainTransform(crop_size), decode_cache=folder)
     naive = NaiveDataset(dataset, crop_size)
-
     variants = {
         NAIVE: lambda n: naive[n % len(dataset)],
         LEAN: lambda n: lean[n % len(dataset), n],

@@ -33,6 +33,9 @@ def make_optimizer(
 
     Args:
         backbone: the part of ``module`` that learns at ``lr * backbone_lr_factor``; the first groups are the others'.
+
+    Raises:
+        UserError: ``name`` is not among `OPTIMIZERS`.
     """
     choose(dict.fromkeys(OPTIMIZERS), name, "optimizer")
     pretrained = {id(parameter) for parameter in backbone.parameters()} if backbone else set()

@@ -73,9 +73,10 @@ def test_padding_has_the_mean_colour_and_normalises_to_nothing_whatever_the_jitt
     assert padding.numel()
     assert (padding == torch.tensor(FILL)[:, None]).all()
     assert np.allclose(np.array(FILL) / 255, MEAN, atol=0.5 / 255)
-    batch = prepare_batch(default_collate([sample]), torch.device("cpu"))
-    assert (batch["image"][0][:, ~sample["valid"]] == 0).all()
-    assert (batch["image"][0][:, sample["valid"]] != 0).float().mean() > 0.9
+    resized = TrainTransform(64, scale=(0.5, 0.5), jitter=(0.9, 0.9, 0.9))(*picture(40, 40))  # blends at the edge
+    batch = prepare_batch(default_collate([sample, resized]), torch.device("cpu"))
+    assert resized["valid"].any() and (batch["image"].movedim(1, -1)[~batch["valid"]] == 0).all()
+    assert (batch["image"].movedim(1, -1)[batch["valid"]] != 0).float().mean() > 0.9
 
 
 def test_without_scaling_a_crop_is_a_plain_cut():
