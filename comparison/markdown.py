@@ -7,9 +7,7 @@ from collections.abc import Sequence
 
 from comparison.notes import commands, made_with, plain_words, protocol, reading_notes
 from comparison.scoring import Comparison
-from comparison.tables import COLUMNS, Line, percent
-
-TEXT_COLUMNS = {"method", "network", "helps?"}
+from comparison.tables import Line, columns_of, is_text, percent
 
 
 def escape(text: str) -> str:
@@ -28,11 +26,13 @@ def table(titles: Sequence[str], rows: Sequence[Sequence[str]], left: set[str]) 
 
 def to_markdown(comparison: Comparison, lines: Sequence[Line]) -> str:
     """The whole of results.md."""
-    cells = [[cell(line) for _, cell, _ in COLUMNS] for line in lines]
+    columns = columns_of(comparison.plan)
+    titles = [title for title, _, _ in columns]
+    cells = [[cell(line) for _, cell, _ in columns] for line in lines]
     parts = [
         f"# {escape(comparison.plan.name)}",
         *map(escape, plain_words(lines)),
-        table([title for title, _, _ in COLUMNS], cells, TEXT_COLUMNS),
+        table(titles, cells, {title for title in titles if is_text(title)}),
         f"Protocol: {escape(protocol(comparison))}.",
         "\n".join(f"- {escape(note)}" for note in reading_notes(comparison)),
         "## IoU % by class, mean over seeds",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from comparison.plan import Plan
 from comparison.scoring import Comparison
 from comparison.tables import DASH, Line, signed, spread_cell
 from kd.runlog import describe_start
@@ -26,6 +27,7 @@ def reading_notes(comparison: Comparison) -> list[str]:
         "deviation of these paired differences over seeds (not of their mean).",
         'helps?: "yes" where that mean is above 0 and larger than twice its standard deviation, "no" where it is as '
         'far below 0, "within noise" otherwise.',
+        *_chosen_note(plan),
         "score: 4 · mIoU / (1 + millions of parameters).",
         f"MACs and ms: one image of {plan.report.size} x {plan.report.size} pixels, float32, batch 1; ms is the median "
         f"after a warm-up on {costs.device}.",
@@ -36,6 +38,13 @@ def reading_notes(comparison: Comparison) -> list[str]:
         names = ", ".join(run.name for run in comparison.missing)
         notes.append(f"Not in the table, because not finished: {names}.")
     return notes
+
+
+def _chosen_note(plan: Plan) -> list[str]:
+    classes = plan.report.classes
+    if not classes:
+        return []
+    return [f"mIoU-{len(classes)}: the same over these classes alone, chosen in the plan: {', '.join(classes)}."]
 
 
 def plain_words(lines: Sequence[Line]) -> list[str]:

@@ -23,6 +23,7 @@ teacher_weights = "checkpoints/demo_teacher/best.pth"
 panels = 4                     # best gains, and as many worst losses
 size = 256                     # side of the square image that MACs and latency are for
 checkpoint = "best"            # or "last": which file of a run is scored
+classes = ["left", "right"]    # mIoU over these classes alone in two more columns; by default none
 """
 
 from __future__ import annotations
@@ -63,6 +64,7 @@ class ReportOptions:
     panels: int = 4
     size: int = 256
     checkpoint: str = "best"
+    classes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -182,7 +184,9 @@ def check_files(plan: Plan) -> None:
     """
     args = plan.args
     for split in (args.train_split, args.val_split):
-        build_dataset(args.dataset, args.data_dir, split)
+        dataset = build_dataset(args.dataset, args.data_dir, split)
+    for name in plan.report.classes:
+        choose(dict.fromkeys(dataset.class_names), name, f"class in {plan.path}: [report] classes:")
     weights = {args.student_weights, *(run.args.teacher_weights for run in plan.runs if run.needs_teacher)}
     weights |= {plan.teacher[1]} if plan.teacher else set()
     for path in sorted(weights - {"default", "none"}):
@@ -232,6 +236,8 @@ def _check_name(name: object, path: Path, key: str) -> None:
 
 def _report_options(table: dict, path: Path) -> ReportOptions:
     known = {field.name: field for field in fields(ReportOptions)}
+    if "classes" in table:
+        table = table | {"classes": _list_of(str, table["classes"], path, "[report] classes")}
     for key, value in table.items():
         field = choose(known, key, f"entry in {path}: [report]")
         if type(value) is not type(field.default):

@@ -10,13 +10,23 @@ from comparison.markup import Cell, Column, Element, details, element, table, wr
 from comparison.notes import commands, made_with, plain_words, protocol, reading_notes
 from comparison.panels import Panel, make_panels
 from comparison.scoring import Comparison
-from comparison.tables import COLUMNS, DASH, Line, amount, best_method, percent, signed, spread_cell
+from comparison.tables import (
+    DASH,
+    HELPS,
+    Line,
+    amount,
+    best_method,
+    columns_of,
+    is_text,
+    percent,
+    signed,
+    spread_cell,
+)
 from kd.drawing import VOID, VOID_COLOR
 
 HERE = Path(__file__).parent
 # The document may load nothing, from nowhere: even a mistake here cannot make it ask the network.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
-TEXT_COLUMNS = ("method", "network", "helps?")
 SECTIONS = ("Result", "IoU by class", "Training curves", "Pictures", "How it was made")
 MOST_EPOCHS = 25  # rows of the curves' table
 
@@ -71,8 +81,9 @@ def _section(name: str, children: Sequence[Element]) -> Element:
 
 
 def _result(comparison: Comparison, lines: Sequence[Line]) -> list[Element]:
-    columns = [Column(title, title not in TEXT_COLUMNS) for title, _, _ in COLUMNS]
-    rows = [[_cell(title, show(line), key(line)) for title, show, key in COLUMNS] for line in lines]
+    shown = columns_of(comparison.plan)
+    columns = [Column(title, not is_text(title)) for title, _, _ in shown]
+    rows = [[_cell(title, show(line), key(line)) for title, show, key in shown] for line in lines]
     main = table(
         columns,
         rows,
@@ -86,7 +97,7 @@ def _result(comparison: Comparison, lines: Sequence[Line]) -> list[Element]:
 
 
 def _cell(title: str, text: str, key: object) -> Cell:
-    if title == "helps?" and text != DASH:
+    if title.endswith(HELPS) and text != DASH:
         return Cell(element("span", text, class_=f"verdict {text.split()[0]}"), key)
     return Cell(text, key)
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 import csv
 import io
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 
+from comparison.plan import Plan
 from comparison.scoring import Comparison, Result, Scored
 from evaluate import lab_score
 from kd.reporting import clock
@@ -42,6 +44,7 @@ class Line:
         kind: teacher, baseline or method.
         seeds: of the finished runs.
         difference: paired, to the baseline.
+        chosen, chosen_difference: the same two of the mIoU over the plan's chosen classes; None where it chooses none.
         share: of the teacher's mIoU.
         macs, ms: for one square image.
         train_seconds: median over seeds.
@@ -57,6 +60,8 @@ class Line:
     pixel_accuracy: Spread
     difference: Spread | None
     pairs: int
+    chosen: Spread | None
+    chosen_difference: Spread | None
     share: float | None
     parameters: int | None
     macs: int | None
@@ -80,10 +85,22 @@ def verdict(difference: Spread | None) -> str:
     return "yes" if difference.mean > 0 else "no"
 
 
-def paired(results: Sequence[Result], baseline: Sequence[Result]) -> list[float]:
-    """mIoU differences to the baseline's run of the same seed, where there is one."""
-    base = {result.run.seed: result.miou for result in baseline}
-    return [result.miou - base[result.run.seed] for result in results if result.run.seed in base]
+def paired(values: Mapping[int, float], baseline: Mapping[int, float]) -> list[float]:
+    """Differences of values by seed to the baseline's of the same seed, where there is one."""
+    return [value - baseline[seed] for seed, value in values.items() if seed in baseline]
+
+
+def chosen_miou(score: Scored, classes: Sequence[str]) -> float | None:
+    """Mean of the IoU of these classes, those left out that occur in neither truth nor prediction."""
+    values = [score.row["iou"][name] for name in classes]
+    values = [value for value in values if value is not None]
+    return statistics.fmean(values) if values else None
+
+
+def by_seed(results: Sequence[Result], value: Callable[[Result], float | None]) -> dict[int, float]:
+    """A value of each run by its seed; a run that has none is left out."""
+    values = {result.run.seed: value(result) for result in results}
+    return {seed: value for seed, value in values.items() if value is not None}
 
 
 def class_means(scores: Sequence[Scored]) -> dict[str, float | None]:
@@ -113,9 +130,16 @@ def _line(
     comparison: Comparison, method: str, student: str, results: Sequence[Result], baseline: Sequence[Result]
 ) -> Line:
     cost = comparison.costs[student]
-    miou = Spread.of([result.miou for result in results])
     is_baseline = method == comparison.plan.baseline
-    differences = [] if is_baseline else paired(results, baseline)
+
+    def spreads(value: Callable[[Result], float | None]) -> tuple[Spread | None, Spread | None, int]:
+        """Of a value of each run, of its differences to the baseline, and the number of these."""
+        values = by_seed(results, value)
+        differences = [] if is_baseline else paired(values, by_seed(baseline, value))
+        return Spread.of(list(values.values())), Spread.of(differences), len(differences)
+
+    miou, difference, pairs = spreads(lambda result: result.miou)
+    chosen, chosen_difference, _ = spreads(lambda result: chosen_miou(result, comparison.plan.report.classes))
     return Line(
         kind="baseline" if is_baseline else "method",
         method=method,
@@ -123,8 +147,10 @@ def _line(
         seeds=tuple(result.run.seed for result in results),
         miou=miou,
         pixel_accuracy=Spread.of([result.row["pixel_accuracy"] for result in results]),
-        difference=Spread.of(differences),
-        pairs=len(differences),
+        difference=difference,
+        pairs=pairs,
+        chosen=chosen,
+        chosen_difference=chosen_difference,
         share=miou.mean / comparison.teacher.miou if comparison.teacher and comparison.teacher.miou else None,
         parameters=cost.parameters,
         macs=cost.macs,
@@ -137,6 +163,7 @@ def _line(
 
 def _teacher_line(comparison: Comparison) -> Line:
     teacher, cost = comparison.teacher, comparison.costs["teacher"]
+    chosen = chosen_miou(teacher, comparison.plan.report.classes)
     return Line(
         kind="teacher",
         method="teacher",
@@ -146,6 +173,8 @@ def _teacher_line(comparison: Comparison) -> Line:
         pixel_accuracy=Spread(teacher.row["pixel_accuracy"], None),
         difference=None,
         pairs=0,
+        chosen=None if chosen is None else Spread(chosen, None),
+        chosen_difference=None,
         share=1.0,
         parameters=cost.parameters,
         macs=cost.macs,
@@ -186,14 +215,15 @@ def amount(value: float | None, unit: float = 1.0, decimals: int = 2) -> str:
     return DASH if value is None else f"{value / unit:.{decimals}f}"
 
 
-# Heading of the column, cell of a line, value to sort by.
-COLUMNS = (
+HELPS = "helps?"
+Of = Callable[[Line], "Spread | None"]
+# The table's columns: heading, cell of a line, value to sort by.
+FIRST_COLUMNS = (
     ("method", lambda line: line.method, lambda line: line.method),
     ("network", lambda line: line.student, lambda line: line.student),
     ("seeds", lambda line: str(len(line.seeds)) if line.seeds else DASH, lambda line: len(line.seeds)),
-    ("mIoU %", lambda line: _miou_cell(line), lambda line: line.miou.mean),
-    ("difference to baseline", lambda line: spread_cell(line.difference, sign=True), lambda line: _mean(line)),
-    ("helps?", lambda line: line.helps, lambda line: line.helps),
+)
+LAST_COLUMNS = (
     ("of teacher %", lambda line: percent(line.share, 1), lambda line: line.share),
     ("pixel acc %", lambda line: percent(line.pixel_accuracy.mean), lambda line: line.pixel_accuracy.mean),
     ("params M", lambda line: amount(line.parameters, 1e6, 3), lambda line: line.parameters),
@@ -204,12 +234,46 @@ COLUMNS = (
 )
 
 
-def _miou_cell(line: Line) -> str:
-    return percent(line.miou.mean) if line.kind == "teacher" else spread_cell(line.miou)
+def columns_of(plan: Plan) -> tuple[tuple[str, Callable[[Line], str], Callable[[Line], object]], ...]:
+    """The table's columns; those of the chosen classes only where the plan chooses some."""
+    chosen = f"mIoU-{len(plan.report.classes)}"
+    return (
+        *FIRST_COLUMNS,
+        *_miou_columns("mIoU %", "difference to baseline", HELPS, attrgetter("miou"), attrgetter("difference")),
+        *(
+            _miou_columns(
+                f"{chosen} %",
+                f"{chosen} difference",
+                f"{chosen} {HELPS}",
+                attrgetter("chosen"),
+                attrgetter("chosen_difference"),
+            )
+            if plan.report.classes
+            else ()
+        ),
+        *LAST_COLUMNS,
+    )
 
 
-def _mean(line: Line) -> float | None:
-    return line.difference.mean if line.difference else None
+def _miou_columns(title: str, gain_title: str, helps_title: str, miou: Of, difference: Of):
+    return (
+        (title, lambda line: _miou_cell(line, miou(line)), lambda line: _mean(miou(line))),
+        (gain_title, lambda line: spread_cell(difference(line), sign=True), lambda line: _mean(difference(line))),
+        (helps_title, lambda line: verdict(difference(line)), lambda line: verdict(difference(line))),
+    )
+
+
+def is_text(title: str) -> bool:
+    """Whether the column of this heading holds words, not numbers."""
+    return title in ("method", "network") or title.endswith(HELPS)
+
+
+def _miou_cell(line: Line, miou: Spread | None) -> str:
+    return percent(_mean(miou)) if line.kind == "teacher" else spread_cell(miou)
+
+
+def _mean(spread: Spread | None) -> float | None:
+    return spread.mean if spread else None
 
 
 def _time_cell(line: Line) -> str:
@@ -244,7 +308,7 @@ def summary_csv(lines: Sequence[Line]) -> str:
     rows = []
     for line in lines:
         row = {"method": line.method, "student": line.student, "runs": len(line.seeds)}
-        for name in ("miou", "pixel_accuracy", "difference"):
+        for name in ("miou", "pixel_accuracy", "difference", "chosen", "chosen_difference"):
             spread = getattr(line, name)
             row |= {f"{name}_mean": spread and spread.mean, f"{name}_std": spread and spread.std}
         row |= {"pairs": line.pairs, "helps": "" if line.helps == DASH else line.helps, "share_of_teacher": line.share}
@@ -276,7 +340,7 @@ def tex_escape(text: str) -> str:
 
 def to_tex(comparison: Comparison, lines: Sequence[Line]) -> str:
     """A booktabs table; needs \\usepackage{booktabs}."""
-    shown = [column for column in COLUMNS if column[0] not in ("seeds", "pixel acc %", "training")]
+    shown = [column for column in columns_of(comparison.plan) if column[0] not in ("seeds", "pixel acc %", "training")]
     body = []
     for index, line in enumerate(lines):
         if index and (line.kind == "baseline"):

@@ -18,7 +18,7 @@ import compare
 from comparison import plan as planning
 from comparison import runs, scoring
 from comparison.markdown import escape, to_markdown
-from comparison.plan import METHOD_ARGUMENTS, load_plan
+from comparison.plan import METHOD_ARGUMENTS, check_files, load_plan
 from comparison.runs import state_of, train_missing
 from comparison.tables import Spread, runs_csv, summarize, summary_csv, tex_escape, to_tex, verdict
 from dataset import build_dataset
@@ -314,6 +314,46 @@ def test_the_table_by_hand(tmp_path, demo_data, val_set):
     assert (cosine.difference.mean, cosine.difference.std) == pytest.approx((-0.01, math.sqrt(2) * 0.03))
     assert kl.iou[val_set.class_names[0]] == pytest.approx(0.555)
     assert kl.iou[val_set.class_names[-1]] is None
+
+
+def test_chosen_classes_by_hand(tmp_path, demo_data, val_set):
+    names = val_set.class_names
+    path = write_plan(tmp_path, demo_data, methods=METHODS, seeds=[0, 1, 2])
+    path.write_text(path.read_text() + f'[report]\nclasses = ["{names[0]}", "{names[1]}", "{names[-1]}"]\n')
+    comparison = invent(read_plan(path, tmp_path), val_set, {"baseline": [0.5, 0.54, 0.52], "kl": [0.53, 0.58, 0.555]})
+    lines = summarize(comparison)
+    teacher, baseline, kl = lines
+    # The first class has the invented mIoU, the second 0.5, the last none: it is left out.
+    assert teacher.chosen == Spread(pytest.approx((0.8 + 0.5) / 2), None)
+    assert (baseline.chosen.mean, baseline.chosen.std) == pytest.approx(((0.52 + 0.5) / 2, 0.01))
+    assert (kl.chosen_difference.mean, kl.chosen_difference.std) == pytest.approx((0.0175, 0.0025))
+    assert (verdict(baseline.chosen_difference), verdict(kl.chosen_difference)) == ("—", "yes")
+    assert (kl.difference.mean, kl.pairs) == pytest.approx((0.035, 3))  # the other columns stay as they are
+    text = to_markdown(comparison, lines)
+    assert "| mIoU-3 % | mIoU-3 difference | mIoU-3 helps? |" in text
+    assert "| 52.75 ± 1.25 | +1.75 ± 0.25 | yes |" in text
+    assert f"mIoU-3: the same over these classes alone, chosen in the plan: {names[0]}, {names[1]}" in text
+    assert "mIoU-3 difference" in to_tex(comparison, lines)
+    summary = list(csv.DictReader(io.StringIO(summary_csv(lines))))
+    assert float(summary[2]["chosen_difference_mean"]) == pytest.approx(0.0175)
+
+
+def test_no_chosen_classes_no_columns(invented):
+    comparison, lines = invented
+    assert "mIoU-" not in to_markdown(comparison, lines)
+    assert all(line.chosen is None and line.chosen_difference is None for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [('["sky"]', "unknown class"), ('"circle"', "must be a list"), ("[]", "must be a list"), ("[1]", "must be a list")],
+)
+def test_wrong_chosen_classes_are_refused(tmp_path, demo_data, classes, message):
+    path = write_plan(tmp_path, demo_data, methods=METHODS)
+    path.write_text(path.read_text() + f"[report]\nclasses = {classes}\n")
+    with pytest.raises(UserError, match=message) as found:
+        check_files(read_plan(path, tmp_path))
+    assert str(path) in str(found.value)
 
 
 @pytest.fixture
