@@ -207,6 +207,10 @@ def format_class_table(scores: Scores, class_names: list[str]) -> str:
 
 def format_summary(rows: list[dict]) -> str:
     """One line by checkpoint; ``rows`` as `summary_row` makes them. Columns that no row has are left out."""
+
+    def number(value: float | None, unit: float = 1) -> str:
+        return "-" if value is None else f"{value / unit:.3f}"
+
     width = max(len(row["checkpoint"]) for row in [*rows, {"checkpoint": "checkpoint"}])
     sizes = any("file_mb" in row for row in rows)
     agreements = any("agreement" in row for row in rows)
@@ -217,8 +221,8 @@ def format_summary(rows: list[dict]) -> str:
     for row in rows:
         line = (
             f"{row['checkpoint']:{width}}  {row['model']:>12}  {100 * row['miou']:7.2f}  "
-            f"{100 * row['pixel_accuracy']:11.2f}  {row['parameters'] / 1e6:8.3f}  {row['ms_per_image']:8.1f}  "
-            f"{row['score']:6.3f}"
+            f"{100 * row['pixel_accuracy']:11.2f}  {number(row['parameters'], 1e6):>8}  {row['ms_per_image']:8.1f}  "
+            f"{number(row['score']):>6}"
         )
         line += f"  {row['file_mb']:8.2f}" if sizes else ""
         lines.append(line + (f"  {100 * row['agreement']:7.2f}" if agreements else ""))
@@ -226,9 +230,12 @@ def format_summary(rows: list[dict]) -> str:
 
 
 def summary_row(
-    label: str, name: str, parameters: int, evaluation: Evaluation, class_names: list[str], **more: float
+    label: str, name: str, parameters: int | None, evaluation: Evaluation, class_names: list[str], **more: float
 ) -> dict:
-    """The figures of one evaluation as plain numbers and strings, for printing, JSON and CSV."""
+    """The figures of one evaluation as plain numbers and strings, for printing, JSON and CSV.
+
+    Where the number of ``parameters`` is not known, there is no score either.
+    """
     scores = evaluation.scores
     return {
         "checkpoint": label,
@@ -238,7 +245,7 @@ def summary_row(
         "loss": evaluation.loss,
         "parameters": parameters,
         "ms_per_image": evaluation.ms_per_image,
-        "score": lab_score(scores.miou, parameters),
+        "score": None if parameters is None else lab_score(scores.miou, parameters),
         "classes_left_out": scores.classes_left_out,
         "pixels": scores.pixels,
         **more,

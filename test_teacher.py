@@ -15,7 +15,7 @@ from dataset import build_dataset
 from evaluate import add_evaluation_arguments, format_summary, report, write_results
 from kd.device import pick_device
 from kd.errors import run_cli
-from zoo import load_teacher
+from zoo import load_teacher, teacher_name
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -25,7 +25,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         "--teacher-weights",
         default="default",
         metavar="default|PATH",
-        help="the library's segmentation weights, a .pth of this project or a state_dict (default: default)",
+        help="the library's segmentation weights, a .pth of this project, a state_dict, or an .onnx of any network",
     )
     add_evaluation_arguments(parser)
     return parser
@@ -33,9 +33,10 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> None:
     dataset = build_dataset(args.dataset, args.data_dir, args.val_split)
-    teacher = load_teacher(args.teacher, dataset.num_classes, args.teacher_weights)
-    label = args.teacher if args.teacher_weights == "default" else args.teacher_weights
-    row = report(label, args.teacher, teacher.to(pick_device(args.device)), dataset, args)
+    teacher = load_teacher(args.teacher, dataset.num_classes, args.teacher_weights, dataset.class_names)
+    name = teacher_name(args.teacher, args.teacher_weights)
+    label = name if args.teacher_weights == "default" else args.teacher_weights
+    row = report(label, name, teacher.to(pick_device(args.device)), dataset, args)
     print("\n" + format_summary([row]))
     write_results([row], args.json, args.csv)
 

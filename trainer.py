@@ -46,7 +46,7 @@ from models.base import SegmentationModel
 from models.cost import count_parameters
 from segdata.stats import class_weights
 from segdata.transforms import TrainTransform
-from zoo import create_model, load_model_state, load_teacher, model_file_dict
+from zoo import create_model, load_model_state, load_teacher, model_file_dict, teacher_name
 
 
 @dataclass(frozen=True)
@@ -199,11 +199,10 @@ class Trainer:
         if not args.cache_teacher:
             return LiveTeacher(fold_batchnorm(model).to(self.device), args.amp)
         data.transform = TrainTransform(args.crop_size, args.scale_range)
-        weights = Path(args.teacher_weights)
         return open_teacher_cache(
             args.cache_dir,
             model,
-            weights.stem if weights.suffix == ".onnx" else args.teacher,
+            teacher_name(args.teacher, args.teacher_weights),
             data,
             recipe=self.recipe,
             dtype=args.cache_teacher,

@@ -31,7 +31,7 @@ from kd.device import pick_device
 from kd.drawing import PanelRow, background_classes, overlay, panel
 from kd.errors import UserError, run_cli
 from kd.metrics import image_miou
-from zoo import load_checkpoint_model, load_teacher
+from zoo import load_checkpoint_model, load_teacher, teacher_name
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,9 @@ def load_columns(args: argparse.Namespace, dataset: SegmentationDataset, device:
         columns.append(Column(title, model.eval()))
     if args.teacher:
         teacher = load_teacher(args.teacher, dataset.num_classes, args.teacher_weights)
-        columns.append(Column(f"teacher: {args.teacher}", teacher.to(device).eval()))
+        columns.append(
+            Column(f"teacher: {teacher_name(args.teacher, args.teacher_weights)}", teacher.to(device).eval())
+        )
     return columns
 
 

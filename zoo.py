@@ -217,6 +217,11 @@ def load_teacher(
     return model.eval().requires_grad_(False)
 
 
+def teacher_name(name: str, weights: str) -> str:
+    """What to call the teacher of these arguments: an ONNX file goes by its own name."""
+    return Path(weights).stem if weights.endswith(".onnx") else name
+
+
 def _default_teacher(name: str, spec: ModelSpec, num_classes: int) -> WeightsFile:
     train = f"train it first (train_kd.py --student {name} --alpha 0 --beta 0) and pass --teacher-weights PATH"
     if spec.whole_weights is None:

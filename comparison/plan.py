@@ -38,7 +38,7 @@ from pathlib import Path
 import train_kd
 from dataset import build_dataset
 from kd.errors import UserError, choose
-from zoo import MODELS
+from zoo import MODELS, teacher_name
 
 try:
     import tomllib
@@ -258,10 +258,9 @@ def _teacher(table: dict, path: Path, runs: tuple[Run, ...]) -> tuple[str, str] 
     default = train_kd.get_args_parser().get_default
     name = table.get("teacher", args.teacher if args else default("teacher"))
     weights = str(table.get("teacher_weights", args.teacher_weights if args else default("teacher_weights")))
-    if weights.endswith(".onnx"):  # a teacher by itself, whatever the name says
-        return Path(weights).stem, weights
-    choose(MODELS, name, f"teacher in {path}:")
-    return name, weights
+    if not weights.endswith(".onnx"):
+        choose(MODELS, name, f"teacher in {path}:")
+    return teacher_name(name, weights), weights
 
 
 # -- arguments -----------------------------------------------------------------------------------

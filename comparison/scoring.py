@@ -23,6 +23,7 @@ from kd.metrics import image_miou
 from kd.runlog import CONFIG, METRICS, device_name, read_metrics
 from kd.train_state import fingerprint
 from models.cost import count_macs, count_parameters, measure_latency
+from models.onnx_teacher import OnnxTeacher
 from predictor import load_segmenter
 from zoo import build_model, load_teacher
 
@@ -224,28 +225,15 @@ def measure_costs(comparison: Comparison) -> None:
     for label, (title, load) in wanted.items():
         key = f"{title}, {plan.report.size} pixels, {device_name(device)}, torch {torch.__version__}"
         if key not in known:
-            known[key] = _measure(load().eval(), plan.report.size, device, plan.teacher if label == "teacher" else None)
+            known[key] = _measure(load().eval(), plan.report.size, device)
             write_text(path, json.dumps(known, indent=1) + "\n")
         comparison.costs[label] = Cost(**known[key])
 
 
-def _measure(model: nn.Module, size: int, device: str, teacher: tuple[str, str] | None) -> dict[str, object]:
-    target = pick_device(device)
-    onnx_file = teacher[1] if teacher and teacher[1].endswith(".onnx") else None
+def _measure(model: nn.Module, size: int, device: str) -> dict[str, object]:
     return {
-        "parameters": _onnx_parameters(onnx_file) if onnx_file else count_parameters(model),
-        "macs": None if onnx_file else count_macs(model, size),
-        "ms": measure_latency(model, size, target),
+        "parameters": count_parameters(model),
+        "macs": None if isinstance(model, OnnxTeacher) else count_macs(model, size),
+        "ms": measure_latency(model, size, pick_device(device)),
         "device": device_name(device),
     }
-
-
-def _onnx_parameters(path: str) -> int | None:
-    """Numbers in the weights of an ONNX file; None without the ``onnx`` package."""
-    try:
-        import onnx
-    except ImportError:
-        return None
-    floats = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16}
-    tensors = onnx.load(path, load_external_data=False).graph.initializer
-    return sum(math.prod(tensor.dims) for tensor in tensors if tensor.data_type in floats)

@@ -11,10 +11,13 @@ from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
 from kd.device import synchronize
+from models.onnx_teacher import OnnxTeacher
 
 
-def count_parameters(module: nn.Module) -> int:
-    """Number of parameters, trained or frozen."""
+def count_parameters(module: nn.Module) -> int | None:
+    """Number of parameters, trained or frozen; None for an ONNX file that nobody can look into."""
+    if isinstance(module, OnnxTeacher):
+        return module.count_weights()
     return sum(parameter.numel() for parameter in module.parameters())
 
 

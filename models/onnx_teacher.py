@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -73,6 +74,16 @@ class OnnxTeacher(SegmentationModel):
         self._renormalise = (scale.view(3, 1, 1), shift.view(3, 1, 1)) if own_normalisation else None
         self._choose_logits(metadata.get("grid"))
         self._find_taps()
+
+    def count_weights(self) -> int | None:
+        """Numbers in the file's weights, BatchNorm's statistics included; None without the ``onnx`` package."""
+        try:
+            import onnx
+        except ImportError:
+            return None
+        floats = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16}
+        weights = onnx.load(self.path, load_external_data=False).graph.initializer
+        return sum(math.prod(tensor.dims) for tensor in weights if tensor.data_type in floats)
 
     # -- looking at the file -------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ pytest.importorskip("onnxruntime")
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
 import models.onnx_teacher as onnx_teacher  # noqa: E402
+import test_teacher  # noqa: E402
 import zoo  # noqa: E402
 from dataset import build_dataset  # noqa: E402
 from evaluate import evaluate_model  # noqa: E402
@@ -24,6 +25,7 @@ from kd.batch import MEAN, STD, normalize  # noqa: E402
 from kd.distiller import DistilledStudent, Distiller, LiveTeacher, Recipe  # noqa: E402
 from kd.errors import UserError  # noqa: E402
 from kd.teacher_cache import open_teacher_cache  # noqa: E402
+from models.cost import count_parameters  # noqa: E402
 from models.onnx_teacher import choose_taps, load_onnx_teacher, sample_corner_grid  # noqa: E402
 from segdata.transforms import TrainTransform  # noqa: E402
 from student_model import StudentNet  # noqa: E402
@@ -259,6 +261,32 @@ def test_no_file_and_no_onnx_are_one_line(tmp_path):
     (tmp_path / "noise.onnx").write_bytes(b"no model")
     with pytest.raises(UserError, match="not an ONNX file"):
         zoo.load_teacher("fcn_resnet50", 21, str(tmp_path / "noise.onnx"))
+
+
+def test_its_weights_are_counted(tmp_path):
+    """3-8-12-16-24 channels of 3x3, a head of 10, a classifier."""
+    model = load_onnx_teacher(write_model(tmp_path / "m.onnx"), CLASSES)
+    expected = 9 * (3 * 8 + 8 * 12 + 12 * 16 + 16 * 24) + 24 * 10 + 10 * CLASSES
+    assert count_parameters(model) == expected
+
+
+def test_its_row_has_its_name_and_size_and_no_score_where_nobody_can_count(tmp_path, demo_data, monkeypatch, capsys):
+    path = write_model(tmp_path / "mine.onnx", TorchTwin(classes=7))
+    words = ["--dataset", "demo", "--data-dir", str(demo_data), "--teacher-weights", str(path), "--device", "cpu"]
+    args = test_teacher.get_args_parser().parse_args([*words, "--json", str(tmp_path / "row.json")])
+    test_teacher.main(args)
+    (row,) = json.loads((tmp_path / "row.json").read_text())
+    parameters = 9 * (3 * 8 + 8 * 12 + 12 * 16 + 16 * 24) + 24 * 10 + 10 * 7
+    assert (row["model"], row["parameters"]) == ("mine", parameters)
+    assert row["score"] == pytest.approx(4 * row["miou"] / (1 + parameters / 1e6))
+    assert capsys.readouterr().out.splitlines()[-1].split()[4] == "0.007"
+
+    monkeypatch.setitem(sys.modules, "onnx", None)  # not installed
+    test_teacher.main(args)
+    (row,) = json.loads((tmp_path / "row.json").read_text())
+    assert (row["parameters"], row["score"]) == (None, None)
+    cells = capsys.readouterr().out.splitlines()[-1].split()
+    assert (cells[4], cells[6]) == ("-", "-")
 
 
 def test_without_onnx_runtime_the_error_says_what_to_install(tmp_path, monkeypatch):
