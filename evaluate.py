@@ -212,15 +212,16 @@ def format_summary(rows: list[dict]) -> str:
         return "-" if value is None else f"{value / unit:.3f}"
 
     width = max(len(row["checkpoint"]) for row in [*rows, {"checkpoint": "checkpoint"}])
+    model_width = max(12, *(len(row["model"]) for row in rows))
     sizes = any("file_mb" in row for row in rows)
     agreements = any("agreement" in row for row in rows)
     lines = [
-        f"{'checkpoint':{width}}  {'model':>12}  {'mIoU %':>7}  {'pixel acc %':>11}  {'params M':>8}  "
+        f"{'checkpoint':{width}}  {'model':>{model_width}}  {'mIoU %':>7}  {'pixel acc %':>11}  {'params M':>8}  "
         f"{'ms/image':>8}  {'score':>6}" + (f"  {'file MB':>8}" if sizes else "") + ("  agree %" if agreements else "")
     ]
     for row in rows:
         line = (
-            f"{row['checkpoint']:{width}}  {row['model']:>12}  {100 * row['miou']:7.2f}  "
+            f"{row['checkpoint']:{width}}  {row['model']:>{model_width}}  {100 * row['miou']:7.2f}  "
             f"{100 * row['pixel_accuracy']:11.2f}  {number(row['parameters'], 1e6):>8}  {row['ms_per_image']:8.1f}  "
             f"{number(row['score']):>6}"
         )

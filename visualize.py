@@ -107,10 +107,9 @@ def load_columns(args: argparse.Namespace, dataset: SegmentationDataset, device:
         check_classes(str(path), checkpoint["class_names"], dataset)
         columns.append(Column(title, model.eval()))
     if args.teacher:
-        teacher = load_teacher(args.teacher, dataset.num_classes, args.teacher_weights)
-        columns.append(
-            Column(f"teacher: {teacher_name(args.teacher, args.teacher_weights)}", teacher.to(device).eval())
-        )
+        teacher = load_teacher(args.teacher, dataset.num_classes, args.teacher_weights, dataset.class_names)
+        name = teacher_name(args.teacher, args.teacher_weights)
+        columns.append(Column(f"teacher: {name}", teacher.to(device).eval()))
     return columns
 
 

@@ -23,7 +23,7 @@ teacher_weights = "checkpoints/demo_teacher/best.pth"
 panels = 4                     # best gains, and as many worst losses
 size = 256                     # side of the square image that MACs and latency are for
 checkpoint = "best"            # or "last": which file of a run is scored
-classes = ["left", "right"]    # mIoU over these classes alone in two more columns; by default none
+classes = ["disk", "ring"]     # mIoU over these classes alone in three more columns; by default none
 """
 
 from __future__ import annotations

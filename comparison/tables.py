@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 
@@ -91,10 +91,8 @@ def paired(values: Mapping[int, float], baseline: Mapping[int, float]) -> list[f
 
 
 def chosen_miou(score: Scored, classes: Sequence[str]) -> float | None:
-    """Mean of the IoU of these classes, those left out that occur in neither truth nor prediction."""
-    values = [score.row["iou"][name] for name in classes]
-    values = [value for value in values if value is not None]
-    return statistics.fmean(values) if values else None
+    """Mean IoU (0..1) of these classes, those left out that occur in neither truth nor prediction; None of none."""
+    return _mean_of_known(score.row["iou"][name] for name in classes)
 
 
 def by_seed(results: Sequence[Result], value: Callable[[Result], float | None]) -> dict[int, float]:
@@ -105,12 +103,12 @@ def by_seed(results: Sequence[Result], value: Callable[[Result], float | None]) 
 
 def class_means(scores: Sequence[Scored]) -> dict[str, float | None]:
     """IoU by class, the mean of those scores that have one."""
-    means = {}
-    for name in scores[0].row["iou"]:
-        values = [score.row["iou"][name] for score in scores]
-        values = [value for value in values if value is not None]
-        means[name] = statistics.fmean(values) if values else None
-    return means
+    return {name: _mean_of_known(score.row["iou"][name] for score in scores) for name in scores[0].row["iou"]}
+
+
+def _mean_of_known(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known else None
 
 
 def summarize(comparison: Comparison) -> list[Line]:
@@ -216,8 +214,8 @@ def amount(value: float | None, unit: float = 1.0, decimals: int = 2) -> str:
 
 
 HELPS = "helps?"
-Of = Callable[[Line], "Spread | None"]
-# The table's columns: heading, cell of a line, value to sort by.
+# A column of the table: heading, cell of a line, value to sort by.
+Column = tuple[str, Callable[[Line], str], Callable[[Line], object]]
 FIRST_COLUMNS = (
     ("method", lambda line: line.method, lambda line: line.method),
     ("network", lambda line: line.student, lambda line: line.student),
@@ -234,28 +232,18 @@ LAST_COLUMNS = (
 )
 
 
-def columns_of(plan: Plan) -> tuple[tuple[str, Callable[[Line], str], Callable[[Line], object]], ...]:
+def columns_of(plan: Plan) -> tuple[Column, ...]:
     """The table's columns; those of the chosen classes only where the plan chooses some."""
-    chosen = f"mIoU-{len(plan.report.classes)}"
-    return (
-        *FIRST_COLUMNS,
-        *_miou_columns("mIoU %", "difference to baseline", HELPS, attrgetter("miou"), attrgetter("difference")),
-        *(
-            _miou_columns(
-                f"{chosen} %",
-                f"{chosen} difference",
-                f"{chosen} {HELPS}",
-                attrgetter("chosen"),
-                attrgetter("chosen_difference"),
-            )
-            if plan.report.classes
-            else ()
-        ),
-        *LAST_COLUMNS,
-    )
+    columns = FIRST_COLUMNS + _miou_columns("mIoU %", "difference to baseline", HELPS, "miou", "difference")
+    if plan.report.classes:
+        name = f"mIoU-{len(plan.report.classes)}"
+        columns += _miou_columns(f"{name} %", f"{name} difference", f"{name} {HELPS}", "chosen", "chosen_difference")
+    return columns + LAST_COLUMNS
 
 
-def _miou_columns(title: str, gain_title: str, helps_title: str, miou: Of, difference: Of):
+def _miou_columns(title: str, gain_title: str, helps_title: str, miou: str, difference: str) -> tuple[Column, ...]:
+    """An mIoU, its difference to the baseline and the verdict on that; the last two name attributes of a `Line`."""
+    miou, difference = attrgetter(miou), attrgetter(difference)
     return (
         (title, lambda line: _miou_cell(line, miou(line)), lambda line: _mean(miou(line))),
         (gain_title, lambda line: spread_cell(difference(line), sign=True), lambda line: _mean(difference(line))),

@@ -271,15 +271,17 @@ def test_its_weights_are_counted(tmp_path):
 
 
 def test_its_row_has_its_name_and_size_and_no_score_where_nobody_can_count(tmp_path, demo_data, monkeypatch, capsys):
-    path = write_model(tmp_path / "mine.onnx", TorchTwin(classes=7))
+    path = write_model(tmp_path / "a_long_name_of_mine.onnx", TorchTwin(classes=7))
     words = ["--dataset", "demo", "--data-dir", str(demo_data), "--teacher-weights", str(path), "--device", "cpu"]
     args = test_teacher.get_args_parser().parse_args([*words, "--json", str(tmp_path / "row.json")])
     test_teacher.main(args)
     (row,) = json.loads((tmp_path / "row.json").read_text())
     parameters = 9 * (3 * 8 + 8 * 12 + 12 * 16 + 16 * 24) + 24 * 10 + 10 * 7
-    assert (row["model"], row["parameters"]) == ("mine", parameters)
+    assert (row["model"], row["parameters"]) == ("a_long_name_of_mine", parameters)
     assert row["score"] == pytest.approx(4 * row["miou"] / (1 + parameters / 1e6))
-    assert capsys.readouterr().out.splitlines()[-1].split()[4] == "0.007"
+    heading, line = capsys.readouterr().out.splitlines()[-2:]
+    assert line.split()[4] == "0.007"
+    assert len(line) == len(heading)
 
     monkeypatch.setitem(sys.modules, "onnx", None)  # not installed
     test_teacher.main(args)

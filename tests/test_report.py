@@ -114,6 +114,18 @@ def test_ids_are_unique_and_links_lead_somewhere(tree):
     assert first["class"] == "skip" and first["href"] == "#main"
 
 
+def test_chosen_classes_have_columns_and_a_verdict_of_their_own(tmp_path, demo_data):
+    options = '[report]\npanels = 0\nclasses = ["background", "disk"]\n'
+    plan = read_plan(write_plan(tmp_path, demo_data, methods=METHODS + options), tmp_path)
+    comparison = invent(plan, build_dataset("demo", demo_data, "val"), MIOUS)
+    tree = Tree(to_html(comparison, summarize(comparison)))
+    headings = [text for _, text in tree.all("th")]
+    assert headings.index("mIoU-2 helps?") == headings.index("mIoU-2 %") + 2 == headings.index("helps?") + 3
+    # Two methods, each twice: +3 and +4 points help, -5 and -6 harm, and so does the half of each, over two classes.
+    verdicts = [text for attrs, text in tree.all("span") if (attrs.get("class") or "").startswith("verdict")]
+    assert verdicts == ["yes", "yes", "no", "no"]
+
+
 def test_headings_descend_one_step_at_a_time(tree):
     levels = [int(tag[1]) for tag, _, _ in tree.found if re.fullmatch(r"h[1-6]", tag)]
     assert levels[0] == 1 and levels.count(1) == 1
