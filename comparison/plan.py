@@ -139,8 +139,8 @@ def load_plan(path: Path, output_dir: Path) -> Plan:
         choose(dict.fromkeys(tops), key, f"entry in {path}:")
     name = content.get("name", path.stem)
     _check_name(name, path, "name")
-    seeds = _list_of(int, content.get("seeds", [0]), path, "seeds")
-    students = _list_of(str, content.get("students", ["standard"]), path, "students")
+    seeds = _list_of(content.get("seeds", [0]), path, "seeds", example=[0, 1, 2])
+    students = _list_of(content.get("students", ["standard"]), path, "students", example=["standard"])
     for student in students:
         choose(MODELS, student, f"model in {path}: students:")
     methods = _table(content, "methods", path)
@@ -220,11 +220,11 @@ def _table(content: Mapping, key: str, path: Path) -> dict:
     return table
 
 
-def _list_of(kind: type, values: object, path: Path, key: str) -> tuple:
-    """A list of different values of one kind, not empty."""
+def _list_of(values: object, path: Path, key: str, example: list) -> tuple:
+    """A list of different values of the example's kind, not empty."""
+    kind = type(example[0])
     good = isinstance(values, list) and all(type(value) is kind for value in values)  # True is no seed
     if not good or not values or len(set(values)) < len(values):
-        example = "[0, 1, 2]" if kind is int else '["standard"]'
         raise UserError(f"{path}: {key} must be a list of different values such as {example}, not {values!r}")
     return tuple(values)
 
@@ -237,7 +237,7 @@ def _check_name(name: object, path: Path, key: str) -> None:
 def _report_options(table: dict, path: Path) -> ReportOptions:
     known = {field.name: field for field in fields(ReportOptions)}
     if "classes" in table:
-        table = table | {"classes": _list_of(str, table["classes"], path, "[report] classes")}
+        table = table | {"classes": _list_of(table["classes"], path, "[report] classes", example=["cat", "dog"])}
     for key, value in table.items():
         field = choose(known, key, f"entry in {path}: [report]")
         if type(value) is not type(field.default):

@@ -346,7 +346,12 @@ def test_no_chosen_classes_no_columns(invented):
 
 @pytest.mark.parametrize(
     ("classes", "message"),
-    [('["sky"]', "unknown class"), ('"circle"', "must be a list"), ("[]", "must be a list"), ("[1]", "must be a list")],
+    [
+        ('["sky"]', "unknown class"),
+        ('"circle"', r"must be a list of different values such as \['cat', 'dog'\]"),
+        ("[]", "must be a list"),
+        ("[1]", "must be a list"),
+    ],
 )
 def test_wrong_chosen_classes_are_refused(tmp_path, demo_data, classes, message):
     path = write_plan(tmp_path, demo_data, methods=METHODS)
