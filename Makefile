@@ -1,5 +1,5 @@
 # make demo   install, make the demo data, train a teacher, a baseline and a distilled student; compare them
-# make test   install everything and run the whole test suite
+# make test   install everything and run the whole test suite, a process a core
 # make lint   check style and formatting
 #
 # Needs a POSIX shell and Python >= 3.10; another interpreter: make demo PYTHON=python3.12
@@ -56,7 +56,7 @@ demo: $(VENV)/core-installed
 	@echo '== done: look at checkpoints/demo_pictures/images.png and checkpoints/demo_*/curves.png'
 
 test: $(VENV)/all-installed
-	$(RUN) -m pytest
+	$(RUN) -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 lint: $(VENV)/all-installed
 	$(VENV)/bin/ruff check .

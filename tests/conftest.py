@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
@@ -11,6 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import settings
+
+from kd.errors import run_cli
 
 ROOT = Path(__file__).resolve().parent.parent
 RunScript = Callable[..., subprocess.CompletedProcess]
@@ -25,27 +28,22 @@ settings.register_profile("explore", derandomize=False, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
 
-@pytest.fixture(scope="session")
-def run_script() -> RunScript:
+@pytest.fixture
+def run_script(monkeypatch, capsys) -> RunScript:
     """``run_script("evaluate.py", "--device", "cpu", ...)`` -> `CompletedProcess` with text output.
 
-    The script runs from the repository root in a process of its own, without a GPU and without a
-    terminal. Keyword arguments: ``check`` (fail the test on a non-zero status, the default),
-    ``timeout`` in seconds, ``env`` (added to the environment), ``cwd``.
+    As ``python evaluate.py ...`` does it, but in this process: each new one would import torch for seconds.
+    ``check=False`` lets it end with a non-zero status.
     """
 
-    def run(script: str, *args: object, check: bool = True, timeout: float = 300, env=None, cwd=ROOT):
-        command = [sys.executable, str(ROOT / script), *map(str, args)]
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""} | (env or {})
-        done = subprocess.run(
-            command,
-            cwd=cwd,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-        )
+    def run(script: str, *args: object, check: bool = True):
+        command = [script, *map(str, args)]
+        module = importlib.import_module(script.removesuffix(".py"))
+        monkeypatch.setattr(sys, "argv", command)
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            run_cli(module.main, module.get_args_parser)
+        done = subprocess.CompletedProcess(command, end.value.code, *capsys.readouterr())
         if check and done.returncode != 0:
             pytest.fail(f"{' '.join(command)}\nexit status {done.returncode}\n{done.stdout}\n{done.stderr}")
         return done
