@@ -1,5 +1,5 @@
 # make demo   install, make the demo data, train a teacher, a baseline and a distilled student; compare them
-# make test   install everything and run the whole test suite, a process a core
+# make test   install everything and run the whole test suite, a process a core (at most four)
 # make lint   check style and formatting
 #
 # Needs a POSIX shell and Python >= 3.10; another interpreter: make demo PYTHON=python3.12
