@@ -18,7 +18,8 @@ from torch.nn import functional as F
 
 from kd.device import autocast
 from kd.errors import UserError, choose
-from kd.grids import common_stride, to_stride, upsample_logits, valid_cells
+from kd.grids import adaptive_average, common_stride, to_stride, upsample_logits, valid_cells
+from kd.loss_tools import wide
 from kd.losses import LOSSES, adaptive_weights
 
 
@@ -257,9 +258,9 @@ class Distiller:
         height, width = valid.shape[-2:]
         if spec.max_grid and max(height, width) > spec.max_grid:
             size = (min(height, spec.max_grid), min(width, spec.max_grid))
-            student_map = F.adaptive_avg_pool2d(student_map, size)
-            teacher_map = F.adaptive_avg_pool2d(teacher_map, size)
-            valid = F.adaptive_max_pool2d((~valid)[:, None].float(), size)[:, 0] < 0.5
+            student_map = adaptive_average(wide(student_map), size)
+            teacher_map = adaptive_average(wide(teacher_map), size)
+            valid = adaptive_average((~valid)[:, None].float(), size)[:, 0] == 0
         return spec.fn(student_map, teacher_map, valid, **options)
 
 

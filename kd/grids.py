@@ -35,6 +35,22 @@ def to_stride(feature_map: torch.Tensor, stride: int, target: int) -> torch.Tens
     return feature_map if stride == target else F.avg_pool2d(feature_map, target // stride)
 
 
+def adaptive_average(feature_map: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """`F.adaptive_avg_pool2d` as two matrix products, float (N, D, h, w) -> (N, D, *size).
+
+    So it runs on MPS at any two sizes, and its gradient on CUDA is deterministic.
+    """
+    rows, columns = (_bins(cells, bins, feature_map) for cells, bins in zip(feature_map.shape[-2:], size, strict=True))
+    return rows @ feature_map @ columns.T
+
+
+def _bins(cells: int, bins: int, like: torch.Tensor) -> torch.Tensor:
+    """(bins, cells): row i averages the cells from floor(i * cells / bins) to ceil((i + 1) * cells / bins)."""
+    cell, start = torch.arange(cells, device=like.device), torch.arange(bins, device=like.device)[:, None] * cells
+    inside = ((cell >= start // bins) & (cell * bins < start + cells)).to(like.dtype)
+    return inside / inside.sum(1, keepdim=True)
+
+
 def valid_cells(valid: torch.Tensor, stride: int) -> torch.Tensor:
     """``valid`` (N, H, W) bool -> (N, H / stride, W / stride): True where the whole cell is valid."""
     return -F.max_pool2d(-valid[:, None].float(), stride)[:, 0] > 0.5

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from kd.errors import UserError
-from kd.grids import common_stride, pad_to_stride, to_stride, upsample_logits, valid_cells
+from kd.grids import adaptive_average, common_stride, pad_to_stride, to_stride, upsample_logits, valid_cells
 
 
 def test_pad_to_stride_adds_zeros_right_and_bottom():
@@ -13,6 +14,13 @@ def test_pad_to_stride_adds_zeros_right_and_bottom():
     assert padded.shape == (1, 3, 48, 64)
     assert torch.equal(padded[..., :33, :], images)
     assert padded[..., 33:, :].eq(0).all()
+
+
+@pytest.mark.parametrize("grid", [(24, 24), (17, 40), (33, 20), (16, 31)])
+def test_adaptive_average_is_torchs(grid):
+    torch.manual_seed(0)
+    values = torch.randn(2, 3, *grid, dtype=torch.float64)
+    torch.testing.assert_close(adaptive_average(values, (16, 16)), F.adaptive_avg_pool2d(values, (16, 16)))
 
 
 def test_cell_is_valid_only_as_a_whole():
