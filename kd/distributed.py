@@ -220,7 +220,8 @@ def _has_idle_parameters(model: nn.Module, device: torch.device) -> bool:
     for module, mode in modes.items():
         module.training = mode
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    outputs = [output.sum() for output in (logits, *adapted.values())]
+    # A frozen backbone's maps may reach a feature loss as they are.
+    outputs = [output.sum() for output in (logits, *adapted.values()) if output.requires_grad]
     return any(gradient is None for gradient in torch.autograd.grad(outputs, trained, allow_unused=True))
 
 
@@ -243,6 +244,8 @@ class SyncedBatchNorm(nn.BatchNorm2d):
         """``images`` (N, C, H, W), this rank's share -> normalised alike."""
         if not self.training:
             return super().forward(images)
+        given = images.dtype
+        images = images.to(torch.promote_types(given, torch.float32))  # autocast hands over half types
         dims = (0, 2, 3)
         count = add_up(torch.tensor(float(images.numel() // images.shape[1]), device=images.device))
         mean = sum_over_ranks(images.sum(dims)) / count
@@ -254,4 +257,4 @@ class SyncedBatchNorm(nn.BatchNorm2d):
             self.running_mean.lerp_(mean, momentum)
             self.running_var.lerp_(var * count / (count - 1), momentum)
         scale = self.weight * (var + self.eps).rsqrt()
-        return centred * scale[:, None, None] + self.bias[:, None, None]
+        return (centred * scale[:, None, None] + self.bias[:, None, None]).to(given)

@@ -176,6 +176,29 @@ def test_batchnorm_over_ranks_is_batchnorm_over_the_batch(tmp_path):
     torch.testing.assert_close(sum(result[2] for result in ranks), weight_grad)
 
 
+def test_batchnorm_over_ranks_takes_half_types(tmp_path):
+    """As autocast hands them over: sums are taken in float32, the output has the input's type."""
+    torch.manual_seed(0)
+    images = (100 + torch.randn(4, 5, 8, 8)).bfloat16()
+
+    def work(rank, world):
+        norm = distributed.synchronize_batchnorm(nn.Sequential(nn.BatchNorm2d(5)), CPU)[0]
+        return norm(images[rank::world]).detach(), norm.running_mean
+
+    expected = nn.BatchNorm2d(5)
+    out = expected(images.float())
+    for rank, (out_r, mean_r) in enumerate(Ranks(lambda rank: work(rank, 2), 2, tmp_path / "ranks").results()):
+        assert out_r.dtype == torch.bfloat16
+        torch.testing.assert_close(out_r.float(), out[rank::2], rtol=1e-2, atol=1e-2)
+        torch.testing.assert_close(mean_r, expected.running_mean)
+
+
+def test_a_frozen_backbone_whose_maps_are_compared_as_they_are(tiny_run, tmp_path):
+    more = ["--alpha", "0", "--beta", "0", "--loss", "at=1", "--freeze-epochs", "1", "--max-steps", "5"]
+    Ranks(lambda rank: train(tiny_run(tmp_path / "two", *more)), 2, tmp_path / "ranks").results()
+    assert len(rows(tmp_path / "two" / "run")) == 2
+
+
 @pytest.mark.parametrize("world", [2, 7])
 def test_validation_counts_every_pixel_once(world, demo_data, tmp_path):
     """Six images over 2 and 7 ranks: even shares, and one rank without any."""
