@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 
 MEAN = (0.485, 0.456, 0.406)
@@ -14,9 +16,15 @@ def normalize(images: torch.Tensor, mean=MEAN, std=STD) -> torch.Tensor:
 
     Images that are float32 already are overwritten.
     """
-    mean = torch.tensor(mean, device=images.device).view(3, 1, 1) * 255
-    std = torch.tensor(std, device=images.device).view(3, 1, 1) * 255
+    mean, std = (255 * _constant(tuple(values), images.device).view(3, 1, 1) for values in (mean, std))
     return images.to(torch.float32).sub_(mean).div_(std)
+
+
+@functools.lru_cache
+def _constant(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
+    """``values`` on ``device``, sent there once: each sending would wait for all that the device has to do."""
+    with torch.inference_mode(False):
+        return torch.tensor(values, device=device)
 
 
 def jitter_colours(images: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
@@ -29,7 +37,7 @@ def jitter_colours(images: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
     """
     brightness, contrast, saturation = factors.to(torch.float32)[..., None, None].unbind(1)  # (N, 1, 1) each
     pixels = images.to(torch.float32, memory_format=torch.contiguous_format).flatten(2)
-    to_grey = torch.tensor(GREY, device=images.device).expand(3, 3)  # (r, g, b) -> the grey value, three times
+    to_grey = _constant(GREY, images.device).expand(3, 3)  # (r, g, b) -> the grey value, three times
     identity = torch.eye(3, device=images.device)
     matrix = brightness * contrast * (saturation * identity + (1 - saturation) * to_grey)
     mean_grey = brightness * (to_grey @ pixels.mean(2, keepdim=True))
