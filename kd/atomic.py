@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None
+    import msvcrt
 
 
 @contextlib.contextmanager
@@ -64,6 +64,11 @@ def write_text(path: str | Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace", newline="")
 
 
+def nearest(path: Path) -> Path:
+    """``path``, or the nearest of its parents that is there."""
+    return next(place for place in (path, *path.absolute().parents) if place.exists())
+
+
 def _first_os_error(error: BaseException | None) -> OSError | None:
     """The `OSError` behind ``error``, itself included."""
     while error is not None:
@@ -92,28 +97,43 @@ def remove_stale(folder: Path) -> None:
             path.unlink()
 
 
-def lock_folder(folder: Path) -> IO | None:
+def try_lock(file: IO) -> bool:
+    """Lock a file that is open for writing, without waiting; False if another process has it.
+
+    The system gives the lock back when the file is closed or the process ends, however it ends; its children do not
+    inherit it.
+
+    Raises:
+        OSError: the file system knows no locks.
+    """
+    try:
+        if fcntl:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        else:
+            file.seek(0)
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+    except (BlockingIOError, PermissionError):
+        return False
+    return True
+
+
+def lock_folder(folder: Path) -> IO:
     """Keep other processes from writing a run into ``folder``, as long as this one lives and the file is open.
 
-    The system gives the lock back however the process ends, and its children do not inherit it. None
-    where the system or the file system knows no such locks.
+    Where the file system knows no locks, nothing is kept.
 
     Raises:
         UserError: another process has the folder.
     """
-    if fcntl is None:
-        return None
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / ".lock").open("w")
     except OSError as error:
         raise UserError(f"cannot write {folder}: {error.strerror or error}; name another --output-dir") from error
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in (errno.EACCES, errno.EAGAIN):
-            file.close()
-            raise UserError(
-                f"another process is at work in {folder}: wait for it, or name another run with --name"
-            ) from error
+    locked = True
+    with contextlib.suppress(OSError):
+        locked = try_lock(file)
+    if not locked:
+        file.close()
+        raise UserError(f"another process is at work in {folder}: wait for it, or name another run with --name")
     return file

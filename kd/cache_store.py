@@ -29,16 +29,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from kd.atomic import write_text
+from kd.atomic import nearest, try_lock, write_text
 from kd.errors import UserError
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
-    import msvcrt
-
 FORMAT = 1
+OUTPUTS = "outputs.bin"
 DTYPES = {"fp16": np.dtype("<f2"), "uint8": np.dtype("u1")}
 RANGE_BYTES = 8  # lowest value and step of a uint8 map
 LEVELS = 255
@@ -118,7 +113,7 @@ class CacheReader:
 
     def __init__(self, folder: Path, made_from: Mapping[str, Any]):
         self.layout = RecordLayout(made_from)
-        path = folder / "outputs.bin"
+        path = folder / OUTPUTS
         size = path.stat().st_size if path.exists() else 0
         if size != self.layout.total_bytes:
             raise UserError(f"{path}: damaged: {size} bytes instead of {self.layout.total_bytes}; remove {folder}")
@@ -171,7 +166,7 @@ class CacheWriter:
 
     def __init__(self, folder: Path, layout: RecordLayout):
         self.folder, self.layout = folder, layout
-        data, journal = folder / "outputs.bin", folder / "journal.txt"
+        data, journal = folder / OUTPUTS, folder / "journal.txt"
         with writing(folder):
             self.done = self._records_on_disk(data, journal)
             self._data = data.open("r+b" if self.done else "wb")
@@ -228,7 +223,7 @@ def writing(folder: Path) -> Iterator[None]:
 
 def check_room(folder: Path, needed: int) -> None:
     """Say what will be written to ``folder``; a `UserError` if ``needed`` bytes are more than are free."""
-    free = shutil.disk_usage(folder).free
+    free = shutil.disk_usage(nearest(folder)).free
     print(f"teacher cache: {needed / 1e9:.2f} GB to write in {folder} ({free / 1e9:.1f} GB free)")
     if needed > free:
         raise UserError(
@@ -295,22 +290,12 @@ def locked(path: Path) -> Iterator[None]:
         file = path.open("a+b")
     with file:
         waited = False
-        while not _try_lock(file, path.parent):
+        while True:
+            with writing(path.parent):  # a file system without locks is an error, not a lock held for ever
+                if try_lock(file):
+                    break
             if not waited:
                 print(f"teacher cache: another run is building {path.parent}; waiting for it", flush=True)
             waited = True
             time.sleep(LOCK_POLL_SECONDS)
         yield  # closing the file gives the lock back
-
-
-def _try_lock(file, folder: Path) -> bool:
-    with writing(folder):  # a file system without locks is an error, not a lock held for ever
-        try:
-            if fcntl:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            else:
-                file.seek(0)
-                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        except (BlockingIOError, PermissionError):
-            return False
-    return True

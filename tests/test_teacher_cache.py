@@ -28,6 +28,7 @@ from kd.losses import LOSSES
 from kd.projection import KEPT_LOSSES, fit_projection
 from kd.teacher_cache import describe, open_teacher_cache, weights_sha256
 from segdata.transforms import TrainTransform
+from tests import forks
 from tests.conftest import ROOT
 from tests.tiny import TinyModel
 
@@ -574,11 +575,20 @@ def test_the_lock_is_exclusive_and_given_back(tmp_path, monkeypatch):
     def give_up(seconds):
         raise Waited
 
-    with locked(tmp_path / "lock"):
-        monkeypatch.setattr(time, "sleep", give_up)
+    def hold():
+        with locked(tmp_path / "lock"):
+            (tmp_path / "ready").touch()
+            time.sleep(60)
+
+    child = forks.fork(hold, tmp_path / "output.txt")
+    while not (tmp_path / "ready").exists():
+        time.sleep(0.01)
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "sleep", give_up)
         with pytest.raises(Waited), locked(tmp_path / "lock"):
             pass
-    with locked(tmp_path / "lock"):
+    forks.kill(child)
+    with locked(tmp_path / "lock"):  # the lock went with its owner
         pass
 
 
