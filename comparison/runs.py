@@ -138,7 +138,7 @@ def train_missing(plan: Plan, runs: Sequence[Run], jobs: int) -> list[str]:
                 if stop.requested and not told:
                     told = True
                     print("stopping: the runs under way save themselves first", flush=True)
-                    for job in active:
+                    for job in active if os.name != "nt" else []:  # there Ctrl-C has reached them, and this would kill
                         job.process.terminate()
                 for job in [job for job in active if job.poll() is not None]:
                     active.remove(job)
@@ -155,7 +155,7 @@ def train_missing(plan: Plan, runs: Sequence[Run], jobs: int) -> list[str]:
 
 def _environment(jobs: int) -> dict[str, str]:
     """The runs' environment: several at a time share the threads that one would have."""
-    environment = dict(os.environ)
+    environment = os.environ | {"PYTHONIOENCODING": "utf-8"}  # as `Job` reads them
     if jobs > 1:
         given = environment.get("OMP_NUM_THREADS", "")
         threads = int(given) if given.isdigit() else _cpus()
