@@ -87,8 +87,7 @@ def choose_pictures(args: argparse.Namespace, folder: Path) -> SegmentationDatas
     count = 8 if args.quick else 48
     if args.dataset:
         dataset = build_dataset(args.dataset, args.data_dir, "train")
-        if not dataset.has_masks:
-            raise UserError(f"{dataset.root}: the split has no masks")
+        dataset.require_masks()
         return first_images(dataset, count)
     size = (94, 125) if args.quick else (375, 500)
     make_pictures(folder / "pictures", count, size)

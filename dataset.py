@@ -78,7 +78,7 @@ class SegmentationDataset(Dataset):
         layout: Layout,
         split: str,
         transform: Callable | None = None,
-        decode_cache: bool | str | Path = False,
+        decode_cache: bool | str | Path | None = None,
     ):
         self.layout = layout
         self.split = split
@@ -100,6 +100,11 @@ class SegmentationDataset(Dataset):
     def has_masks(self) -> bool:
         """False for an unlabelled test split, whose masks are all void."""
         return self.files.masks is not None
+
+    def require_masks(self) -> None:
+        """Raise a `UserError` where there is nothing to learn or score."""
+        if not self.has_masks:
+            raise UserError(f"{self.name}/{self.split}: this split has no masks: nothing to learn or score here")
 
     def image_path(self, index: int) -> Path:
         return self.files.images[index]
@@ -166,7 +171,7 @@ def build_dataset(
     data_dir: str | Path,
     split: str,
     transform: Callable | None = None,
-    decode_cache: bool | str | Path = False,
+    decode_cache: bool | str | Path | None = None,
 ) -> SegmentationDataset:
     """One split of a data set by name; see `SegmentationDataset`."""
     return SegmentationDataset(find_layout(name, data_dir), split, transform, decode_cache)

@@ -20,6 +20,7 @@ from torch.utils.data import default_collate
 
 from dataset import SegmentationDataset, build_dataset
 from kd import distributed
+from kd.atomic import nearest
 from kd.batch import prepare_batch
 from kd.device import check_amp, pick_device
 from kd.distiller import Recipe
@@ -27,6 +28,7 @@ from kd.errors import UserError
 from kd.failures import explain_memory
 from kd.runlog import METRICS, read_metrics
 from models.weights import read_weights
+from segdata.decode_cache import check_room, room_needed
 from segdata.transforms import TrainTransform
 from trainer import Trainer
 from zoo import create_model, load_teacher
@@ -70,6 +72,7 @@ def examine(
     start = time.monotonic()
     findings = Findings()
     findings.look("arguments", check_arguments, args)
+    crop_size = None if findings.wrong else args.crop_size
     recipe = findings.look("losses", make_recipe, args)
     if recipe is not None:
         name_run(args, recipe)
@@ -82,9 +85,11 @@ def examine(
     for role, split in (("train", args.train_split), ("val", args.val_split)):
         splits[role] = findings.look("data", build_dataset, args.dataset, args.data_dir, split)
         if splits[role] is not None:
-            findings.look("data", check_samples, splits[role], args.crop_size if role == "train" else None)
+            findings.look("data", check_samples, splits[role], crop_size if role == "train" else None)
     if splits["train"] is not None:
         findings.look("batches", check_batches, args, splits["train"])
+        if args.decode_cache:
+            findings.look("decoding", check_decode_cache, args, splits["train"])
     findings.look("packages", check_packages, args)
     findings.look("workers", check_shared_memory, args)
     trainer = None
@@ -126,11 +131,6 @@ def check_folder(args: argparse.Namespace) -> str:
     return f"{folder}, {f'to go on after {epochs} epochs' if epochs else 'new'}"
 
 
-def nearest(path: Path) -> Path:
-    """``path``, or the nearest of its parents that is there."""
-    return next(place for place in (path, *path.absolute().parents) if place.exists())
-
-
 def check_device(device: torch.device, amp: str) -> str:
     check_amp(device, amp)
     if device.type == "cuda":
@@ -140,8 +140,7 @@ def check_device(device: torch.device, amp: str) -> str:
 
 def check_samples(dataset: SegmentationDataset, crop_size: int | None) -> str:
     """Read a few images and masks from all over the split; training images as crops, others whole."""
-    if not dataset.has_masks:
-        raise UserError(f"{dataset.name}/{dataset.split}: this split has no masks: nothing to learn or score here")
+    dataset.require_masks()
     dataset.transform = TrainTransform(crop_size) if crop_size else None
     indices = {round(position) for position in torch.linspace(0, len(dataset) - 1, SAMPLES).tolist()}
     start = time.perf_counter()
@@ -164,6 +163,12 @@ def check_batches(args: argparse.Namespace, dataset: SegmentationDataset) -> str
     if not steps:
         raise UserError(f"--batch-size {args.batch_size}: the split {args.train_split} has {len(dataset)} images")
     return f"{steps} steps an epoch, {steps * args.epochs} in all"
+
+
+def check_decode_cache(args: argparse.Namespace, dataset: SegmentationDataset) -> str:
+    needed = room_needed(dataset.layout, dataset.split, dataset.files, args.decode_cache)
+    check_room(needed, args.decode_cache)
+    return f"{needed / GB:.2f} GB to write in {args.decode_cache}" if needed else f"is there, in {args.decode_cache}"
 
 
 def check_packages(args: argparse.Namespace) -> str | None:
@@ -194,7 +199,7 @@ def check_shared_memory(args: argparse.Namespace) -> str | None:
 
 
 def build(args: argparse.Namespace, recipe: Recipe) -> Trainer:
-    """The run as it would be trained, resumed state included; it writes nothing before `Trainer.run`."""
+    """The run as it would be trained, resumed state included, but without caches that are not there yet."""
     return Trainer(args, recipe)
 
 

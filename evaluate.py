@@ -33,7 +33,7 @@ from dataset import SegmentationDataset, add_data_arguments, build_dataset
 from kd import distributed
 from kd.atomic import write_text
 from kd.batch import prepare_batch
-from kd.device import autocast, pick_device, synchronize
+from kd.device import autocast, exact_dtype, pick_device, synchronize
 from kd.errors import UserError, run_cli
 from kd.failures import explain_memory
 from kd.metrics import IGNORE_INDEX, ConfusionMatrix, Scores
@@ -148,7 +148,7 @@ def evaluate_model(
         generator=torch.Generator(),  # its own, so that scoring leaves the training's random numbers alone
     )
     confusion = ConfusionMatrix(dataset.num_classes, device)
-    loss_sum = torch.zeros((), dtype=torch.float64, device=device)
+    loss_sum = torch.zeros((), dtype=exact_dtype(device), device=device)
     seconds_per_image = []
     quiet = not (progress and distributed.is_main())
     for batch in tqdm(loader, desc=f"evaluate {dataset.split}", leave=False, disable=quiet or None, unit="batch"):
@@ -164,7 +164,7 @@ def evaluate_model(
         seconds_per_image += [(time.perf_counter() - start) / len(images)] * len(images)
         # Summed apart: on a GPU the sum inside cross_entropy adds in any order (--deterministic).
         pixels = F.cross_entropy(logits, mask, ignore_index=IGNORE_INDEX, reduction="none")
-        loss_sum += pixels.sum().double()
+        loss_sum += pixels.sum()
         # max(1) gives the same indices as argmax(1), several times faster on the CPU.
         prediction = logits.max(1)[1]
         confusion.update(prediction, mask)
@@ -292,6 +292,8 @@ def report(
     ``device`` (--device) and ``parameters`` (counted) are for models that say otherwise; ``more`` goes
     into the row as it is.
     """
+    if args.batch_size < 1 or args.workers < 0:
+        raise UserError("--batch-size must be at least 1, --workers at least 0")
     evaluation = evaluate_model(
         model,
         dataset,
@@ -367,6 +369,7 @@ def main(args: argparse.Namespace) -> None:
         submit(args.submission, segmenter, dataset)
         return
     dataset = build_dataset(args.dataset, args.data_dir, args.val_split)
+    dataset.require_masks()
     rows = []
     agreement = Agreement() if args.agreement else None
     for path in args.checkpoints:

@@ -15,6 +15,7 @@ total = hard + alpha * kl + beta * cosine (+ any --loss NAME=WEIGHT); see kd/los
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 
 from dataset import add_data_arguments
@@ -173,21 +174,19 @@ def check_arguments(args: argparse.Namespace) -> None:
     for name, least in (
         ("epochs", 1), ("batch_size", 1), ("crop_size", 32), ("workers", 0), ("eval_every", 1), ("eval_batch_size", 1),
         ("patience", 0), ("save_every", 0), ("save_steps", 0), ("warmup_epochs", 0), ("weight_decay", 0),
-        ("freeze_epochs", 0),
+        ("freeze_epochs", 0), ("freeze_batch_size", 1), ("freeze_crop_size", 32), ("max_steps", 1),
+        ("backbone_lr_factor", 0),
     ):  # fmt: skip
-        if not getattr(args, name) >= least:
-            faults.append(f"--{name.replace('_', '-')} must be at least {least}, not {getattr(args, name)}")
+        value = getattr(args, name)
+        if value is not None and not least <= value < math.inf:
+            faults.append(f"--{name.replace('_', '-')} must be at least {least}, not {value}")
     if not 0 <= args.seed < 2**32:
         faults.append(f"--seed must be from 0 to {2**32 - 1}, not {args.seed}")
-    if not args.lr > 0:
+    if not 0 < args.lr < math.inf:
         faults.append(f"--lr must be above 0, not {args.lr}")
     low, high = args.scale_range
     if not 0.1 <= low <= high <= 10:
         faults.append(f"--scale-range must be two factors from 0.1 to 10, the lower first, not {low:g} {high:g}")
-    if not args.backbone_lr_factor >= 0:
-        faults.append(f"--backbone-lr-factor must be at least 0, not {args.backbone_lr_factor}")
-    if args.max_steps is not None and args.max_steps < 1:
-        faults.append(f"--max-steps must be at least 1, not {args.max_steps}")
     if args.qat:
         clashes = [
             ("--amp", args.amp != "off"), ("--compile", args.compile), ("--freeze-epochs", args.freeze_epochs > 0)

@@ -22,14 +22,14 @@ from kd import distributed
 from kd.atomic import lock_folder, remove_stale
 from kd.batch import prepare_batch
 from kd.checkpoint import load_file, save_atomic
-from kd.device import check_amp, pick_device
+from kd.device import check_amp, exact_dtype, pick_device
 from kd.distiller import DistilledStudent, Distiller, LiveTeacher, Recipe, Teacher
 from kd.errors import UserError
 from kd.failures import LossWatch, refuse_non_finite
 from kd.folding import fold_batchnorm
 from kd.optim import make_optimizer, make_scheduler
 from kd.reporting import epoch_line, report_sections
-from kd.runlog import RunLog
+from kd.runlog import METRICS, RunLog, read_metrics
 from kd.teacher_cache import open_teacher_cache
 from kd.train_state import (
     Progress,
@@ -86,28 +86,39 @@ class Trainer:
             return args.output_dir / args.name, Path(args.resume)
         folder = args.output_dir / args.name
         last = folder / "last.pth"
-        return folder, last if args.resume and last.exists() else None
+        if not args.resume or last.exists():
+            return folder, last if args.resume else None
+        epochs = len(read_metrics(folder / METRICS))
+        if epochs > 1:  # a kill leaves at most one before the first last.pth
+            raise UserError(
+                f"{folder} holds a run of {epochs} epochs, but not the last.pth to go on from: bring it back, "
+                "or name another run with --name"
+            )
+        return folder, None
 
     def _open_folder(self) -> None:
         args = self.args
         self.lock = lock_folder(self.folder)
         remove_stale(self.folder)
+        own = self.resume_from is not None and self.resume_from.resolve().parent == self.folder.resolve()
         self.log = RunLog(
             self.folder,
             {**self.arguments, "recipe": dict(self.recipe.weights), "processes": distributed.world_size()},
             tensorboard=args.tensorboard,
             wandb=args.wandb,
-            resume=bool(args.resume),  # also after a kill before the first last.pth
+            resume=args.resume == "auto" or own,  # "auto" also after a kill before the first last.pth
         )
-        self.log.truncate_after(self.progress.epoch)
+        if not self.is_over():
+            self.log.truncate_after(self.progress.epoch)
 
     def _build_data(self) -> None:
         args = self.args
         with distributed.main_first():  # it fills the decoded cache
-            self.train_set = build_dataset(
-                args.dataset, args.data_dir, args.train_split, decode_cache=args.decode_cache or False
-            )
+            decode_cache = None if args.dry_run else args.decode_cache
+            self.train_set = build_dataset(args.dataset, args.data_dir, args.train_split, decode_cache=decode_cache)
         self.val_set = build_dataset(args.dataset, args.data_dir, args.val_split)
+        self.train_set.require_masks()
+        self.val_set.require_masks()
         self.images = fingerprint(self.train_set.ids)
         seen = distributed.gather((self.images, fingerprint(self.val_set.ids), self.resume_from is None))
         if any(other != seen[0] for other in seen):
@@ -199,7 +210,7 @@ class Trainer:
         if not args.cache_teacher:
             return LiveTeacher(fold_batchnorm(model).to(self.device), args.amp)
         data.transform = TrainTransform(args.crop_size, args.scale_range)
-        return open_teacher_cache(
+        cached = open_teacher_cache(
             args.cache_dir,
             model,
             teacher_name(args.teacher, args.teacher_weights),
@@ -209,7 +220,9 @@ class Trainer:
             device=self.device,
             batch_size=max(args.batch_size // distributed.world_size(), 1),
             workers=args.workers,
+            build=not args.dry_run,
         )
+        return cached or LiveTeacher(fold_batchnorm(model).to(self.device), args.amp)
 
     def _build_optimization(self) -> None:
         args = self.args
@@ -219,9 +232,10 @@ class Trainer:
         self.scheduler = make_scheduler(self.optimizer, self.total_steps, self.warmup_steps, args.schedule)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=args.amp == "fp16")
         self.terms = [*self.recipe.weights, "loss"]
-        exact = torch.float32 if self.device.type == "mps" else torch.float64
         # The last sum counts the steps whose losses are in the others.
-        self.loss_sums = torch.zeros(len(self.terms) + 1, dtype=exact, device=self.device)
+        self.loss_sums = torch.zeros(len(self.terms) + 1, dtype=exact_dtype(self.device), device=self.device)
+        self.one = torch.ones((), device=self.device)
+        self.skipped = torch.zeros((), dtype=torch.int64, device=self.device)
         self.watch = LossWatch(self.device, self.scaler, self.folder / "last.pth")
 
     # -- saving and resuming -------------------------------------------------------------------
@@ -254,7 +268,21 @@ class Trainer:
         load_model_state(self.plain, checkpoint, path)
         if self.args.qat:
             self.student.load_ranges(checkpoint.get("qat", {}))
+        given = [(group["initial_lr"], group["weight_decay"]) for group in self.optimizer.param_groups]
         self.progress = restore_training(state, self.loss_sums, self._parts, str(path), self.device)
+        # These are the arguments' (--allow-changed), not the saved state's.
+        for index, (rate, decay) in enumerate(given):
+            factor = self.scheduler.lr_lambdas[index](self.scheduler.last_epoch)
+            self.scheduler.base_lrs[index] = rate
+            self.optimizer.param_groups[index] |= {"initial_lr": rate, "weight_decay": decay, "lr": rate * factor}
+        steps_changed = [state.get("images") != self.images] + [
+            state["arguments"].get(name) != self.arguments[name]
+            for name in ("batch_size", "freeze_batch_size", "freeze_epochs")
+        ]
+        if self.progress.step_in_epoch and any(steps_changed):  # --allow-changed
+            print(f"epoch {self.progress.epoch + 1} begins anew: its steps were of another size or other images")
+            self.progress.step_in_epoch, self.progress.epoch_s = 0, 0.0
+            self.loss_sums.zero_()
         self.start -= self.progress.elapsed_s
         print(f"resumed {path}: {self.progress.epoch} epochs and {self.progress.step_in_epoch} steps done")
 
@@ -267,6 +295,7 @@ class Trainer:
         """Write last.pth, once it is sure that the state is worth going back to."""
         last = self.folder / "last.pth"
         self.watch.look()
+        self.count_skipped()
         moments = [value for state in self.optimizer.state.values() for value in state.values()]
         refuse_non_finite([*self.model.state_dict().values(), *moments], last)
         self.progress.elapsed_s = time.monotonic() - self.start
@@ -282,13 +311,14 @@ class Trainer:
         """One optimizer step; returns the losses by term and the total, as one detached vector."""
         batch = prepare_batch(batch, self.device)
         losses = self.distiller.losses(batch)
-        total = self.distiller.total(losses, self.progress.step / self.total_steps)
+        # Changed arguments may leave more steps than were planned.
+        total = self.distiller.total(losses, min(self.progress.step / self.total_steps, 1.0))
         self.optimizer.zero_grad(set_to_none=True)
-        scale = self.scaler.get_scale()
+        scale = self.scaler.scale(self.one)  # as a tensor: get_scale() would wait for the GPU
         self.scaler.scale(total).backward()
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.progress.skipped_steps += self.scaler.get_scale() < scale
+        self.skipped += self.scaler.scale(self.one) < scale
         self.scheduler.step()
         return torch.stack([*(losses[name] for name in self.recipe.weights), total]).detach()
 
@@ -317,12 +347,17 @@ class Trainer:
             progress.epoch_s = time.monotonic() - start
             if self.watch.add(losses[-1], batch["id"], progress.epoch + 1):
                 bar.set_postfix({name: f"{value:.3f}" for name, value in self.mean_losses().items()})
-            if stop.poll() or progress.step == args.max_steps:
+            if stop.poll() or self.out_of_steps():
                 break
             if args.save_steps and progress.step % args.save_steps == 0 and progress.step_in_epoch < steps:
                 self.save_last()
         self.watch.look()
         return progress.step_in_epoch == steps
+
+    def count_skipped(self) -> None:
+        """Bring the count of skipped steps over from the device, which is waited for."""
+        self.progress.skipped_steps += int(self.skipped)
+        self.skipped.zero_()
 
     def mean_losses(self) -> dict[str, float]:
         """Mean of each term over the epoch so far, and over the ranks."""
@@ -361,6 +396,7 @@ class Trainer:
         """Write the epoch's row, keep the best student, and move on to the next epoch."""
         progress, args = self.progress, self.args
         losses = self.mean_losses()
+        self.count_skipped()
         progress.elapsed_s = time.monotonic() - self.start
         row = {
             "epoch": progress.epoch + 1,
@@ -391,22 +427,29 @@ class Trainer:
                 save_atomic(self.student_file(epoch=progress.epoch), self.folder / f"epoch_{progress.epoch}.pth")
         self.save_last()
 
+    def out_of_steps(self) -> bool:
+        return self.args.max_steps is not None and self.progress.step >= self.args.max_steps
+
+    def out_of_patience(self) -> bool:
+        return 0 < self.args.patience <= self.progress.stale_evaluations
+
+    def is_over(self) -> bool:
+        """Nothing is left to train, perhaps since before a resume."""
+        return self.progress.epoch >= self.args.epochs or self.out_of_steps() or self.out_of_patience()
+
     def run(self) -> int:
         """Train to the end, a signal, --max-steps or --patience; returns the exit status."""
-        progress, args = self.progress, self.args
+        args = self.args
         if distributed.is_main():
             self._open_folder()
         with StopSignal() as stop:
-            while progress.epoch < args.epochs:
+            while not self.is_over():
                 try:
                     self.run_epoch(stop)
                 except Stopped:
                     return self.interrupted()
-                if progress.step == args.max_steps:
-                    break
-                if args.patience and progress.stale_evaluations >= args.patience:
-                    print(f"no gain in {args.patience} evaluations: stopped early")
-                    break
+        if self.out_of_patience() and self.progress.epoch < args.epochs:
+            print(f"no gain in {args.patience} evaluations: stopped early")
         if distributed.is_main():
             self.write_report()
         return 0
@@ -415,7 +458,7 @@ class Trainer:
         """Train and score an epoch, or what is left of it; raises `Stopped` after a signal, with all saved."""
         progress, args = self.progress, self.args
         complete = self.train_epoch(stop)
-        last = progress.epoch + 1 == args.epochs or progress.step == args.max_steps
+        last = progress.epoch + 1 == args.epochs or self.out_of_steps()
         evaluate = last or (progress.epoch + 1) % args.eval_every == 0
         if evaluate or stop.agreed:
             self.save_last()  # scoring may take long: it must not cost the epoch

@@ -116,8 +116,7 @@ def gather(plan: Plan, finished: list[Run]) -> Comparison:
     """Score what is finished and the teacher, and measure what they cost; what is known is not done again."""
     args = plan.args
     dataset = build_dataset(args.dataset, args.data_dir, args.val_split)
-    if not dataset.has_masks:
-        raise UserError(f"{plan.path}: the split {args.val_split!r} has no masks to score against")
+    dataset.require_masks()
     results = [score_run(run, plan, dataset) for run in finished]
     results = [result for result in results if result is not None]
     teacher = score_teacher(plan, dataset)

@@ -31,6 +31,11 @@ def autocast(device: torch.device, amp: str = "off"):
     return torch.autocast(device.type, dtype=AMP_TYPES[amp])
 
 
+def exact_dtype(device: torch.device) -> torch.dtype:
+    """The widest type of float for sums that lie on ``device``: float64, which MPS lacks."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def synchronize(device: torch.device) -> None:
     """Wait for the device's queue, so that a clock read next means something."""
     if device.type == "cuda":

@@ -35,6 +35,7 @@ from kd.batch import MEAN, STD, prepare_batch
 from kd.cache_store import (
     DTYPES,
     FORMAT,
+    OUTPUTS,
     CacheWriter,
     RecordLayout,
     check_room,
@@ -72,7 +73,8 @@ def open_teacher_cache(
     device: torch.device | str = "cpu",
     batch_size: int = 8,
     workers: int = 0,
-) -> CachedTeacher:
+    build: bool = True,
+) -> CachedTeacher | None:
     """The cache of a teacher's outputs on a split; built first if there is none, finished if it was interrupted.
 
     Args:
@@ -86,6 +88,7 @@ def open_teacher_cache(
         device: where the teacher runs to build the cache.
         batch_size: of the crops that agreement and live costs are measured with.
         workers: loader processes while building.
+        build: False writes nothing: where there is no whole cache it says what one would take, and returns None.
 
     Raises:
         UserError: the cache in that place was made from something else, is damaged, there is no room, or the recipe
@@ -107,6 +110,10 @@ def open_teacher_cache(
             return CachedTeacher(candidate, manifest, taps)
         if manifest and candidate == folder:
             _refuse(folder, found)
+    if not build:
+        begun = folder / OUTPUTS
+        check_room(folder, RecordLayout(here).total_bytes - (begun.stat().st_size if begun.exists() else 0))
+        return None
     with locked(folder / "lock"):
         manifest = load_manifest(folder)
         if manifest is None:

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from kd.atomic import write_text
+from kd.atomic import nearest, write_text
 from kd.errors import UserError
 from segdata.layouts import Layout, SplitFiles
 from segdata.parallel import map_in_order
@@ -43,7 +43,7 @@ class DecodeCache:
     def __init__(self, path: Path, shapes: list[tuple[int, int]]):
         self.path = path
         self.shapes = shapes
-        self.offsets = np.cumsum([0] + [4 * height * width for height, width in shapes])
+        self.offsets = np.cumsum([0] + [4 * height * width for height, width in shapes], dtype=np.int64)
         self._bytes: np.ndarray | None = None
 
     def read(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -77,11 +77,8 @@ def open_cache(
         UserError: a source file is faulty, there is no room, or the folder cannot be written.
     """
     folder = Path(folder or DEFAULT_FOLDER)
-    sources = _describe_sources(layout, files)
-    digest = hashlib.sha256(json.dumps([FORMAT, layout.class_names, sources]).encode()).hexdigest()[:16]
-    data = folder / f"{layout.name}_{split}_{digest}.bin"
-    manifest = data.with_suffix(".json")
-    cache = _load(data, manifest, sources)
+    data, sources = _locate(layout, split, files, folder)
+    cache = _load(data, sources)
     if cache is not None:
         return cache
     try:
@@ -91,8 +88,39 @@ def open_cache(
     except OSError as error:
         raise UserError(f"--decode-cache: {folder} cannot be written: {error.strerror or error}") from None
     about = {"format": FORMAT, "data_set": layout.name, "split": split, "root": str(layout.root.resolve())}
-    write_text(manifest, json.dumps(about | {"shapes": shapes, "sources": sources}))
+    write_text(data.with_suffix(".json"), json.dumps(about | {"shapes": shapes, "sources": sources}))
     return DecodeCache(data, shapes)
+
+
+def room_needed(layout: Layout, split: str, files: SplitFiles, folder: Path) -> int:
+    """Bytes that `open_cache` would write; 0 if the cache is there."""
+    return 0 if _load(*_locate(layout, split, files, folder)) else _total_bytes(_shapes(files))
+
+
+def check_room(needed: int, folder: Path) -> None:
+    """A `UserError` if ``needed`` bytes are more than are free in ``folder``."""
+    free = shutil.disk_usage(nearest(folder)).free
+    if needed > free:
+        raise UserError(
+            f"--decode-cache: {needed / 1e9:.2f} GB are needed in {folder}, {free / 1e9:.2f} GB are free; "
+            "leave the option out or make room"
+        )
+
+
+def _locate(layout: Layout, split: str, files: SplitFiles, folder: Path) -> tuple[Path, list[list]]:
+    """The data file's path in ``folder``, and the sources its name is made of."""
+    sources = _describe_sources(layout, files)
+    digest = hashlib.sha256(json.dumps([FORMAT, layout.class_names, sources]).encode()).hexdigest()[:16]
+    return folder / f"{layout.name}_{split}_{digest}.bin", sources
+
+
+def _shapes(files: SplitFiles) -> list[tuple[int, int]]:
+    """(H, W) of each image, from the files' headers."""
+    return [image_size(path)[::-1] for path in files.images]
+
+
+def _total_bytes(shapes: list[tuple[int, int]]) -> int:
+    return sum(4 * height * width for height, width in shapes)
 
 
 def _describe_sources(layout: Layout, files: SplitFiles) -> list[list]:
@@ -108,10 +136,10 @@ def _describe_sources(layout: Layout, files: SplitFiles) -> list[list]:
     return described
 
 
-def _load(data: Path, manifest: Path, sources: list[list]) -> DecodeCache | None:
+def _load(data: Path, sources: list[list]) -> DecodeCache | None:
     """The cache if manifest and file are whole and of just these sources, otherwise None."""
     try:
-        about = json.loads(manifest.read_text(encoding="utf-8"))
+        about = json.loads(data.with_suffix(".json").read_text(encoding="utf-8"))
         if about["format"] != FORMAT or about["sources"] != sources:
             return None
         cache = DecodeCache(data, [(int(height), int(width)) for height, width in about["shapes"]])
@@ -122,15 +150,11 @@ def _load(data: Path, manifest: Path, sources: list[list]) -> DecodeCache | None
 
 def _build(data: Path, files: SplitFiles, read_pair: ReadPair) -> list[tuple[int, int]]:
     """Decode everything into ``data`` by way of a temporary file; return the sizes (H, W)."""
-    shapes = [image_size(path)[::-1] for path in files.images]
-    total = sum(4 * height * width for height, width in shapes)
+    shapes = _shapes(files)
+    total = _total_bytes(shapes)
     free = shutil.disk_usage(data.parent).free
     print(f"decoded cache: {len(shapes):,} images, {total / 1e9:.2f} GB in {data} ({free / 1e9:.1f} GB free)")
-    if total > free:
-        raise UserError(
-            f"--decode-cache: {total / 1e9:.2f} GB are needed in {data.parent}, {free / 1e9:.2f} GB are free; "
-            "leave the option out or make room"
-        )
+    check_room(total, data.parent)
 
     def encode(index: int) -> bytes:
         image, mask = read_pair(index)

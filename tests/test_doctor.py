@@ -10,7 +10,9 @@ from PIL import Image
 
 import doctor
 import zoo
-from kd.checkpoint import load_file
+from dataset import build_dataset
+from kd.checkpoint import load_file, save_atomic
+from kd.errors import UserError
 from tests.test_train import arguments
 from tests.tiny import TinyModel
 from train_kd import main
@@ -21,6 +23,14 @@ Usage = namedtuple("Usage", "total used free")
 @pytest.fixture(autouse=True)
 def tiny_model(monkeypatch):
     monkeypatch.setitem(zoo.MODELS, "tiny", zoo.ModelSpec(TinyModel, None, "random"))
+
+
+@pytest.fixture
+def teacher_file(demo_data, tmp_path_factory):
+    dataset = build_dataset("demo", demo_data, "val")
+    path = tmp_path_factory.mktemp("teacher") / "teacher.pth"
+    save_atomic(zoo.model_file_dict("tiny", TinyModel(dataset.num_classes), dataset), path)
+    return path
 
 
 @pytest.fixture
@@ -39,6 +49,18 @@ def wrong(lines):
     return [line for line in lines if line.startswith("WRONG")]
 
 
+def test_a_split_without_masks_is_nothing_to_train_on_or_score(demo_data, tmp_path):
+    data_dir = tmp_path / "data"
+    shutil.copytree(demo_data, data_dir)
+    lists = next(data_dir.rglob("ImageSets/Segmentation"))
+    (lists / "test.txt").write_text("x\n")
+    image = next(lists.parents[1].glob("JPEGImages/*.jpg"))
+    shutil.copy(image, image.with_name("x.jpg"))
+    for more in (["--train-split", "test"], ["--val-split", "test"]):
+        with pytest.raises(UserError, match="demo/test: this split has no masks"):
+            main(arguments(data_dir, tmp_path / "out", "--batch-size", "1", *more))
+
+
 def test_all_is_well_and_nothing_is_written(dry_run, tmp_path):
     status, lines = dry_run("--save-every", "1", "--workers", "1")
     assert status == 0, lines
@@ -46,6 +68,16 @@ def test_all_is_well_and_nothing_is_written(dry_run, tmp_path):
     assert list(tmp_path.iterdir()) == []
     looked_at = {line.split()[1] for line in lines if line.startswith("ok")}
     assert looked_at >= {"losses", "folder", "device", "data", "batches", "workers", "step", "memory", "disk"}
+
+
+def test_caches_are_looked_for_and_not_made(dry_run, teacher_file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    more = ["--decode-cache", "--cache-teacher", "--alpha", "1", "--teacher", "tiny", "--teacher-weights", teacher_file]
+    status, lines = dry_run(*more)
+    assert status == 0, lines
+    assert list(tmp_path.iterdir()) == []
+    text = "\n".join(lines)
+    assert "GB to write in data/decoded" in text and "GB to write in data/teacher_cache" in text
 
 
 def test_everything_wrong_is_said_at_once(dry_run, tmp_path):

@@ -6,12 +6,16 @@ import json
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 
+import evaluate
 from dataset import build_dataset
 from evaluate import SameSizeBatches, evaluate_model, lab_score
 from kd.batch import normalize
 from kd.checkpoint import save_atomic
+from kd.device import exact_dtype
+from kd.metrics import ConfusionMatrix
 from tests.conftest import assert_one_line_error
 from tests.tiny import TinyModel
 from zoo import create_model, model_file_dict
@@ -60,6 +64,39 @@ def test_scores_agree_with_torchmetrics(model, val_set):
     assert evaluation.loss == pytest.approx(losses / pixels, rel=1e-5)
     assert evaluation.scores.pixels == pixels
     assert "native resolution" in evaluation.protocol and "demo/val" in evaluation.protocol
+
+
+class NoFloat64(TorchDispatchMode):
+    """What MPS would refuse: an operation with a float64 result."""
+
+    on_device = True
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if self.on_device and isinstance(result, torch.Tensor) and result.dtype == torch.float64:
+            raise TypeError(f"{func}: float64")
+        return result
+
+
+def test_scores_without_float64_on_the_device(model, val_set, monkeypatch):
+    """As on MPS, but for the scores, which are taken on the CPU."""
+    expected = evaluate_model(model, val_set, CPU, progress=False)
+    monkeypatch.setattr(evaluate, "exact_dtype", lambda device: exact_dtype(torch.device("mps")))
+    scores = ConfusionMatrix.scores
+
+    mode = NoFloat64()
+
+    def on_the_cpu(self):
+        mode.on_device = False
+        return scores(self)
+
+    monkeypatch.setattr(ConfusionMatrix, "scores", on_the_cpu)
+    with mode:
+        with pytest.raises(TypeError, match="float64"):
+            torch.zeros((), dtype=torch.float64)
+        found = evaluate_model(model, val_set, CPU, progress=False)
+    assert found.scores.miou == expected.scores.miou
+    assert found.loss == pytest.approx(expected.loss, rel=1e-5)
 
 
 def test_batches_of_equal_size_score_as_single_images(model, val_set):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import pytest
 import torch
@@ -205,9 +206,77 @@ def test_a_kill_between_the_first_row_and_the_first_checkpoint_is_survived(demo_
     """The run has a metrics row but no last.pth: it begins anew, and the row is not doubled."""
     folder = tmp_path / "run"
     folder.mkdir()
-    (folder / "metrics.csv").write_bytes((whole_run / "metrics.csv").read_bytes())
+    first_row = (whole_run / "metrics.csv").read_text().splitlines()[:2]
+    (folder / "metrics.csv").write_text("\n".join(first_row) + "\n")
     assert main(arguments(demo_data, tmp_path, *distilled, "--resume", "auto")) == 0
     assert_same_run(whole_run, folder)
+
+
+def test_a_history_without_its_checkpoint_is_not_written_over(demo_data, distilled, whole_run, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(whole_run, folder)
+    (folder / "last.pth").unlink()
+    kept = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(UserError, match=r"holds a run of 2 epochs, but not the last\.pth"):
+        main(arguments(demo_data, tmp_path, *distilled, "--resume", "auto"))
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == kept
+
+
+def test_a_state_from_elsewhere_does_not_go_on_with_another_runs_rows(demo_data, distilled, whole_run, tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "metrics.csv").write_bytes((whole_run / "metrics.csv").read_bytes())
+    with pytest.raises(UserError, match="already holds a run of 2 epochs"):
+        main(arguments(demo_data, tmp_path, *distilled, "--resume", whole_run / "last.pth"))
+
+
+@pytest.mark.parametrize(
+    ("more", "steps", "epochs"),
+    [
+        (["--max-steps", "3"], 3, 1),  # within the first of two epochs
+        (["--max-steps", "4"], 4, 1),  # at its end
+        (["--patience", "1", "--epochs", "9", "--lr", "1e-20", "--warmup-epochs", "0"], 8, 2),
+    ],
+)
+def test_a_run_that_has_ended_stays_so_when_resumed(more, steps, epochs, demo_data, tmp_path, monkeypatch):
+    if "--patience" in more:  # an evaluation without a gain
+        keep_best = Trainer.keep_best
+
+        def keep_first(self, evaluation):
+            self.progress.best_miou = 1.0 if self.progress.best_epoch else -1.0
+            keep_best(self, evaluation)
+
+        monkeypatch.setattr(Trainer, "keep_best", keep_first)
+    folder = tmp_path / "run"
+    assert main(arguments(demo_data, tmp_path, *more)) == 0
+    first = rows(folder), (folder / "last.pth").read_bytes(), (folder / "best.pth").read_bytes()
+    (folder / "report.txt").unlink()  # as if killed just before its end
+    assert main(arguments(demo_data, tmp_path, *more, "--resume", "auto")) == 0
+    assert (rows(folder), (folder / "last.pth").read_bytes(), (folder / "best.pth").read_bytes()) == first
+    assert load_file(folder / "last.pth")["training"]["progress"]["step"] == steps
+    assert len(rows(folder)) == epochs and (folder / "report.txt").exists()
+
+
+def test_changed_hyperparameters_take_effect_when_they_are_allowed(demo_data, tmp_path):
+    """Constant rates (schedule `step` before its first drop), so that what was set can be read off."""
+    more = ["--schedule", "step", "--warmup-epochs", "0", "--max-steps", "1", "--backbone-lr-factor", "0.5"]
+    assert main(arguments(demo_data, tmp_path, *more, "--lr", "1e-3", "--weight-decay", "0.01")) == 0
+    changed = ["--lr", "2e-3", "--weight-decay", "0.3", "--resume", "auto", "--allow-changed", "--max-steps", "2"]
+    assert main(arguments(demo_data, tmp_path, *more, *changed)) == 0
+    state = load_file(tmp_path / "run" / "last.pth")["training"]
+    groups = state["optimizer"]["param_groups"]
+    assert [group["lr"] for group in groups] == [2e-3, 2e-3, 1e-3, 1e-3]
+    assert [group["weight_decay"] for group in groups] == [0.3, 0.0, 0.3, 0.0]
+    assert state["scheduler"]["base_lrs"] == [2e-3, 2e-3, 1e-3, 1e-3]
+    assert [row["lr"] for row in rows(tmp_path / "run")] == ["0.002"]
+
+
+def test_an_adaptive_recipe_outlives_its_planned_steps(demo_data, distilled, tmp_path):
+    more = [*distilled, "--beta", "0", "--preset", "aicsd", "--epochs", "3"]
+    assert main(arguments(demo_data, tmp_path, *more, "--batch-size", "2", "--max-steps", "20")) == 0
+    more += ["--batch-size", "16", "--resume", "auto", "--allow-changed"]
+    assert main(arguments(demo_data, tmp_path, *more)) == 0
+    assert len(rows(tmp_path / "run")) == 3
 
 
 def test_patience_stops_early(demo_data, tmp_path, monkeypatch):
@@ -262,6 +331,10 @@ def test_runs_of_different_settings_get_different_folders():
         (["--scale-range", "2", "0.5"], ["--scale-range", "2 0.5"]),
         (["--scale-range", "0", "1"], ["--scale-range"]),
         (["--backbone-lr-factor", "-1"], ["--backbone-lr-factor"]),
+        (["--freeze-batch-size", "-4"], ["--freeze-batch-size"]),
+        (["--freeze-crop-size", "8"], ["--freeze-crop-size", "32"]),
+        (["--warmup-epochs", "inf"], ["--warmup-epochs"]),
+        (["--max-steps", "0"], ["--max-steps"]),
         (["--batch-size", "100000"], ["--batch-size", "train"]),
         (["--student-weights", "absent.pth"], ["absent.pth"]),
         (["--alpha", "1", "--teacher-weights", "absent.pth"], ["absent.pth"]),
