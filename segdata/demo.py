@@ -49,8 +49,16 @@ def _is_current(root: Path) -> bool:
         return False
 
 
+def _is_ours(root: Path) -> bool:
+    """Whether the folder holds a demo data set of any version, or nothing."""
+    pictures = root.glob("JPEGImages/demo_train_*.jpg")
+    return not any(root.iterdir()) or ((root / "version.txt").exists() and any(pictures))
+
+
 def _make_in_place(root: Path) -> None:
     """Write to a folder of our own, then rename: a second process sees all of the data set or nothing."""
+    if root.exists() and not _is_ours(root):
+        raise DataError(f"{root}: is there, but was not made by this project: move it, or give another --data-dir")
     root.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=".demo-", dir=root.parent))
     try:

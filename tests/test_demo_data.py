@@ -96,6 +96,14 @@ def test_an_older_version_is_made_anew(tmp_path, monkeypatch):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["demo"]
 
 
+def test_a_folder_that_others_made_is_left_alone(tmp_path):
+    (tmp_path / "demo").mkdir()
+    (tmp_path / "demo" / "thesis.tex").write_text("years of work")
+    with pytest.raises(DataError, match="was not made by this project"):
+        find_demo(tmp_path)
+    assert [path.name for path in tmp_path.rglob("*")] == ["demo", "thesis.tex"]
+
+
 def test_an_interrupted_making_leaves_nothing(tmp_path, monkeypatch):
     def stop(*args, **kwargs):
         raise KeyboardInterrupt
