@@ -27,12 +27,13 @@ def _constant(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
         return torch.tensor(values, device=device)
 
 
-def jitter_colours(images: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
+def jitter_colours(images: torch.Tensor, factors: torch.Tensor, valid: torch.Tensor | None = None) -> torch.Tensor:
     """Scale brightness, contrast and saturation of each of ``images`` (N, 3, H, W), 0..255, by ``factors`` (N, 3).
 
     The same three steps as in `torchvision.transforms.v2.ColorJitter`; a factor of 1 leaves things as they are.
     Each step is linear, so here they are one 3x3 matrix and an offset per image, for the whole batch at once, without
     clipping or rounding in between. Hue is left out: it is not linear, and on a CPU costs more than reading the image.
+    Contrast is scaled about the mean grey of those pixels that are ``valid`` (N, H, W; default: all).
     Returns float32 (N, 3, H, W) within 0..255.
     """
     brightness, contrast, saturation = factors.to(torch.float32)[..., None, None].unbind(1)  # (N, 1, 1) each
@@ -40,7 +41,12 @@ def jitter_colours(images: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
     to_grey = _constant(GREY, images.device).expand(3, 3)  # (r, g, b) -> the grey value, three times
     identity = torch.eye(3, device=images.device)
     matrix = brightness * contrast * (saturation * identity + (1 - saturation) * to_grey)
-    mean_grey = brightness * (to_grey @ pixels.mean(2, keepdim=True))
+    if valid is None:
+        mean = pixels.mean(2, keepdim=True)
+    else:
+        inside = valid.flatten(1).to(torch.float32)[..., None]
+        mean = pixels @ inside / inside.sum(1, keepdim=True).clamp(min=1)
+    mean_grey = brightness * (to_grey @ mean)
     return torch.baddbmm((1 - contrast) * mean_grey, matrix, pixels).clamp_(0, 255).view(images.shape)
 
 
@@ -57,7 +63,9 @@ def prepare_batch(batch: dict, device: torch.device) -> dict:
     moved = batch | {
         key: batch[key].to(device, non_blocking=True) for key in ("image", "mask", "valid", "jitter") if key in batch
     }
-    images = jitter_colours(moved["image"], moved.pop("jitter")) if "jitter" in moved else moved["image"]
+    images = moved["image"]
+    if "jitter" in moved:
+        images = jitter_colours(images, moved.pop("jitter"), moved.get("valid"))
     moved["image"] = normalize(images)
     if "valid" in moved:
         moved["image"].mul_(moved["valid"].unsqueeze(1).to(torch.float32))  # much faster than masked_fill_

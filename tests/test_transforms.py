@@ -179,6 +179,22 @@ def test_jitter_is_torchvisions_in_one_step():
     torch.testing.assert_close(ours[0], images[0].float(), rtol=0, atol=1e-4)
 
 
+def test_jitter_does_not_look_under_padding():
+    """Contrast is scaled about the mean grey of the picture alone."""
+    image = picture(30, 40)[0] // 3 + 80
+    factors = torch.tensor([[1.1, 1.4, 0.8]])
+    valid = torch.zeros(1, 48, 48, dtype=torch.bool)
+    valid[0, :30, :40] = True
+    wanted = jitter_colours(image[None], factors)[0]
+    for colour in (0, 117, 255):
+        padded = torch.full((3, 48, 48), colour, dtype=torch.uint8)
+        padded[:, :30, :40] = image
+        got = jitter_colours(padded[None], factors, valid)[0, :, :30, :40]
+        torch.testing.assert_close(got, wanted, rtol=0, atol=1e-3)
+    nothing = jitter_colours(padded[None], factors, torch.zeros_like(valid))
+    assert nothing.isfinite().all()
+
+
 def test_jitter_clips():
     images = torch.stack([picture(10, 10)[0]] * 2)
     bright, dark = jitter_colours(images, torch.tensor([[100.0, 1, 1], [0, 1, 1]]))
@@ -196,7 +212,7 @@ def test_a_batch_is_jittered_by_the_factors_that_were_drawn():
     batch = prepare_batch(default_collate(samples[:4]), torch.device("cpu"))
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
     for sample, got in zip(samples, batch["image"], strict=False):
-        wanted = jitter_colours(sample["image"][None], sample["jitter"][None])[0] / 255
+        wanted = jitter_colours(sample["image"][None], sample["jitter"][None], sample["valid"][None])[0] / 255
         torch.testing.assert_close(got, (wanted - mean) / std * sample["valid"])
 
 
