@@ -102,17 +102,18 @@ def count_classes(layout: Layout, split: str) -> ClassStats:
 
 def save_stats(stats: ClassStats, folder: Path) -> tuple[Path, Path]:
     """Write ``NAME_SPLIT_stats.csv`` and ``.png`` into ``folder``; return both paths."""
-    base = Path(folder) / f"{stats.name}_{stats.split}_stats"
+    stem = f"{stats.name}_{stats.split}_stats"  # may have dots, which are no suffix
+    table, chart = Path(folder) / f"{stem}.csv", Path(folder) / f"{stem}.png"
     columns = (stats.class_names, stats.pixels, stats.pixel_share, stats.images, stats.image_share, stats.weights)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
     for label, (name, pixels, share, images, image_share, weight) in enumerate(zip(*columns, strict=True)):
         writer.writerow([label, name, int(pixels), f"{share:.6g}", int(images), f"{image_share:.6g}", f"{weight:.6g}"])
-    write_text(base.with_suffix(".csv"), text.getvalue())
-    with replacing(base.with_suffix(".png")) as temporary:
+    write_text(table, text.getvalue())
+    with replacing(chart) as temporary:
         _plot(stats, temporary)
-    return base.with_suffix(".csv"), base.with_suffix(".png")
+    return table, chart
 
 
 def _plot(stats: ClassStats, path: Path) -> None:
@@ -136,6 +137,8 @@ def _plot(stats: ClassStats, path: Path) -> None:
         axis.set_title(title, fontsize=10)
         axis.margins(x=0.18, y=0.5 / len(order))
         axis.tick_params(axis="y", length=0, labelsize=9)
+        for label in axis.get_yticklabels():
+            label.set_parse_math(False)  # a dollar sign in a name is no formula
         axis.tick_params(axis="x", labelsize=8)
         axis.spines[["top", "right"]].set_visible(False)
     if (stats.pixels > 0).any():
@@ -149,6 +152,7 @@ def _plot(stats: ClassStats, path: Path) -> None:
         f"{stats.name} / {stats.split}: {stats.num_images:,} images, {int(stats.pixels.sum()):,} labelled pixels, "
         f"{void:.1%} void",
         fontsize=12,
+        parse_math=False,
     )
     figure.savefig(path, dpi=110)
 

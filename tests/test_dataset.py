@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import pickle
+import shutil
 import struct
 import zlib
 from pathlib import Path
@@ -579,6 +580,16 @@ def test_stats_are_saved_and_read_back_as_weights(folder, tmp_path, capsys):
     plain = tmp_path / "plain.txt"
     plain.write_text("1\n0.5\n\n2\n")
     assert class_weights(plain, layout, "train").tolist() == [1.0, 0.5, 2.0]
+
+
+def test_stats_of_names_with_dots_and_dollars(folder, tmp_path):
+    root = tmp_path / "camvid.v2"
+    shutil.copytree(folder, root)
+    names = find_layout("folder", root).class_names
+    (root / "classes.txt").write_text("\n".join([r"$\foo$", *names[1:]]) + "\n")
+    run_main("--dataset", "folder", "--data-dir", root, "--stats", "--output-dir", tmp_path)
+    made = {path.name for path in tmp_path.iterdir() if path.is_file()}
+    assert made == {f"camvid.v2_{split}_stats.{suffix}" for split in ("train", "val") for suffix in ("csv", "png")}
 
 
 @pytest.mark.parametrize(
