@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import io
 import sys
 from collections.abc import Callable, Mapping
 from typing import TypeVar
@@ -30,6 +31,9 @@ def run_cli(main: Callable[[argparse.Namespace], object], get_args_parser: Calla
     Exit status: 0 when ``main`` returns None or 0, its own status when it returns another int,
     2 after a `UserError` (as argparse itself does), 130 after Ctrl-C.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a console that cannot show a sign gets it spelled out
+            stream.reconfigure(errors="backslashreplace")
     args = get_args_parser().parse_args()
     try:
         status = main(args)

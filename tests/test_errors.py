@@ -1,0 +1,29 @@
+"""Where errors become one line and an exit status."""
+
+import argparse
+import io
+import sys
+
+import pytest
+
+from kd.errors import UserError, run_cli
+
+
+def test_a_console_that_cannot_show_a_sign_gets_it_spelled_out(monkeypatch):
+    """As on Windows, where redirected output has the system's code page."""
+    out, err = (io.TextIOWrapper(io.BytesIO(), encoding="cp1252", newline="") for _ in range(2))
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "stderr", err)
+    monkeypatch.setattr(sys, "argv", ["script"])
+
+    def main(args):
+        print("é, данные")
+        raise UserError("absent: данные/лист.txt")
+
+    with pytest.raises(SystemExit) as stopped:
+        run_cli(main, argparse.ArgumentParser)
+    assert stopped.value.code == 2
+    for stream, start in ((out, "é, "), (err, "error: absent: ")):
+        stream.flush()
+        text = stream.buffer.getvalue().decode("cp1252")
+        assert text.startswith(start + r"\u0434\u0430") and text.endswith("\n")
