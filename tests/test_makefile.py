@@ -56,6 +56,23 @@ def test_demo_commands_are_accepted(clone):
     assert differing == {"name", "alpha", "temperature", "teacher", "teacher_weights"}
 
 
+def test_the_readme_spells_out_the_same_commands(clone):
+    """For those without make: the same arguments, but for what an interrupted or repeated demo needs."""
+    made = re.findall(r"^\S*python (\w+\.py .*)$", dry_run("demo", clone), re.MULTILINE)
+    text = (ROOT / "README.md").read_text(encoding="utf-8").partition("is:\n\n```sh\n")[2].partition("```")[0]
+    spelled = re.findall(r"^python (\w+\.py .*)$", text, re.MULTILINE)
+    assert len(spelled) == len(made) == 5
+
+    def understood(command: str) -> tuple[str, dict]:
+        script, *arguments = shlex.split(command)
+        module = importlib.import_module(script.removesuffix(".py"))
+        args = vars(module.get_args_parser().parse_args(arguments))
+        return script, {key: value for key, value in args.items() if key not in ("resume", "csv", "data_dir")}
+
+    for ours, theirs in zip(spelled, made, strict=True):
+        assert understood(ours) == understood(theirs)
+
+
 def test_environment_is_made_first_and_only_once(clone):
     commands = dry_run("test", clone)
     assert commands.index("-m venv") < commands.index("-r requirements.txt") < commands.index("-m pytest")
