@@ -21,7 +21,7 @@ from evaluate import Evaluation, evaluate_model, lab_score
 from kd import distributed
 from kd.atomic import lock_folder, remove_stale
 from kd.batch import prepare_batch
-from kd.checkpoint import load_file, save_atomic
+from kd.checkpoint import file_sha256, load_file, save_atomic
 from kd.device import check_amp, exact_dtype, pick_device
 from kd.distiller import DistilledStudent, Distiller, LiveTeacher, Recipe, Teacher
 from kd.errors import UserError
@@ -73,6 +73,7 @@ class Trainer:
         self._build_data()
         self._build_models()
         self._build_optimization()
+        self.weight_files = self._weight_files()
         self.progress = Progress()
         if self.resume_from:
             self._resume()
@@ -103,7 +104,12 @@ class Trainer:
         own = self.resume_from is not None and self.resume_from.resolve().parent == self.folder.resolve()
         self.log = RunLog(
             self.folder,
-            {**self.arguments, "recipe": dict(self.recipe.weights), "processes": distributed.world_size()},
+            {
+                **self.arguments,
+                "recipe": dict(self.recipe.weights),
+                "processes": distributed.world_size(),
+                "weight_files": self.weight_files,
+            },
             tensorboard=args.tensorboard,
             wandb=args.wandb,
             resume=args.resume == "auto" or own,  # "auto" also after a kill before the first last.pth
@@ -253,6 +259,14 @@ class Trainer:
             "scaler": self.scaler,
         }
 
+    def _weight_files(self) -> dict[str, str]:
+        """The hashes of the files that student and teacher come from."""
+        args = self.args
+        given = {"student": args.student_weights} | (
+            {"teacher": args.teacher_weights} if self.distiller.teacher else {}
+        )
+        return {role: file_sha256(weights) for role, weights in given.items() if weights not in ("default", "none")}
+
     def _resume(self) -> None:
         path = self.resume_from
         checkpoint = load_file(path)
@@ -264,6 +278,13 @@ class Trainer:
             raise UserError(
                 f"{path} was made with other images in the split {self.args.train_split}: "
                 "bring the list back, or pass --allow-changed"
+            )
+        files = state.get("weight_files")
+        teacher = files.get("teacher") if isinstance(files, dict) else None
+        if teacher and teacher != self.weight_files.get("teacher") and not self.args.allow_changed:
+            raise UserError(
+                f"{path} was taught by another network than {self.args.teacher_weights} now holds: "
+                "bring that file back, or pass --allow-changed"
             )
         load_model_state(self.plain, checkpoint, path)
         if self.args.qat:
@@ -300,7 +321,7 @@ class Trainer:
         refuse_non_finite([*self.model.state_dict().values(), *moments], last)
         self.progress.elapsed_s = time.monotonic() - self.start
         state = training_state(self.progress, self.arguments, self.loss_sums, self._parts, self.device)
-        state["images"] = self.images
+        state |= {"images": self.images, "weight_files": self.weight_files}
         if distributed.is_main():
             save_atomic(self.student_file() | {"training": state}, last)
         distributed.barrier()  # no rank moves on, or ends, before the file is there

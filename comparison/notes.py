@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from comparison.plan import Plan
 from comparison.scoring import Comparison
-from comparison.tables import DASH, Line, signed, spread_cell
+from comparison.tables import DASH, LEAST_PAIRS, Line, seeds_in_words, signed, spread_cell
 from kd.runlog import describe_start
 
 
@@ -20,13 +20,13 @@ def reading_notes(comparison: Comparison) -> list[str]:
     costs = comparison.costs[plan.students[0]]
     notes = [
         f"Every run has the same budget, data and code; of each run the weights of {which} are scored.",
-        f"mIoU %: mean ± sample standard deviation over {len(plan.seeds)} seeds."
+        f"mIoU %: mean ± sample standard deviation over {seeds_in_words(comparison)}."
         if several
         else f"One seed only: there is no standard deviation ({DASH}), and a difference may be chance.",
         "difference to baseline: points of mIoU to the baseline's run of the same seed, mean ± sample standard "
         "deviation of these paired differences over seeds (not of their mean).",
         'helps?: "yes" where that mean is above 0 and larger than twice its standard deviation, "no" where it is as '
-        'far below 0, "within noise" otherwise.',
+        f'far below 0, "within noise" otherwise; {DASH} of fewer than {LEAST_PAIRS} pairs.',
         *_chosen_note(plan),
         "score: 4 · mIoU / (1 + millions of parameters).",
         f"MACs and ms: one image of {plan.report.size} x {plan.report.size} pixels, float32, batch 1; ms is the median "

@@ -146,8 +146,10 @@ def load_plan(path: Path, output_dir: Path) -> Plan:
     methods = _table(content, "methods", path)
     for method in methods:
         _check_name(method, path, "methods")
+    if len({method.casefold() for method in methods}) < len(methods):
+        raise UserError(f"{path}: methods: names that differ in case alone are one folder on Windows and macOS")
     baseline = content.get("baseline", "baseline")
-    if baseline not in methods:
+    if not isinstance(baseline, str) or baseline not in methods:
         raise UserError(f"{path}: baseline = {baseline!r} is not among its methods: {', '.join(methods) or 'none'}")
     common = _arguments(_table(content, "common", path), path, "common", allowed=None)
     settings = {
@@ -250,14 +252,16 @@ def _report_options(table: dict, path: Path) -> ReportOptions:
 
 def _teacher(table: dict, path: Path, runs: tuple[Run, ...]) -> tuple[str, str] | None:
     """The teacher to score: that of the section, or of the first run that has one."""
-    for key in table:
+    for key, value in table.items():
         choose(dict.fromkeys(["teacher", "teacher_weights"]), key, f"entry in {path}: [teacher]")
+        if not isinstance(value, str):
+            raise UserError(f"{path}: [teacher] {key} must be text, not {value!r}")
     args = next((run.args for run in runs if run.needs_teacher), None)
     if not table and args is None:
         return None
     default = train_kd.get_args_parser().get_default
     name = table.get("teacher", args.teacher if args else default("teacher"))
-    weights = str(table.get("teacher_weights", args.teacher_weights if args else default("teacher_weights")))
+    weights = table.get("teacher_weights", args.teacher_weights if args else default("teacher_weights"))
     if not weights.endswith(".onnx"):
         choose(MODELS, name, f"teacher in {path}:")
     return teacher_name(name, weights), weights
@@ -284,6 +288,10 @@ def _arguments(table: dict, path: Path, section: str, allowed: set[str] | None) 
                 f"{path}: [{section}] {key}: every method has the same budget, so {key} belongs in [common]; "
                 f"a method may set {', '.join(sorted(allowed))}"
             )
+        if name in arguments:
+            raise UserError(f"{path}: [{section}] {key} is given twice")
+        if isinstance(value, list) and not isinstance(known[name].default, list):
+            raise UserError(f"{path}: [{section}] {key} takes one value, not {value!r}")
         arguments[name] = value
     return arguments
 

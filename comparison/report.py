@@ -103,9 +103,10 @@ def _cell(title: str, text: str, key: object) -> Cell:
 
 
 def _figures(comparison: Comparison, lines: Sequence[Line]) -> Element:
-    """The few numbers that matter most, of the best method of the first student."""
-    student = comparison.plan.students[0]
-    best = best_method(lines, student) or next(line for line in lines if line.kind == "baseline")
+    """The few numbers that matter most, of the best method of the first student that has runs."""
+    first = first_trained(lines)
+    student = first.student
+    best = best_method(lines, student) or first
     teacher = next((line for line in lines if line.kind == "teacher"), None)
     figures = [
         (f"mIoU % of {best.method}, {student}", spread_cell(best.miou)),
@@ -230,11 +231,16 @@ def _curve_table(curves: Sequence[Curve]) -> Element:
     return details("The curves as a table", table(columns, rows, "Validation mIoU % by epoch, mean over seeds"))
 
 
+def first_trained(lines: Sequence[Line]) -> Line:
+    """The first line of a student: where the baseline has been trained, that of the first student's."""
+    return next(line for line in lines if line.kind != "teacher")
+
+
 # -- pictures ------------------------------------------------------------------------------------
 
 
 def _pictures(comparison: Comparison, lines: Sequence[Line]) -> list[Element]:
-    best = best_method(lines, comparison.plan.students[0])
+    best = best_method(lines, first_trained(lines).student)
     if best is None or not best.pairs or not comparison.plan.report.panels:
         return []
     panels = make_panels(comparison, best)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
@@ -12,7 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import train_kd
 from comparison.plan import TEACHER_ARGUMENTS, Plan, Run
+from kd.checkpoint import file_sha256
 from kd.errors import UserError
 from kd.runlog import CONFIG, METRICS, REPORT, read_metrics
 from kd.train_state import FREE_ARGUMENTS, StopSignal
@@ -58,17 +61,29 @@ def check_config(run: Run) -> None:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not a run's configuration ({error}): mend or remove it") from error
     free = FREE if run.needs_teacher else FREE | TEACHER_ARGUMENTS
+    default = train_kd.get_args_parser().get_default  # of an argument that is younger than the run
+    arguments = {
+        name: (saved.get(name, _plain(default(name))), _plain(value)) for name, value in vars(run.args).items()
+    }
     changed = [
-        f"--{name.replace('_', '-')} was {saved[name]!r}, is {value!r} in the plan"
-        for name, value in ((name, _plain(value)) for name, value in vars(run.args).items())
-        # An argument that is younger than the run was not there to be set.
-        if name not in free and name in saved and saved[name] != value
+        f"--{name.replace('_', '-')} was {was!r}, is {now!r} in the plan"
+        for name, (was, now) in arguments.items()
+        if name not in free and was != now
     ]
+    files = saved.get("weight_files", {})
+    for role, weights in (("student", Path(run.args.student_weights)), ("teacher", Path(run.args.teacher_weights))):
+        if role in files and weights.is_file() and _digest(weights, weights.stat().st_mtime_ns) != files[role]:
+            changed.append(f"the {role}'s {weights} has another content now")
     if changed:
         raise UserError(
             f"{run.folder} holds another run than the plan's: {'; '.join(changed)}; "
             "give the plan another name, or remove the folder"
         )
+
+
+@functools.cache
+def _digest(path: Path, modified_ns: int) -> str:
+    return file_sha256(path)
 
 
 def _plain(value: object) -> object:

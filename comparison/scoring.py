@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -16,6 +15,7 @@ from comparison.plan import Plan, Run
 from dataset import SegmentationDataset, build_dataset
 from evaluate import PROTOCOL, Agreement, check_classes, evaluate_model, summary_row
 from kd.atomic import write_text
+from kd.checkpoint import file_sha256
 from kd.device import pick_device
 from kd.errors import UserError
 from kd.failures import explain_memory
@@ -25,6 +25,7 @@ from kd.train_state import fingerprint
 from models.cost import count_macs, count_parameters, measure_latency
 from models.onnx_teacher import OnnxTeacher
 from predictor import load_segmenter
+from segdata.decode_cache import describe_sources
 from zoo import build_model, load_teacher
 
 FORMAT = 1
@@ -139,7 +140,7 @@ def score_run(run: Run, plan: Plan, dataset: SegmentationDataset) -> Result:
         return segmenter.name, segmenter.model, segmenter.parameters
 
     kept = run.folder / f"scores_{plan.report.checkpoint}.json"
-    scored = _score(run.name, kept, _sha256(path), load, run, dataset)
+    scored = _score(run.name, kept, _digest(path), load, run, dataset)
     metrics = read_metrics(run.folder / METRICS)
     starts = json.loads((run.folder / CONFIG).read_text(encoding="utf-8"))["starts"]
     seconds = sum(row["epoch_s"] for row in metrics)
@@ -157,18 +158,19 @@ def score_teacher(plan: Plan, dataset: SegmentationDataset) -> Scored | None:
         model = load_teacher(name, dataset.num_classes, weights, dataset.class_names).to(device)
         return name, model, count_parameters(model)
 
-    digest = f"{name} default" if weights == "default" else _sha256(Path(weights))
+    digest = f"{name} default" if weights == "default" else _digest(Path(weights))
     return _score("teacher", plan.folder / "scores_teacher.json", digest, load, plan.runs[0], dataset)
 
 
 @explain_memory("--eval-batch-size in [common]")
 def _score(label: str, kept: Path, digest: str, load: Callable, run: Run, dataset: SegmentationDataset) -> Scored:
-    """What ``kept`` holds, if it was made from the same weights and images; otherwise scored anew and kept."""
+    """What ``kept`` holds, if it was made from the same weights and files; otherwise scored anew and kept."""
     made_from = {
         "format": FORMAT,
         "weights": digest,
         "data set": f"{dataset.name}/{dataset.split}",
-        "images": fingerprint(dataset.ids),
+        "classes": dataset.class_names,
+        "sources": fingerprint([json.dumps(source) for source in describe_sources(dataset.layout, dataset.files)]),
         "protocol": PROTOCOL,
     }
     known = _read_json(kept)
@@ -200,9 +202,9 @@ def _read_json(path: Path) -> dict:
     return content if isinstance(content, dict) else {}
 
 
-def _sha256(path: Path) -> str:
+def _digest(path: Path) -> str:
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        return file_sha256(path)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}") from error
 

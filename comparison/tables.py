@@ -19,21 +19,23 @@ from kd.reporting import clock
 
 DASH = "—"
 WITHIN = "within noise"
+LEAST_PAIRS = 3  # of two, without any difference, every fifth would be called one
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Mean and sample standard deviation (n - 1); the latter is None for a single value."""
+    """Mean and sample standard deviation (divided by ``n`` - 1) of ``n`` values; the latter is None of a single one."""
 
     mean: float
     std: float | None
+    n: int = 1
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread | None:
         """None of no values."""
         if not values:
             return None
-        return cls(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
+        return cls(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, len(values))
 
 
 @dataclass(frozen=True)
@@ -77,8 +79,8 @@ class Line:
 
 
 def verdict(difference: Spread | None) -> str:
-    """yes, no (worse than the baseline) or within noise; a dash where one pair or none says nothing."""
-    if difference is None or difference.std is None:
+    """yes, no (worse than the baseline) or within noise; a dash of fewer than `LEAST_PAIRS`, which say nothing."""
+    if difference is None or difference.n < LEAST_PAIRS:
         return DASH
     if abs(difference.mean) <= 2 * difference.std:
         return WITHIN
@@ -321,6 +323,13 @@ TEX_SIGNS = {
 }  # fmt: skip
 
 
+def seeds_in_words(comparison: Comparison) -> str:
+    """How many seeds the plan has, and whether all runs of all methods are there."""
+    seeds = len(comparison.plan.seeds)
+    words = f"{seeds} seed{'s' * (seeds > 1)}"
+    return f"up to {words} (some runs are not finished: see the column seeds)" if comparison.missing else words
+
+
 def tex_escape(text: str) -> str:
     """Plain text as LaTeX that prints it."""
     return "".join(TEX_SIGNS.get(sign, sign) for sign in text)
@@ -328,15 +337,15 @@ def tex_escape(text: str) -> str:
 
 def to_tex(comparison: Comparison, lines: Sequence[Line]) -> str:
     """A booktabs table; needs \\usepackage{booktabs}."""
-    shown = [column for column in columns_of(comparison.plan) if column[0] not in ("seeds", "pixel acc %", "training")]
+    left_out = {"pixel acc %", "training"} | (set() if comparison.missing else {"seeds"})
+    shown = [column for column in columns_of(comparison.plan) if column[0] not in left_out]
     body = []
     for index, line in enumerate(lines):
         if index and (line.kind == "baseline"):
             body.append(r"\midrule")
         body.append(" & ".join(tex_escape(cell(line)) for _, cell, _ in shown) + r" \\")
-    seeds = len(comparison.plan.seeds)
     caption = (
-        f"{comparison.plan.name}: mean and sample standard deviation over {seeds} seed{'s' * (seeds > 1)}; differences "
+        f"{comparison.plan.name}: mean and sample standard deviation over {seeds_in_words(comparison)}; differences "
         f"are paired by seed. {comparison.results[0].row['protocol']}"
     )
     return "\n".join(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 import warnings
 import zipfile
@@ -22,6 +23,22 @@ def save_atomic(obj: object, path: str | Path) -> None:
     # An open file, not a path: given a path, torch writes by itself and hides the system's reason.
     with replacing(path) as temporary, temporary.open("wb") as file:
         torch.save(obj, file)
+
+
+def file_sha256(path: str | Path) -> str:
+    """Hash of a file's bytes, in hexadecimal digits; of an .onnx, also of the weights that may lie beside it.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    path = Path(path)
+    beside = path.with_name(path.name + ".data")  # where PyTorch's exporter lays the weights of large networks
+    digest = hashlib.sha256()
+    for part in [path, beside] if path.suffix == ".onnx" and beside.is_file() else [path]:
+        with part.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
 
 
 def load_file(path: str | Path) -> dict:

@@ -16,7 +16,6 @@ package installed, the maps are looked for inside (`models.onnx_graph`).
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -28,6 +27,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from kd.batch import MEAN, STD
+from kd.checkpoint import file_sha256
 from kd.errors import UserError
 from kd.grids import pad_to_stride
 from kd.onnx_session import open_session
@@ -60,7 +60,7 @@ class OnnxTeacher(SegmentationModel):
         self.path, self.num_classes = Path(path), num_classes
         if not self.path.is_file():
             raise UserError(f"{path}: no such file")
-        self.weights_sha256 = _sha256(self.path)
+        self.weights_sha256 = file_sha256(self.path)
         self.backbone = nn.Identity()
         self._session = open_session(self.path)
         self._check_input()
@@ -300,14 +300,3 @@ def _fit(values: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
 def _noise(size: tuple[int, int]) -> np.ndarray:
     """A random image (1, 3, H, W), always the same: constant ones hide how a network is built."""
     return np.random.default_rng(0).standard_normal((1, 3, *size), dtype=np.float32)
-
-
-def _sha256(path: Path) -> str:
-    """Hash of the file, and of the file of weights that PyTorch's exporter lays beside large ones."""
-    digest = hashlib.sha256()
-    for part in (path, path.with_name(path.name + ".data")):
-        if part.is_file():
-            with part.open("rb") as file:
-                while block := file.read(1 << 20):
-                    digest.update(block)
-    return digest.hexdigest()

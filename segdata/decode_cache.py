@@ -109,7 +109,7 @@ def check_room(needed: int, folder: Path) -> None:
 
 def _locate(layout: Layout, split: str, files: SplitFiles, folder: Path) -> tuple[Path, list[list]]:
     """The data file's path in ``folder``, and the sources its name is made of."""
-    sources = _describe_sources(layout, files)
+    sources = describe_sources(layout, files)
     digest = hashlib.sha256(json.dumps([FORMAT, layout.class_names, sources]).encode()).hexdigest()[:16]
     return folder / f"{layout.name}_{split}_{digest}.bin", sources
 
@@ -123,7 +123,7 @@ def _total_bytes(shapes: list[tuple[int, int]]) -> int:
     return sum(4 * height * width for height, width in shapes)
 
 
-def _describe_sources(layout: Layout, files: SplitFiles) -> list[list]:
+def describe_sources(layout: Layout, files: SplitFiles) -> list[list]:
     """Name, bytes and modification time of each source file, names relative to the data set's root."""
     paths = [*files.images, *(files.masks or [])]
     described = []

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import math
 import os
 import re
+import shutil
 import signal
 import threading
 from pathlib import Path
@@ -92,6 +94,10 @@ def test_methods_may_set_all_losses_and_nothing_else():
         ("", METHODS + '[report]\ncheckpoint = "first"', ["[report]", "checkpoint"]),
         ("", METHODS + '[teacher]\nteacher = "resnet"', ["unknown teacher", "resnet"]),
         ("", METHODS + '[teacher]\nweights = "x"', ["[teacher]", "weights"]),
+        ("", METHODS + "[teacher]\nteacher = 5", ["[teacher] teacher must be text"]),
+        ("", METHODS + "[methods.KL]\nalpha = 2", ["differ in case"]),
+        ("warmup_epochs = [3, 9]", METHODS, ["[common] warmup_epochs takes one value"]),
+        ("batch-size = 8", METHODS, ["[common] batch-size is given twice"]),
     ],
 )
 def test_errors_of_a_plan_are_one_line_that_names_the_place(tmp_path, demo_data, common, methods, words):
@@ -107,6 +113,13 @@ def test_seeds_must_be_different_whole_numbers(tmp_path, seeds):
     path = tmp_path / "plan.toml"
     path.write_text(f"seeds = {seeds}\n[methods.baseline]\n")
     with pytest.raises(UserError, match="seeds must be a list"):
+        load_plan(path, tmp_path)
+
+
+def test_the_baseline_is_one_name(tmp_path, demo_data):
+    path = write_plan(tmp_path, demo_data, methods=METHODS)
+    path.write_text('baseline = ["baseline"]\n' + path.read_text())
+    with pytest.raises(UserError, match=r"baseline = \['baseline'\] is not among its methods"):
         load_plan(path, tmp_path)
 
 
@@ -168,6 +181,37 @@ def test_a_folder_with_another_run_is_refused(tmp_path, demo_data, key, value, r
             state_of(plan.runs[0])
     else:
         assert state_of(plan.runs[0]).kind == "done"
+
+
+def test_an_argument_younger_than_a_run_had_its_default(tmp_path, demo_data):
+    plan = read_plan(write_plan(tmp_path, demo_data, "lr = 0.01", methods=METHODS), tmp_path)
+    pretend_done(plan)
+    path = plan.runs[0].folder / "config.json"
+    content = json.loads(path.read_text())
+    del content["arguments"]["weight_decay"]  # the plan's is the default
+    path.write_text(json.dumps(content))
+    assert state_of(plan.runs[0]).kind == "done"
+    del content["arguments"]["lr"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"--lr was 0\.0005, is 0\.01"):
+        state_of(plan.runs[0])
+
+
+def test_a_teacher_file_with_another_content_is_another_run(tmp_path, demo_data):
+    weights = tmp_path / "teacher.pth"
+    weights.write_bytes(b"one")
+    text = f'teacher_weights = "{weights}"'
+    plan = read_plan(write_plan(tmp_path, demo_data, text, methods=METHODS), tmp_path)
+    pretend_done(plan)
+    taught = plan.runs[2]
+    path = taught.folder / "config.json"
+    content = json.loads(path.read_text())
+    content["arguments"]["weight_files"] = {"teacher": hashlib.sha256(b"one").hexdigest()}
+    path.write_text(json.dumps(content))
+    assert state_of(taught).kind == "done"
+    weights.write_bytes(b"another")
+    with pytest.raises(UserError, match=r"the teacher's .*teacher\.pth has another content now"):
+        state_of(taught)
 
 
 def test_a_damaged_config_is_named(tmp_path, demo_data):
@@ -290,7 +334,8 @@ def test_spread_by_hand():
 @pytest.mark.parametrize(
     ("values", "word"),
     [([0.03, 0.04, 0.01], "within noise"), ([0.03, 0.04, 0.035], "yes"), ([-0.03, -0.04, -0.035], "no"),
-     ([-0.03, 0.04, 0.0], "within noise"), ([0.0, 0.0], "within noise"), ([0.05], "—"), ([], "—")],
+     ([-0.03, 0.04, 0.0], "within noise"), ([0.0, 0.0, 0.0], "within noise"), ([0.05, 0.05], "—"),
+     ([0.05], "—"), ([], "—")],
 )  # fmt: skip
 def test_verdict(values, word):
     assert verdict(Spread.of(values)) == word
@@ -309,8 +354,8 @@ def test_the_table_by_hand(tmp_path, demo_data, val_set):
     assert kl.share == pytest.approx(0.555 / 0.8)
     assert kl.score == pytest.approx(4 * 0.555 / 1.4)
     assert (kl.parameters, kl.macs, kl.ms, kl.train_seconds) == (PARAMETERS, 120_000_000, 12.5, 33.0)
-    # Two seeds of three: +2 and -4 points, paired with their own baselines.
-    assert (cosine.seeds, cosine.pairs, cosine.helps) == ((0, 1), 2, "within noise")
+    # Two seeds of three: +2 and -4 points, paired with their own baselines; too few for a word.
+    assert (cosine.seeds, cosine.pairs, cosine.helps) == ((0, 1), 2, "—")
     assert (cosine.difference.mean, cosine.difference.std) == pytest.approx((-0.01, math.sqrt(2) * 0.03))
     assert kl.iou[val_set.class_names[0]] == pytest.approx(0.555)
     assert kl.iou[val_set.class_names[-1]] is None
@@ -378,11 +423,12 @@ def test_markdown(invented):
     assert cells["method"] == "kl" and cells["seeds"] == "2"
     assert cells["mIoU %"] == "55.50 ± 3.54"
     assert cells["difference to baseline"] == "+3.50 ± 0.71"
-    assert cells["helps?"] == "yes"
+    assert cells["helps?"] == "—"
     assert dict(zip(titles, teacher, strict=True))["MACs G"] == "—"
     assert dict(zip(titles, baseline, strict=True))["difference to baseline"] == "—"
     for piece in ("native resolution", "abc123", "a &lt;machine&gt;", "python compare.py", "kl_compact_seed2"):
         assert piece in text
+    assert "over up to 3 seeds (some runs are not finished" in text
     assert "standard deviation of these paired differences over seeds" in text
 
 
@@ -411,7 +457,7 @@ def test_csv(invented):
     assert [row["method"] for row in summary] == ["teacher", "baseline", "kl"]
     assert summary[0]["miou_std"] == "" and summary[0]["macs"] == ""
     assert float(summary[2]["difference_mean"]) == pytest.approx(0.035)
-    assert summary[2]["helps"] == "yes"
+    assert (summary[2]["pairs"], summary[2]["helps"]) == ("2", "")
 
 
 def test_tex(invented):
@@ -433,7 +479,9 @@ def test_tex(invented):
 def test_a_comparison_from_end_to_end(tmp_path, demo_data, demo_checkpoint, monkeypatch, capsys):
     """Part of the runs first, then the rest two at a time, then nothing again: what is done stays as it is."""
     teacher = f'teacher = "fastlitessnet"\nteacher_weights = "{demo_checkpoint("fastlitessnet")}"'
-    path = write_plan(tmp_path, demo_data, teacher, methods=METHODS + "[report]\npanels = 1\nsize = 64\n")
+    data = tmp_path / "data"
+    shutil.copytree(demo_data, data)
+    path = write_plan(tmp_path, data, teacher, methods=METHODS + "[report]\npanels = 1\nsize = 64\n")
     words = [str(path), "--output-dir", str(tmp_path / "runs"), "--results-dir", str(tmp_path / "results")]
 
     def call(*more: str) -> Path:
@@ -471,6 +519,13 @@ def test_a_comparison_from_end_to_end(tmp_path, demo_data, demo_checkpoint, monk
     call("--report-only")
     call()
     assert (folder / "results.csv").read_text() == before
+    # So is everything when the masks change.
+    mask = next((data / "demo" / "SegmentationClass").glob("*_val_*"))
+    os.utime(mask, (0, 0))
+    with pytest.raises(AssertionError, match="second time"):
+        call("--report-only")
+    shutil.copystat(demo_data / mask.relative_to(data), mask)
+    call("--report-only")
     # Other weights in the folder are scored anew.
     (runs_folder / "kl_compact_seed1" / "best.pth").write_bytes(demo_checkpoint("compact").read_bytes())
     with pytest.raises(AssertionError, match="second time"):

@@ -197,6 +197,20 @@ def test_resuming_with_other_arguments_is_refused_by_name(demo_data, distilled, 
     assert "--batch-size was 4, is 2" in str(error.value)
 
 
+def test_a_teacher_that_has_changed_is_noticed(demo_data, distilled, tmp_path):
+    teacher = tmp_path / "teacher.pth"
+    shutil.copy(distilled[distilled.index("--teacher-weights") + 1], teacher)
+    more = [*distilled, "--teacher-weights", teacher]
+    assert main(arguments(demo_data, tmp_path, *more, "--max-steps", "1")) == 0
+    content = load_file(teacher)
+    next(iter(content["state_dict"].values())).add_(1)
+    torch.save(content, teacher)
+    more += ["--resume", "auto", "--max-steps", "2"]
+    with pytest.raises(UserError, match=r"taught by another network than .*teacher\.pth now holds"):
+        main(arguments(demo_data, tmp_path, *more))
+    assert main(arguments(demo_data, tmp_path, *more, "--allow-changed")) == 0
+
+
 def test_a_run_folder_is_not_overwritten(demo_data, distilled, whole_run):
     with pytest.raises(UserError, match="--resume auto"):
         main(arguments(demo_data, whole_run.parent, *distilled))
