@@ -173,7 +173,7 @@ def ask(predict: Callable[[str], object]) -> None:
             return
         try:
             predict(text)
-        except UserError as error:
+        except (UserError, OSError) as error:
             print(f"error: {error}", file=sys.stderr)
 
 
@@ -243,7 +243,7 @@ def main(args: argparse.Namespace) -> int | None:
     if args.fps is not None:
         from kd.runlog import device_name
 
-        where = device_name(args.device)
+        where = device_name(segmenter.device.type)
         print(
             f"{segmenter.name}, picture in memory -> mask, one at a time, {TIMED_RUNS} runs after warm-up, on {where}"
         )

@@ -134,6 +134,8 @@ def load_segmenter(path: str | Path, device: str = "auto") -> Segmenter:
                 raise UserError(f"{path}: .pt2 files run on the CPU here; use --device cpu, or the .onnx or .pth file")
             target = torch.device("cpu")
         model = load_exported(path, target)
+        if path.suffix == ".onnx" and "CUDAExecutionProvider" not in model.session.get_providers():
+            target = torch.device("cpu")  # ONNX Runtime's wheel for CPUs
         card = model.card
         name = card.model if card.precision == "fp32" else f"{card.model} {card.precision}"
         names, palette, parameters = card.class_names, card.palette, card.parameters

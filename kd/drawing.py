@@ -166,6 +166,7 @@ def _text(figure: Figure, x: float, y: float, text: str, **style) -> None:
     width, height = figure.get_size_inches()
     # parse_math: an underscore or a dollar sign in a file's name is no formula.
     style = {"ha": "center", "va": "center_baseline"} | style
+    text = text.encode("utf-8", "backslashreplace").decode()  # names that are no UTF-8 have surrogates
     figure.text(x / width, y / height, text, parse_math=False, **style)
 
 

@@ -39,7 +39,9 @@ def read_picture(path: str | Path) -> torch.Tensor:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of large pictures and odd metadata
             with Image.open(path) as image:
-                rgb = _to_rgb(ImageOps.exif_transpose(image))
+                # Pillow scales PGM's depth to 16 bits, in a mode of 32.
+                sixteen = image.mode.startswith("I;16") or (image.mode, image.format) == ("I", "PPM")
+                rgb = _to_rgb(ImageOps.exif_transpose(image), sixteen)
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
     except IsADirectoryError:
@@ -53,10 +55,10 @@ def read_picture(path: str | Path) -> torch.Tensor:
     return torch.from_numpy(rgb).permute(2, 0, 1)
 
 
-def _to_rgb(image: Image.Image) -> np.ndarray:
-    """uint8 (H, W, 3), a writable copy."""
+def _to_rgb(image: Image.Image, sixteen: bool) -> np.ndarray:
+    """uint8 (H, W, 3), a writable copy; ``sixteen``: its grey is known to be 16 bits deep."""
     if image.mode in DEEP_GREY:
-        return np.repeat(_deep_to_8bit(np.asarray(image))[..., None], 3, axis=2)
+        return np.repeat(_deep_to_8bit(np.asarray(image), sixteen)[..., None], 3, axis=2)
     if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "La", "RGBa"):
         image = image.convert("RGBA")
         behind = Image.new("RGBA", image.size, (*BEHIND_TRANSPARENCY, 255))
@@ -64,16 +66,17 @@ def _to_rgb(image: Image.Image) -> np.ndarray:
     return np.array(image.convert("RGB"))
 
 
-def _deep_to_8bit(grey: np.ndarray) -> np.ndarray:
+def _deep_to_8bit(grey: np.ndarray, sixteen: bool) -> np.ndarray:
     """Grey (H, W) of 16 or 32 bits, or float, -> uint8.
 
-    Integers count as 16 bits deep unless all would fit into 8; floats as 0..1 if none is above 1.
+    Integers that are not known to be ``sixteen`` bits deep count as such unless all would fit into 8; floats as 0..1
+    if none is above 1.
     """
     largest = grey.max()
     if np.issubdtype(grey.dtype, np.floating):
         scale = 255.0 if largest <= 1 else 1.0
     else:
-        scale = 1 / 257 if largest > 255 or grey.dtype == np.uint16 else 1.0
+        scale = 1 / 257 if largest > 255 or sixteen else 1.0
     return np.rint(np.nan_to_num(grey.astype(np.float64) * scale)).clip(0, 255).astype(np.uint8)
 
 

@@ -19,6 +19,7 @@ from segdata.reading import DataError
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv")
 CAMERA = "camera:"
 DEFAULT_RATE = Fraction(30)
+BT601, LIMITED_RANGE = 6, 1  # FFmpeg's AVCOL_SPC_SMPTE170M and AVCOL_RANGE_MPEG
 CAMERA_FORMATS = {"linux": ("/dev/video{}", "v4l2"), "darwin": ("{}", "avfoundation")}
 
 
@@ -108,7 +109,10 @@ class VideoWriter:
         # MPEG-4 knows units down to 1/65535 s only: there, frames are a whole number of 1/rate apart.
         self.time_base = time_base if self.codec == "libx264" else 1 / rate
         self.stream.codec_context.time_base = self.time_base
+        # How rgb24 becomes YCbCr below; players take untagged HD for BT.709.
+        self.stream.codec_context.colorspace, self.stream.codec_context.color_range = BT601, LIMITED_RANGE
         self.size: tuple[int, int] | None = None
+        self.last = -1  # time of the last frame, in units
 
     def write(self, frame: Frame) -> None:
         """Append a frame; the first one decides the size of the video."""
@@ -122,14 +126,24 @@ class VideoWriter:
         if (height, width) != self.size:
             raise DataError(f"the picture's size changes within the video, from {self.size} to {(height, width)}")
         picture = self.av.VideoFrame.from_ndarray(frame.pixels, format="rgb24")
-        picture.pts, picture.time_base = round(frame.time / self.time_base), self.time_base
-        self.container.mux(self.stream.encode(picture))
+        # Some files say that two frames come at the same time, or the second before the first.
+        self.last = max(round(frame.time / self.time_base), self.last + 1)
+        picture.pts, picture.time_base = self.last, self.time_base
+        self._encode(picture)
 
     def close(self) -> None:
         """Write what the encoder holds back, and the file's index."""
-        if self.size is not None:
-            self.container.mux(self.stream.encode())
-        self.container.close()
+        try:
+            if self.size is not None:
+                self._encode(None)
+        finally:
+            self.container.close()
+
+    def _encode(self, picture: object) -> None:
+        try:
+            self.container.mux(self.stream.encode(picture))
+        except self.av.error.FFmpegError as error:
+            raise DataError(f"the video cannot be written: {error.strerror or error}") from None
 
 
 @contextlib.contextmanager

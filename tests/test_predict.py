@@ -1,6 +1,7 @@
 """predict.py on pictures as people have them: sizes, modes, folders, broken files, videos, the prompt."""
 
 import itertools
+import os
 import sys
 from fractions import Fraction
 from pathlib import Path
@@ -17,6 +18,7 @@ from predictor import Segmenter, fade, load_segmenter, tile_starts
 from segdata.inputs import find_sources
 from segdata.pictures import read_picture
 from segdata.reading import DataError
+from segdata.video import Frame, VideoReader, VideoWriter
 from tests.small import CLASS_NAMES, PALETTE, SmallStudent, in_zoo, small_checkpoint
 
 
@@ -202,6 +204,28 @@ def test_modes_of_pictures(tmp_path):
         np.testing.assert_array_equal(got.permute(1, 2, 0), np.broadcast_to(expected, rgb.shape), err_msg=name)
 
 
+def test_sixteen_bits_are_sixteen_bits_in_any_format_and_byte_order(tmp_path):
+    """A dark picture, whose values would fit into eight."""
+    dark = np.arange(200, dtype=np.uint16).reshape(10, 20)
+    Image.fromarray(dark).save(tmp_path / "little.tif")
+    Image.fromarray(dark).save(tmp_path / "a.png")
+    (tmp_path / "a.pgm").write_bytes(b"P5\n20 10\n65535\n" + dark.astype(">u2").tobytes())
+    Image.frombytes("I;16B", (20, 10), dark.astype(">u2").tobytes()).save(tmp_path / "big.tif")
+    for name in ("little.tif", "a.png", "a.pgm", "big.tif"):
+        assert read_picture(tmp_path / name).max() == 1, name
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file names are UTF-8 there")
+def test_a_name_that_is_no_utf8(run, tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    name = os.fsdecode(b"caf\xe9.png")
+    save_picture(folder / name)
+    save_picture(folder / "other.png")
+    assert run(folder, "--save", "mask", "panel") == 0
+    assert sorted(path.name for path in (tmp_path / "out" / "panel").iterdir()) == [name, "other.png"]
+
+
 def test_unreadable_pictures_name_themselves(tmp_path):
     (tmp_path / "folder.png").mkdir()
     for name in ("none.png", "folder.png"):
@@ -358,6 +382,50 @@ def test_video_in_video_out(run, tmp_path, size):
     expected = np.array(PALETTE)[expected_mask(read_clip(clip)[1][3])]
     got = read_clip(tmp_path / "out" / "mask" / "clip.mp4")[1][3]
     assert np.median(np.abs(got.astype(int) - expected)) < 12
+
+
+@pytest.mark.parametrize("codecs", [None, set()])
+def test_frames_whose_times_do_not_rise(tmp_path, monkeypatch, codecs):
+    """As AVI tells them of H.264 with frames that refer forward; with the fallback's encoder, too."""
+    av = pytest.importorskip("av", reason="PyAV is not installed")
+    if codecs is not None:
+        monkeypatch.setattr(av, "codecs_available", codecs)
+    times = [Fraction(number, 1000) for number in (0, 80, 40, 120, 120)]
+    writer = VideoWriter(tmp_path / "a.mp4", Fraction(25), Fraction(1, 1000))
+    for number, time in enumerate(times):
+        writer.write(Frame(pixels(48, 64, number), time))
+    writer.close()
+    with VideoReader(tmp_path / "a.mp4") as reader:
+        got = [frame.time for frame in reader]
+    assert len(got) == 5 and got == sorted(set(got))
+
+
+def test_a_video_says_how_its_colours_are_made(tmp_path):
+    """BT.601, whatever its size: untagged, players take large ones for BT.709 and show other colours."""
+    pytest.importorskip("av", reason="PyAV is not installed")
+    green = np.zeros((720, 1280, 3), np.uint8)
+    green[..., 1] = 199
+    writer = VideoWriter(tmp_path / "a.mp4", Fraction(25), Fraction(1, 25))
+    writer.write(Frame(green, Fraction(0)))
+    writer.close()
+    with VideoReader(tmp_path / "a.mp4") as reader:
+        (frame,) = reader
+        context = reader.stream.codec_context
+        assert (context.colorspace, context.color_range) == (6, 1)
+    assert np.abs(frame.pixels.astype(int) - green).max() <= 3
+
+
+def test_what_the_encoder_refuses_is_an_error_of_that_video(tmp_path):
+    av = pytest.importorskip("av", reason="PyAV is not installed")
+    writer = VideoWriter(tmp_path / "a.mp4", Fraction(25), Fraction(1, 25))
+
+    class Broken:
+        def encode(self, picture):
+            raise av.error.ArgumentError(22, "Invalid argument", "a.mp4")
+
+    writer.stream = Broken()
+    with pytest.raises(DataError, match="cannot be written: Invalid argument"):
+        writer._encode(None)
 
 
 def test_max_frames(run, tmp_path):
