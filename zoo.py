@@ -338,6 +338,8 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> None:
+    if args.size < 32 or args.num_classes < 1:
+        raise UserError("--size must be at least 32, --num-classes at least 1")
     for name in args.models:
         choose(MODELS, name, "model")
     taps_title = "taps: channels@stride (low, mid, high, decoder)"

@@ -29,7 +29,7 @@ def run_cli(main: Callable[[argparse.Namespace], object], get_args_parser: Calla
     """Parse the command line, run ``main(args)`` and turn a `UserError` into one line on stderr.
 
     Exit status: 0 when ``main`` returns None or 0, its own status when it returns another int,
-    2 after a `UserError` (as argparse itself does), 130 after Ctrl-C.
+    2 after a `UserError` (as argparse itself does) or a path that the system refuses, 130 after Ctrl-C.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a console that cannot show a sign gets it spelled out
@@ -47,4 +47,9 @@ def run_cli(main: Callable[[argparse.Namespace], object], get_args_parser: Calla
     except BrokenPipeError:  # `| head` closed the pipe: not an error of ours
         sys.stderr.close()
         sys.exit(0)
+    except OSError as error:  # a path that cannot be looked at: too long, or in a folder that is closed to us
+        if error.filename is None:
+            raise
+        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        sys.exit(2)
     sys.exit(status if isinstance(status, int) else 0)

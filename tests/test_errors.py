@@ -3,10 +3,20 @@
 import argparse
 import io
 import sys
+from pathlib import Path
 
 import pytest
 
 from kd.errors import UserError, run_cli
+
+
+def test_a_path_that_the_system_refuses_is_one_line(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["script"])
+    with pytest.raises(SystemExit) as stopped:
+        run_cli(lambda args: Path("x" * 5000).stat(), argparse.ArgumentParser)
+    assert stopped.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: xxx") and "too long" in line
 
 
 def test_a_console_that_cannot_show_a_sign_gets_it_spelled_out(monkeypatch):
