@@ -98,7 +98,8 @@ class LayerQuantizer(Quantizer):
             if node.target in LAYERS:
                 self._annotate_layer(node, logits)
             elif node.target in SUMS and all(_is_feature_map(term) for term in node.args[:2]):
-                self._annotate(node, dict.fromkeys(node.args[:2], self.activations), self.activations)
+                output = None if node is logits else self.activations
+                self._annotate(node, dict.fromkeys(node.args[:2], self.activations), output)
             elif node.target == aten.cat.default and all(map(_is_feature_map, node.args[0])):
                 self._annotate(node, dict.fromkeys(node.args[0], self.activations), self.activations)
         return model

@@ -213,6 +213,18 @@ def test_calibration_leaves_the_network_alone_and_stays_near_it(student):
     assert (got.argmax(1) == expected.argmax(1)).float().mean() > 0.95
 
 
+def test_logits_that_are_a_sum_stay_float():
+    """As LR-ASPP's: 8 bits would leave 256 values at most."""
+    from zoo import create_model
+
+    torch.manual_seed(0)
+    model = create_model("lraspp_mobilenet_v3_large", 3, "none").eval()
+    int8 = quantize_calibrated(model, [pictures(1, 64, 96, seed) for seed in range(2)])
+    with torch.no_grad():
+        logits = int8(pictures(1, 64, 96))
+    assert logits.unique().numel() > 2 * 256
+
+
 def test_calibration_needs_images(student):
     with pytest.raises(UserError, match="at least one image"):
         quantize_calibrated(student, [])
