@@ -24,9 +24,10 @@ from kd.runlog import device_name
 from models.base import SegmentationModel
 from models.cost import count_parameters
 from models.export_checks import compare, interleaved_ms, require_agreement, smooth_pictures
+from models.exported import load_exported
 from models.exporting import Deployed, export_program, write_onnx, write_pt2
 from models.quantized import GraphModel
-from predictor import EXPORTED, load_segmenter
+from predictor import EXPORTED
 from zoo import load_checkpoint_model
 
 LEAST_AGREEMENT = 0.999
@@ -99,30 +100,34 @@ def main(args: argparse.Namespace) -> None:
     if args.rounds:
         int8 = args.int8 or args.output.with_name(f"{args.output.stem}_int8.onnx")
         files = {"exported": args.output} | ({"INT8": int8} if args.int8 or int8.is_file() else {})
-        print("\n" + speed_table(args.checkpoint, files, args.rounds))
+        print("\n" + speed_table(deployed, args.checkpoint, files, args.rounds))
         if len(files) == 1:
             print(f"for a row of INT8: python quantize.py {args.checkpoint} --output {int8}")
 
 
-def speed_table(checkpoint: Path, files: dict[str, Path], rounds: int) -> str:
-    """File sizes, and milliseconds from normalised image to logits, all networks run in turn."""
+def speed_table(deployed: Deployed, checkpoint: Path, files: dict[str, Path], rounds: int) -> str:
+    """File sizes, and milliseconds from the file's own input to its own output, all networks run in turn.
+
+    An INT8 file that takes or gives something else is left out, and said to be.
+    """
     paths = {"PyTorch eager fp32": checkpoint}
     for title, path in files.items():
         engine = "ONNX Runtime" if path.suffix == ".onnx" else "torch.export"
         paths[f"{engine} {'INT8' if title == 'INT8' else 'fp32'}"] = path
-    models = {title: load_segmenter(path, "cpu").model for title, path in paths.items()}
+    first, *others = paths
+    runs, remarks = {first: torch.inference_mode()(deployed)}, []
+    for title in others:
+        exported = load_exported(paths[title])
+        ours, theirs = ((card.input, card.output) for card in (deployed.card, exported.card))
+        if theirs != ours:
+            remarks.append(f"left out: {paths.pop(title)} takes {theirs[0]} images and gives {theirs[1]}, not as above")
+            continue
+        runs[title] = exported.run
     columns = {}
     for size in SPEED_SIZES:
-        images = {
-            title: smooth_pictures(1, size, size) if takes_uint8(model) else torch.randn(1, 3, size, size)
-            for title, model in models.items()
-        }
-        runs = {title: getattr(model, "run", model) for title, model in models.items()}
-        columns[size] = interleaved_ms(
-            {title: lambda run=runs[title], x=images[title]: run(x) for title in models}, rounds
-        )
-    width = max(map(len, models))
-    first = next(iter(models))
+        images = smooth_pictures(1, size, size) if deployed.card.input == "uint8" else torch.randn(1, 3, size, size)
+        columns[size] = interleaved_ms({title: lambda run=run, x=images: run(x) for title, run in runs.items()}, rounds)
+    width = max(map(len, runs))
     head = "".join(f"  {f'ms at {size}':>9}  {'speed-up':>8}" for size in SPEED_SIZES)
     lines = [f"{'one image, batch 1':{width}}  {'file MB':>7}{head}"]
     for title, path in paths.items():
@@ -131,13 +136,7 @@ def speed_table(checkpoint: Path, files: dict[str, Path], rounds: int) -> str:
         )
         lines.append(f"{title:{width}}  {path.stat().st_size / 1e6:7.2f}{cells}")
     lines.append(f"median of {rounds} runs in turn, {torch.get_num_threads()} threads, on {device_name('cpu')}")
-    return "\n".join(lines)
-
-
-def takes_uint8(model: torch.nn.Module) -> bool:
-    """Whether an exported file wants raw RGB."""
-    card = getattr(model, "card", None)
-    return card is not None and card.input == "uint8"
+    return "\n".join(lines + remarks)
 
 
 if __name__ == "__main__":

@@ -231,11 +231,31 @@ def test_a_stranger_onnx_file_says_what_it_lacks(plain, tmp_path):
 
 
 def test_the_table_of_speeds(folder, plain):
-    lines = export.speed_table(folder / "best.pth", {"exported": plain, "INT8": plain}, rounds=2).splitlines()
+    deployed = Deployed(SmallStudent(3), load_exported(plain).card)
+    files = {"exported": plain, "INT8": plain}
+    lines = export.speed_table(deployed, folder / "best.pth", files, rounds=2).splitlines()
     titles = ["PyTorch eager fp32", "ONNX Runtime fp32", "ONNX Runtime INT8"]
     assert [line[: len(title)] for line, title in zip(lines[1:4], titles, strict=True)] == titles
     assert lines[1].count("1.00 x") == 2  # eager PyTorch is what speed-ups refer to
     assert f"{plain.stat().st_size / 1e6:.2f}" in lines[2]
+
+
+def test_the_table_of_speeds_compares_like_with_like(folder, plain, raw):
+    """Raw pictures in and classes out, in every row; what takes or gives anything else is left out."""
+    card = load_exported(raw).card
+    inputs = []
+
+    class Watched(SmallStudent):
+        def forward(self, images):
+            inputs.append(images.dtype)
+            return super().forward(images)
+
+    deployed = Deployed(Watched(len(card.class_names)), card)
+    deployed.register_forward_hook(lambda module, args, output: inputs.append((args[0].dtype, output.dtype)))
+    lines = export.speed_table(deployed, folder / "best.pth", {"exported": raw, "INT8": plain}, rounds=2).splitlines()
+    assert set(inputs) == {torch.float32, (torch.uint8, torch.uint8)}
+    assert [line.split("  ")[0] for line in lines[1:3]] == ["PyTorch eager fp32", "ONNX Runtime fp32"]
+    assert lines[-1] == f"left out: {plain} takes normalized images and gives logits, not as above"
 
 
 def test_on_the_command_line(tmp_path, monkeypatch, capsys):
