@@ -31,44 +31,44 @@ from kd.device import pick_device
 from kd.drawing import PanelRow, background_classes, overlay, panel
 from kd.errors import UserError, run_cli
 from kd.metrics import image_miou
-from zoo import load_checkpoint_model, load_teacher, teacher_name
+from predictor import load_segmenter
+from zoo import load_teacher, teacher_name
 
 
 @dataclass(frozen=True)
 class Column:
-    """A network and the title its predictions carry."""
+    """A network, the device it runs on, and the title its predictions carry."""
 
     title: str
     model: nn.Module
+    device: torch.device
 
 
 @torch.inference_mode()
-def predict_mask(model: nn.Module, image: torch.Tensor, device: torch.device) -> torch.Tensor:
+def predict_mask(column: Column, image: torch.Tensor) -> torch.Tensor:
     """uint8 ``image`` (3, H, W) -> the most likely class of each pixel, int64 (H, W), on the CPU."""
-    logits = model(normalize(image[None].to(device)))  # (1, C, H, W)
+    logits = column.model(normalize(image[None].to(column.device)))  # (1, C, H, W)
     return logits.max(1)[1][0].cpu()  # the indices of argmax(1), several times faster on the CPU
 
 
-def rank_images(model: nn.Module, dataset: SegmentationDataset, device: torch.device) -> list[int]:
+def rank_images(column: Column, dataset: SegmentationDataset) -> list[int]:
     """Indices of the images that have labelled pixels, the lowest per-image mIoU first."""
     scores = {}
     for index in tqdm(range(len(dataset)), desc=f"rank {dataset.split}", unit="img", leave=False, disable=None):
         sample = dataset[index]
-        prediction = predict_mask(model, sample["image"], device)
+        prediction = predict_mask(column, sample["image"])
         scores[index] = image_miou(prediction, sample["mask"], dataset.num_classes)
     return sorted((index for index, score in scores.items() if not math.isnan(score)), key=scores.__getitem__)
 
 
-def choose_images(
-    args: argparse.Namespace, dataset: SegmentationDataset, model: nn.Module, device: torch.device
-) -> dict[str, list[int]]:
+def choose_images(args: argparse.Namespace, dataset: SegmentationDataset, column: Column) -> dict[str, list[int]]:
     """Name of each sheet -> the indices of its images, as the command line asks for them."""
     if args.ids:
         return {"images": find_ids(dataset, args.ids)}
     if args.best or args.worst:
         if not dataset.has_masks:
             raise UserError(f"split {dataset.split!r} has no masks to rank images by: leave --best and --worst out")
-        ranked = rank_images(model, dataset, device)
+        ranked = rank_images(column, dataset)
         chosen = {}
         if args.best:
             chosen["best"] = ranked[::-1][: args.num]
@@ -91,29 +91,36 @@ def find_ids(dataset: SegmentationDataset, ids: Sequence[str]) -> list[int]:
 
 
 def column_titles(paths: Sequence[Path]) -> list[str]:
-    """The run's name for each checkpoint, with the file's name where that alone says too little."""
-    runs = [path.resolve().parent.name for path in paths]
-    return [
-        run if runs.count(run) == 1 and path.stem == "best" else f"{run}/{path.stem}"
-        for run, path in zip(runs, paths, strict=True)
+    """The run's name for each checkpoint; its file's, and those of more folders, where that says too little."""
+    names = [path.resolve().with_suffix("").parts for path in paths]
+    runs = [name[-2] for name in names]
+    titles = [
+        run if runs.count(run) == 1 and name[-1] == "best" else "/".join(name[-2:])
+        for run, name in zip(runs, names, strict=True)
     ]
+    for depth in range(3, max(map(len, names)) + 1):
+        doubled = {title for title in titles if titles.count(title) > 1}
+        titles = [
+            "/".join(name[-depth:]) if title in doubled else title for name, title in zip(names, titles, strict=True)
+        ]
+    return titles
 
 
-def load_columns(args: argparse.Namespace, dataset: SegmentationDataset, device: torch.device) -> list[Column]:
+def load_columns(args: argparse.Namespace, dataset: SegmentationDataset) -> list[Column]:
     """The checkpoints' networks in the order given; the teacher, if any, comes last here."""
-    columns = []
+    columns, device = [], pick_device(args.device)
     for path, title in zip(args.checkpoints, column_titles(args.checkpoints), strict=True):
-        model, checkpoint = load_checkpoint_model(path, device)
-        check_classes(str(path), checkpoint["class_names"], dataset)
-        columns.append(Column(title, model.eval()))
+        segmenter = load_segmenter(path, args.device)
+        check_classes(str(path), segmenter.class_names, dataset)
+        columns.append(Column(title, segmenter.model, segmenter.device))
     if args.teacher:
         teacher = load_teacher(args.teacher, dataset.num_classes, args.teacher_weights, dataset.class_names)
         name = teacher_name(args.teacher, args.teacher_weights)
-        columns.append(Column(f"teacher: {name}", teacher.to(device).eval()))
+        columns.append(Column(f"teacher: {name}", teacher.to(device).eval(), device))
     return columns
 
 
-def make_row(dataset: SegmentationDataset, index: int, columns: Sequence[Column], device: torch.device) -> PanelRow:
+def make_row(dataset: SegmentationDataset, index: int, columns: Sequence[Column]) -> PanelRow:
     """One image of the split with its truth (where there is one) and every column's prediction."""
     sample = dataset[index]
     masks, notes = [], []
@@ -121,7 +128,7 @@ def make_row(dataset: SegmentationDataset, index: int, columns: Sequence[Column]
         masks.append(sample["mask"].numpy())
         notes.append("")
     for column in columns:
-        prediction = predict_mask(column.model, sample["image"], device)
+        prediction = predict_mask(column, sample["image"])
         score = image_miou(prediction, sample["mask"], dataset.num_classes)
         masks.append(prediction.numpy())
         notes.append("" if math.isnan(score) else f"mIoU {100 * score:.1f} %")
@@ -153,7 +160,7 @@ def write_sheets(
 
 def get_args_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoints", nargs="+", type=Path, metavar="CHECKPOINT", help=".pth files of this project")
+    parser.add_argument("checkpoints", nargs="+", type=Path, metavar="CHECKPOINT", help=".pth, .onnx or .pt2 files")
     add_data_arguments(parser, train=False)
     pick = parser.add_argument_group("which images (spread over the split by default)")
     pick.add_argument("--ids", nargs="+", metavar="ID", help="these images")
@@ -172,17 +179,16 @@ def get_args_parser() -> argparse.ArgumentParser:
 def main(args: argparse.Namespace) -> None:
     if args.num < 1 or args.rows < 1:
         raise UserError("--num and --rows must be at least 1")
-    device = pick_device(args.device)
     dataset = build_dataset(args.dataset, args.data_dir, args.val_split)
-    columns = load_columns(args, dataset, device)
-    chosen = choose_images(args, dataset, columns[0].model, device)
+    columns = load_columns(args, dataset)
+    chosen = choose_images(args, dataset, columns[0])
     if args.teacher:  # ranked by a student, shown before the students
         columns = [columns[-1], *columns[:-1]]
     args.output_dir = args.output_dir or args.checkpoints[0].parent / "pictures"
     titles = [*(["Ground truth"] if dataset.has_masks else []), *(column.title for column in columns)]
     for name, indices in chosen.items():
         bar = tqdm(indices, desc=name, unit="img", leave=False, disable=None)
-        rows = [make_row(dataset, index, columns, device) for index in bar]
+        rows = [make_row(dataset, index, columns) for index in bar]
         paths = write_sheets(name, rows, titles, dataset, args)
         print("\n".join(map(str, paths)))
         if args.overlays:

@@ -10,8 +10,11 @@ from torch import nn
 
 import visualize
 from dataset import build_dataset
+from kd.checkpoint import load_file, save_atomic
 from kd.errors import UserError
+from predictor import load_segmenter
 from tests.conftest import assert_one_line_error
+from zoo import load_checkpoint_model
 
 
 class Oracle(nn.Module):
@@ -31,6 +34,10 @@ class Oracle(nn.Module):
         return nn.functional.one_hot(labels, self.classes).permute(0, 3, 1, 2).float()
 
 
+def column(model) -> visualize.Column:
+    return visualize.Column("x", model, torch.device("cpu"))
+
+
 def parse(*args):
     return visualize.get_args_parser().parse_args(["student.pth", *map(str, args)])
 
@@ -42,12 +49,11 @@ def dataset(demo_data):
 
 def test_best_and_worst_by_an_oracle(dataset):
     """The one image the oracle knows scores 1: first of the best, absent from the worst."""
-    cpu = torch.device("cpu")
-    oracle = Oracle(dataset, known=[3], wrong=1)
-    chosen = visualize.choose_images(parse("--best", "--worst", "--num", 2), dataset, oracle, cpu)
+    oracle = column(Oracle(dataset, known=[3], wrong=1))
+    chosen = visualize.choose_images(parse("--best", "--worst", "--num", 2), dataset, oracle)
     assert chosen["best"][0] == 3 and len(chosen["best"]) == 2
     assert 3 not in chosen["worst"] and len(chosen["worst"]) == 2
-    ranked = visualize.rank_images(oracle, dataset, cpu)
+    ranked = visualize.rank_images(oracle, dataset)
     assert sorted(ranked) == list(range(len(dataset)))
     assert chosen["worst"] == ranked[:2] and chosen["best"] == ranked[::-1][:2]
     # Predicting one class everywhere: IoU of that class is its share of the labelled pixels, of the rest 0.
@@ -60,15 +66,15 @@ def test_best_and_worst_by_an_oracle(dataset):
 
 
 def test_default_choice_is_spread_over_the_split(dataset):
-    chosen = visualize.choose_images(parse("--num", 3), dataset, None, None)["images"]
+    chosen = visualize.choose_images(parse("--num", 3), dataset, None)["images"]
     assert chosen[0] == 0 and len(set(chosen)) == 3 and chosen == sorted(chosen)
-    everything = visualize.choose_images(parse("--num", 1000), dataset, None, None)["images"]
+    everything = visualize.choose_images(parse("--num", 1000), dataset, None)["images"]
     assert everything == list(range(len(dataset)))
 
 
 def test_a_row_holds_the_truth_and_the_score(dataset):
     oracle = Oracle(dataset, known=[0], wrong=1)
-    row = visualize.make_row(dataset, 0, [visualize.Column("x", oracle)], torch.device("cpu"))
+    row = visualize.make_row(dataset, 0, [column(oracle)])
     sample = dataset[0]
     assert (row.image == sample["image"].permute(1, 2, 0).numpy()).all()
     assert (row.masks[0] == sample["mask"].numpy()).all()
@@ -77,7 +83,7 @@ def test_a_row_holds_the_truth_and_the_score(dataset):
 
 def test_ids(dataset):
     wanted = [dataset.ids[2], dataset.ids[0]]
-    assert visualize.choose_images(parse("--ids", *wanted), dataset, None, None) == {"images": [2, 0]}
+    assert visualize.choose_images(parse("--ids", *wanted), dataset, None) == {"images": [2, 0]}
     with pytest.raises(UserError, match=dataset.ids[1]):
         visualize.find_ids(dataset, [dataset.ids[1] + "x"])
 
@@ -85,6 +91,26 @@ def test_ids(dataset):
 def test_column_titles(tmp_path):
     paths = [tmp_path / "a" / "best.pth", tmp_path / "a" / "last.pth", tmp_path / "b" / "best.pth"]
     assert visualize.column_titles(paths) == ["a/best", "a/last", "b"]
+    paths = [tmp_path / "voc" / "a" / "best.pth", tmp_path / "camvid" / "a" / "best.pth", tmp_path / "b" / "best.onnx"]
+    assert visualize.column_titles(paths) == ["voc/a/best", "camvid/a/best", "b"]
+    assert len(visualize.column_titles(paths[:1] * 2)) == 2
+
+
+def test_a_checkpoint_trained_for_int8_is_shown_with_its_rounding(dataset, demo_checkpoint, tmp_path):
+    """As evaluate.py scores it."""
+    pytest.importorskip("torchao", reason="torchao is not installed")
+    from models.quantized import FakeQuantModel
+
+    content = load_file(demo_checkpoint("compact"))
+    student, _ = load_checkpoint_model(demo_checkpoint("compact"))
+    model = FakeQuantModel(student).train()
+    model(visualize.normalize(dataset[0]["image"][None]))
+    path = tmp_path / "best.pth"
+    save_atomic(content | {"state_dict": student.state_dict(), "qat": model.ranges()}, path)
+    args = visualize.get_args_parser().parse_args([str(path), "--device", "cpu"])
+    (shown,) = visualize.load_columns(args, dataset)
+    image = dataset[1]["image"][None]
+    assert torch.equal(shown.model(visualize.normalize(image)), load_segmenter(path, "cpu").logits(image))
 
 
 @pytest.mark.slow
