@@ -17,7 +17,7 @@ from dataset import SegmentationDataset
 from kd.device import pick_device
 from kd.drawing import VOID, colorize
 from predictor import load_segmenter
-from visualize import find_ids, predict_mask
+from visualize import Column, find_ids, predict_mask
 from zoo import load_teacher
 
 SIDE = 300  # pixels of a picture's longer side
@@ -84,19 +84,19 @@ def _of_seed(results: Sequence[Result], seed: int) -> Result:
     return next(result for result in results if result.run.seed == seed)
 
 
-def _load_columns(comparison: Comparison, results: Sequence[Result]) -> list[tuple]:
-    """(title, network, mIoU of each image, device) of the teacher, if there is one, and of these runs."""
+def _load_columns(comparison: Comparison, results: Sequence[Result]) -> list[tuple[Column, dict[str, float]]]:
+    """The teacher, if there is one, and these runs, each with its mIoU of each image."""
     plan, dataset = comparison.plan, comparison.dataset
     device = pick_device(plan.args.device)
     columns = []
     if comparison.teacher:
         name, weights = plan.teacher
         teacher = load_teacher(name, dataset.num_classes, weights).to(device).eval()
-        columns.append(("Teacher", teacher, comparison.teacher.images, device))
+        columns.append((Column("Teacher", teacher, device), comparison.teacher.images))
     for result in results:
         segmenter = load_segmenter(result.run.folder / f"{plan.report.checkpoint}.pth", plan.args.device)
         title = "Baseline" if result.run.method == plan.baseline else f"Distilled ({result.run.method})"
-        columns.append((title, segmenter.model, result.images, segmenter.device))
+        columns.append((Column(title, segmenter.model, segmenter.device), result.images))
     return columns
 
 
@@ -105,8 +105,9 @@ def _make_panel(dataset: SegmentationDataset, name: str, difference: float, colu
     photo = sample["image"].permute(1, 2, 0).numpy()
     truth = sample["mask"].numpy()
     masks = [("Truth", truth, "")]
-    for title, model, scores, device in columns:
-        masks.append((title, predict_mask(model, sample["image"], device).numpy(), f"mIoU {100 * scores[name]:.1f} %"))
+    for column, scores in columns:
+        prediction = predict_mask(column, sample["image"]).numpy()
+        masks.append((column.title, prediction, f"mIoU {100 * scores[name]:.1f} %"))
     pictures = [_photo(photo, name)]
     for title, mask, note in masks:
         alt = f"{title} of {name}{note and ', '}{note}: {_areas(mask, dataset.class_names)}"
