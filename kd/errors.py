@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import difflib
 import io
+import multiprocessing
+import signal
 import sys
 from collections.abc import Callable, Mapping
 from typing import TypeVar
@@ -36,7 +38,7 @@ def run_cli(main: Callable[[argparse.Namespace], object], get_args_parser: Calla
             stream.reconfigure(errors="backslashreplace")
     args = get_args_parser().parse_args()
     try:
-        status = main(args)
+        status = _ending_children(main, args)
     except UserError as error:
         message = " ".join(str(error).split())
         print(f"error: {message}", file=sys.stderr)
@@ -53,3 +55,19 @@ def run_cli(main: Callable[[argparse.Namespace], object], get_args_parser: Calla
         print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
         sys.exit(2)
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _ending_children(main: Callable[[argparse.Namespace], object], args: argparse.Namespace) -> object:
+    """``main(args)``; loader processes that an error has left behind end with it.
+
+    They ignore SIGTERM (see `kd.train_state.ignore_stop_signals`), by which Python would end them: it would wait for
+    ever.
+    """
+    try:
+        return main(args)
+    finally:
+        children = multiprocessing.active_children()
+        if children and hasattr(signal, "SIGCHLD"):
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would make an error of their end
+        for child in children:
+            child.kill()

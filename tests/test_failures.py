@@ -1,6 +1,9 @@
 """Losses that are no numbers, states not worth saving, memory that runs out, deterministic runs."""
 
 import csv
+import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -10,6 +13,7 @@ from kd.checkpoint import load_file
 from kd.errors import UserError
 from kd.failures import LossWatch, explain_memory, refuse_non_finite
 from tests import forks
+from tests.conftest import ROOT, assert_one_line_error
 from tests.test_train import arguments, assert_same_run
 from tests.tiny import TinyModel
 from train_kd import main, make_recipe
@@ -173,6 +177,25 @@ def worker_killed():
 
 def shared_memory():
     raise RuntimeError("unable to write to file </torch_1_2_3>: No space left on device, /dev/shm is full")
+
+
+@pytest.mark.parametrize("script", ["train_kd.py", "evaluate.py"])
+def test_a_bad_file_that_a_loader_process_met_ends_the_run(script, demo_data, demo_checkpoint, tmp_path):
+    """Loader processes ignore SIGTERM, by which Python ends them at exit: it used to wait for them for ever."""
+    data = tmp_path / "data"
+    shutil.copytree(demo_data, data)
+    for path in (data / "demo" / "JPEGImages").glob("*.jpg"):
+        path.write_bytes(path.read_bytes()[:-500])
+    options = ["--dataset", "demo", "--data-dir", data, "--device", "cpu", "--workers", "2"]
+    if script == "train_kd.py":
+        options += ["--student", "compact", "--student-weights", "none", "--crop-size", "64", "--batch-size", "2"]
+        options += ["--output-dir", tmp_path / "out"]
+    else:
+        options = [demo_checkpoint("compact"), *options]
+    done = subprocess.run(
+        [sys.executable, ROOT / script, *map(str, options)], capture_output=True, text=True, timeout=120, cwd=tmp_path
+    )
+    assert_one_line_error(done, "truncated or damaged")
 
 
 @pytest.mark.parametrize(
