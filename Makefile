@@ -55,8 +55,9 @@ demo: $(VENV)/core-installed
 	  --overlays --output-dir checkpoints/demo_pictures
 	@echo '== done: look at checkpoints/demo_pictures/images.png and checkpoints/demo_*/curves.png'
 
+# In the order of names: after the files from `q` on, no process that was forked could train.
 test: $(VENV)/all-installed
-	$(RUN) -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	$(RUN) -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/all-installed
 	$(VENV)/bin/ruff check .
