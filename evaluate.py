@@ -7,6 +7,7 @@
 
 Architecture, classes and normalisation come from the checkpoint. The protocol: native resolution, one
 scale, no flip; logits are resized to the mask, never the mask to the logits; only 255 is left out.
+The column "score" is 4 * mIoU / (1 + millions of parameters), with mIoU in 0..1.
 """
 
 from __future__ import annotations
@@ -370,7 +371,20 @@ def main(args: argparse.Namespace) -> None:
         return
     dataset = build_dataset(args.dataset, args.data_dir, args.val_split)
     dataset.require_masks()
+    for path in (args.json, args.csv):
+        if path is not None and path.is_dir():
+            raise UserError(f"{path}: a folder; name a file for the results")
     rows = []
+    try:
+        score_checkpoints(args, dataset, rows)
+    finally:  # what was scored before one that could not be is not lost
+        if rows:
+            print("\n" + format_summary(rows))
+            write_results(rows, args.json, args.csv)
+
+
+def score_checkpoints(args: argparse.Namespace, dataset: SegmentationDataset, rows: list[dict]) -> None:
+    """Add each checkpoint's summary row to ``rows``."""
     agreement = Agreement() if args.agreement else None
     for path in args.checkpoints:
         segmenter = load_segmenter(path, args.device)
@@ -389,8 +403,6 @@ def main(args: argparse.Namespace) -> None:
             file_mb=segmenter.file_bytes / 1e6,
         )
         rows.append(row)
-    print("\n" + format_summary(rows))
-    write_results(rows, args.json, args.csv)
 
 
 if __name__ == "__main__":

@@ -151,6 +151,16 @@ def test_checkpoint_of_other_classes_is_one_line(run_script, tmp_path, demo_data
     assert_one_line_error(done, "2 classes", "other.pth")
 
 
+def test_what_was_scored_before_a_fault_is_not_lost(run_script, checkpoint, demo_data, tmp_path):
+    options = ["--dataset", "demo", "--data-dir", demo_data, "--device", "cpu", "--workers", "0"]
+    results = tmp_path / "s.json"
+    done = run_script("evaluate.py", checkpoint, "nope.pth", *options, "--json", results, check=False)
+    assert_one_line_error(done, "nope.pth: no such file")
+    assert [row["checkpoint"] for row in json.loads(results.read_text())] == [str(checkpoint)]
+    done = run_script("evaluate.py", checkpoint, *options, "--json", tmp_path, check=False)
+    assert_one_line_error(done, str(tmp_path), "a folder")
+
+
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04broken"])
 def test_broken_checkpoint_is_one_line(run_script, tmp_path, demo_data, content):
     (tmp_path / "broken.pth").write_bytes(content)
