@@ -261,7 +261,7 @@ def main(args: argparse.Namespace) -> int | None:
 def report(predictor: Predictor, inputs: list[str]) -> int:
     """Predict ``inputs``, say what became of them; the exit status: 1 if anything was skipped."""
     tally = Tally()
-    sources, missing = find_sources(inputs, skip=predictor.folder, taken=predictor.taken)
+    sources, missing = find_sources(inputs, skip=[predictor.folder / kind for kind in KINDS], taken=predictor.taken)
     for message in missing:
         tally.fail(DataError(message))
     predictor.run(sources, tally)

@@ -35,7 +35,7 @@ class Source:
 
 
 def find_sources(
-    inputs: Sequence[str], skip: Path | None = None, taken: dict[str, str] | None = None
+    inputs: Sequence[str], skip: Sequence[Path] = (), taken: dict[str, str] | None = None
 ) -> tuple[list[Source], list[str]]:
     """All that ``inputs`` (files, folders, globs, ``camera:N``) mean, and a message for each that means nothing.
 
@@ -44,7 +44,7 @@ def find_sources(
 
     Args:
         inputs: as given on the command line.
-        skip: a folder whose content is never meant by a folder or a glob: that of the results.
+        skip: folders whose content is never meant by a folder or a glob: those of the results.
         taken: names that earlier calls gave, and the file each belongs to; those of this call are added.
 
     Raises:
@@ -67,7 +67,7 @@ def find_sources(
     return _with_unique_names(found, {} if taken is None else taken), missing
 
 
-def _expand(text: str, skip: Path | None) -> Iterator[tuple[str, PurePath]]:
+def _expand(text: str, skip: Sequence[Path]) -> Iterator[tuple[str, PurePath]]:
     """(path, path relative to where the search began) of every file that one input means."""
     path = Path(text).expanduser()
     if text.startswith(CAMERA):
@@ -81,17 +81,17 @@ def _expand(text: str, skip: Path | None) -> Iterator[tuple[str, PurePath]]:
         yield from _search(fixed, str(path.relative_to(fixed)), skip)
 
 
-def _search(folder: Path, pattern: str, skip: Path | None) -> Iterator[tuple[str, PurePath]]:
+def _search(folder: Path, pattern: str, skip: Sequence[Path]) -> Iterator[tuple[str, PurePath]]:
     for file in sorted(folder.glob(pattern)):
         relative = file.relative_to(folder)
         hidden = any(part.startswith(".") for part in relative.parts)
         known = file.suffix.lower() in (*PICTURE_SUFFIXES, *VIDEO_SUFFIXES)
-        if known and not hidden and file.is_file() and not _is_below(file, skip):
+        if known and not hidden and file.is_file() and not any(_is_below(file, other) for other in skip):
             yield str(file), relative
 
 
-def _is_below(file: Path, folder: Path | None) -> bool:
-    return folder is not None and folder.resolve() in file.resolve().parents
+def _is_below(file: Path, folder: Path) -> bool:
+    return folder.resolve() in file.resolve().parents
 
 
 def _fixed_part(pattern: Path) -> Path:

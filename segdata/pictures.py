@@ -44,6 +44,8 @@ def read_picture(path: str | Path) -> torch.Tensor:
                 rgb = _to_rgb(ImageOps.exif_transpose(image), sixteen)
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
+    except PermissionError:
+        raise DataError(f"{path}: may not be read: permission denied") from None
     except IsADirectoryError:
         raise DataError(f"{path}: a folder, not a picture") from None
     except UnidentifiedImageError:

@@ -115,6 +115,13 @@ def test_results_inside_the_input_folder_are_not_inputs(run, tmp_path):
     assert results(tmp_path / "out") == ["mask/a.png"]
 
 
+def test_results_beside_the_pictures(run, tmp_path):
+    save_picture(tmp_path / "out" / "a.png")
+    for _ in range(2):
+        assert run(tmp_path / "out", "--save", "mask") == 0
+        assert results(tmp_path / "out") == ["a.png", "mask/a.png"]
+
+
 def test_no_two_results_share_a_name(run, tmp_path):
     inputs = [save_picture(tmp_path / name, height=40 + i) for i, name in enumerate(["x/a.png", "y/a.png", "y/A.bmp"])]
     inputs.append(inputs[0])  # meant twice: done once
