@@ -137,9 +137,10 @@ def make_row(dataset: SegmentationDataset, index: int, columns: Sequence[Column]
 
 def write_overlays(row: PanelRow, titles: Sequence[str], dataset: SegmentationDataset, folder: Path) -> int:
     """Write the image's masks over the image, at its own size, as FOLDER/ID_TITLE.png; returns how many."""
-    for mask, title in zip(row.masks, titles, strict=True):
+    names = [f"{row.name}_{title}".replace("/", "_").replace(":", "").replace(" ", "_") for title in titles]
+    names = [name if names.count(name) == 1 else f"{name}_{number}" for number, name in enumerate(names, start=1)]
+    for mask, name in zip(row.masks, names, strict=True):
         painted = overlay(row.image, mask, dataset.palette, clear=background_classes(dataset.class_names))
-        name = f"{row.name}_{title}".replace("/", "_").replace(":", "").replace(" ", "_")
         with replacing(folder / f"{name}.png") as temporary:
             Image.fromarray(painted).save(temporary)
     return len(row.masks)
@@ -179,6 +180,10 @@ def get_args_parser() -> argparse.ArgumentParser:
 def main(args: argparse.Namespace) -> None:
     if args.num < 1 or args.rows < 1:
         raise UserError("--num and --rows must be at least 1")
+    if args.teacher_weights != "default" and not args.teacher:
+        raise UserError("--teacher-weights without --teacher: name the teacher's network, too")
+    if args.ids and (args.best or args.worst):
+        raise UserError("--ids names the images, --best and --worst rank them: give one or the other")
     dataset = build_dataset(args.dataset, args.data_dir, args.val_split)
     columns = load_columns(args, dataset)
     chosen = choose_images(args, dataset, columns[0])

@@ -143,6 +143,8 @@ def test_what_the_user_got_wrong_is_named(demo_data, demo_checkpoint, tmp_path):
         ((tmp_path / "missing.pth", *data), "missing.pth"),
         ((good, *data, "--ids", "nobody"), "nobody.*demo_val_"),
         ((good, *data, "--num", 0), "--num"),
+        ((good, *data, "--teacher-weights", "nope.pth"), "--teacher-weights without --teacher"),
+        ((good, *data, "--ids", "nobody", "--worst"), "--ids"),
         ((good, *data, "--teacher", "fcn_resnet5"), "fcn_resnet50"),
         ((good, *data, "--dataset", "demon"), "demo"),
         ((good, *data, "--val-split", "vall"), "vall"),
