@@ -35,13 +35,6 @@ MOST_DELTA = 1e-3  # of a logit; float32 kernels that add in another order diffe
 SPEED_SIZES = (256, 512)
 
 
-def load_float(path: Path) -> tuple[SegmentationModel, dict]:
-    """The network in a checkpoint on the CPU, and the checkpoint; a `UserError` for an exported file."""
-    if path.suffix in EXPORTED:
-        raise UserError(f"{path}: exported already; give the .pth file it was made from")
-    return load_checkpoint_model(path, "cpu")
-
-
 def deploy(model: SegmentationModel, checkpoint: dict, parameters: int, args: argparse.Namespace) -> Deployed:
     """``model`` with the input and output that the command line asks for; an INT8 one says so in its card."""
     card = ModelCard.of_checkpoint(
@@ -79,7 +72,11 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> None:
     check_output(args.output, EXPORTED)
-    model, checkpoint = load_float(args.checkpoint)
+    if args.rounds < 0:
+        raise UserError(f"--rounds must be at least 0, not {args.rounds}")
+    if args.int8 and not args.int8.is_file():
+        raise UserError(f"--int8 {args.int8}: no such file")
+    model, checkpoint = load_checkpoint_model(args.checkpoint)
     if "qat" in checkpoint:
         raise UserError(f"{args.checkpoint}: trained for INT8 (--qat); quantize.py makes its file")
     deployed = deploy(model, checkpoint, count_parameters(model), args)

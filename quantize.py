@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from dataset import add_data_arguments, build_dataset
 from evaluate import check_classes
-from export import add_form_arguments, check_output, deploy, load_float
+from export import add_form_arguments, check_output, deploy
 from kd.batch import normalize
 from kd.errors import UserError, run_cli
 from kd.onnx_session import executed_operators, integer_layers
@@ -34,6 +34,7 @@ from models.export_checks import Difference, compare, require_agreement
 from models.exported import Pt2Model
 from models.exporting import Deployed, export_program, write_onnx, write_pt2
 from models.quantized import GraphModel, load_fake_quant, quantize_calibrated
+from zoo import load_checkpoint_model
 
 # Engines round a sum that lies half-way between two integers either way, and in a deep network such a step
 # goes on to others. A wrong scale or zero point, which this is to find, leaves no more than chance.
@@ -102,7 +103,7 @@ def main(args: argparse.Namespace) -> None:
     check_output(output, (".onnx",))
     if args.calibration_images < 1:
         raise UserError(f"--calibration-images must be at least 1, not {args.calibration_images}")
-    model, checkpoint = load_float(args.checkpoint)
+    model, checkpoint = load_checkpoint_model(args.checkpoint)
     parameters = count_parameters(model)
     deployed = deploy(make_int8(model, checkpoint, args), checkpoint, parameters, args)
     write_files(deployed, output, output.with_suffix(".pt2"))

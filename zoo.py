@@ -315,6 +315,8 @@ def load_checkpoint_model(path: str | Path, device: torch.device | str = "cpu") 
     Raises:
         UserError: no such file, a damaged one, or not a checkpoint of this project.
     """
+    if Path(path).suffix in (".onnx", ".pt2"):
+        raise UserError(f"{path}: exported already; give the .pth file it was made from")
     file = read_weights(path)
     if file.checkpoint is None:
         raise UserError(f"{path}: bare weights, not a checkpoint of this project: the model and classes are unknown")

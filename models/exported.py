@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import zipfile
 from pathlib import Path
 
 import torch
@@ -100,6 +101,8 @@ def read_pt2(path: str | Path) -> tuple[torch.export.ExportedProgram, ModelCard]
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file")
+    if not zipfile.is_zipfile(path):  # torch.export would log a traceback before it says so
+        raise UserError(f"{path}: not a .pt2 file, or a damaged one")
     # Registers the operators of INT8 graphs.
     import torch.ao.quantization.fx._decomposed
 
