@@ -47,6 +47,7 @@ class Findings:
 
     def __init__(self):
         self.wrong = 0
+        self._said: set[str] = set()
 
     def look(self, what: str, check: Callable, *args: object) -> object:
         """``check(*args)`` and its result; a string or None is the line to print, a `UserError` what is wrong."""
@@ -54,8 +55,11 @@ class Findings:
             with explain_memory("--batch-size or --crop-size"):
                 found = check(*args)
         except UserError as error:
-            self.wrong += 1
-            print(f"WRONG  {what:<10} {' '.join(str(error).split())}")
+            message = " ".join(str(error).split())
+            if message not in self._said:  # the whole run and its student may fail by the same thing
+                self._said.add(message)
+                self.wrong += 1
+                print(f"WRONG  {what:<10} {message}")
             return None
         if isinstance(found, str):
             print(f"ok     {what:<10} {found}")

@@ -437,7 +437,7 @@ class Trainer:
         if distributed.is_main():
             self.log.log_epoch(row)
             self.log.draw_curves()
-            tqdm.write(epoch_line(row, losses, args.epochs, self.total_steps))
+            tqdm.write(epoch_line(row, losses, args.epochs, min(self.total_steps, args.max_steps or self.total_steps)))
         if evaluation:
             self.keep_best(evaluation)
         if complete:

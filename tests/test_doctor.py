@@ -93,10 +93,17 @@ def test_everything_wrong_is_said_at_once(dry_run, tmp_path):
     assert len(wrong(lines)) >= 7 and f"{len(wrong(lines))} things are wrong" in lines[-1]
 
 
+def test_a_fault_is_counted_once(dry_run):
+    """Though both the whole run and its student fail by it."""
+    status, lines = dry_run("--student", "nobody")
+    assert status == 1 and len(wrong(lines)) == 1
+    assert lines[-1].startswith("1 thing is wrong")
+
+
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        (["--student-weights", "absent.pth"], ["student", "absent.pth"]),
+        (["--student-weights", "absent.pth"], ["absent.pth"]),
         (["--alpha", "1", "--teacher", "tiny"], ["nobody publishes"]),
         (["--alpha", "1", "--teacher", "tiny", "--teacher-weights", "absent.pth"], ["absent.pth"]),
         (["--resume", "absent.pth"], ["absent.pth"]),
