@@ -76,8 +76,9 @@ def main(args: argparse.Namespace) -> int:
     runs = chosen_runs(plan, args.only)
     if args.dry_run:
         show(runs)
-        return 0
     check_files(plan)
+    if args.dry_run:
+        return 0
     failures = [] if args.report_only else train_missing(plan, runs, args.jobs)
     finished = [run for run in plan.runs if state_of(run).kind == "done"]
     if finished:

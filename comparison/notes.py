@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 
 from comparison.plan import Plan
@@ -110,4 +111,4 @@ def commands(comparison: Comparison) -> list[tuple[str, str]]:
         if (run.method, run.student) not in seen:
             seen.add((run.method, run.student))
             firsts.append((title, run.command))
-    return [("everything", f"python compare.py {comparison.plan.path.as_posix()}"), *firsts]
+    return [("everything", shlex.join(["python", "compare.py", comparison.plan.path.as_posix()])), *firsts]

@@ -193,7 +193,7 @@ def check_files(plan: Plan) -> None:
     weights |= {plan.teacher[1]} if plan.teacher else set()
     for path in sorted(weights - {"default", "none"}):
         if not Path(path).is_file():
-            raise UserError(f"{plan.path}: no such file: {path}")
+            raise UserError(f"{plan.path}: no such file: {path}; train that network first, or name another file")
 
 
 # -- reading -------------------------------------------------------------------------------------

@@ -317,6 +317,10 @@ def test_dry_run_and_only(tmp_path, demo_data, capsys):
     assert "baseline" not in out
     with pytest.raises(UserError, match=r"unknown method .*'kd'.*known: baseline, kl"):
         compare.main(compare.get_args_parser().parse_args([*words, "--only", "kd"]))
+    path = write_plan(tmp_path, demo_data, 'teacher_weights = "absent.pth"', methods=METHODS)
+    with pytest.raises(UserError, match=r"no such file: absent\.pth; train that network first"):
+        compare.main(compare.get_args_parser().parse_args([str(path), "--output-dir", str(tmp_path), "--dry-run"]))
+    assert "kl_compact_seed1: missing" in capsys.readouterr().out
 
 
 # -- statistics ----------------------------------------------------------------------------------
