@@ -182,8 +182,9 @@ def check_arguments(args: argparse.Namespace) -> None:
             faults.append(f"--{name.replace('_', '-')} must be at least {least}, not {value}")
     if not 0 <= args.seed < 2**32:
         faults.append(f"--seed must be from 0 to {2**32 - 1}, not {args.seed}")
-    if not 0 < args.lr < math.inf:
-        faults.append(f"--lr must be above 0, not {args.lr}")
+    for name, value in (("lr", args.lr), ("dist-timeout", args.dist_timeout)):
+        if not 0 < value < math.inf:
+            faults.append(f"--{name} must be above 0, not {value}")
     low, high = args.scale_range
     if not 0.1 <= low <= high <= 10:
         faults.append(f"--scale-range must be two factors from 0.1 to 10, the lower first, not {low:g} {high:g}")
