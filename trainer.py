@@ -351,7 +351,7 @@ class Trainer:
         start = time.monotonic() - progress.epoch_s
         self.sampler.set_epoch(progress.epoch, start=progress.step_in_epoch * self.loader.batch_size)
         bar = tqdm(
-            itertools.islice(self.loader, steps - progress.step_in_epoch),
+            itertools.islice(self.loader, 0 if self.out_of_steps() else steps - progress.step_in_epoch),
             desc=f"epoch {progress.epoch + 1}/{args.epochs}",
             initial=progress.step_in_epoch,
             total=steps,
@@ -440,6 +440,7 @@ class Trainer:
             tqdm.write(epoch_line(row, losses, args.epochs, min(self.total_steps, args.max_steps or self.total_steps)))
         if evaluation:
             self.keep_best(evaluation)
+        progress.finished_step = progress.step
         if complete:
             progress.epoch += 1
             progress.step_in_epoch, progress.epoch_s = 0, 0.0
@@ -455,8 +456,9 @@ class Trainer:
         return 0 < self.args.patience <= self.progress.stale_evaluations
 
     def is_over(self) -> bool:
-        """Nothing is left to train, perhaps since before a resume."""
-        return self.progress.epoch >= self.args.epochs or self.out_of_steps() or self.out_of_patience()
+        """Nothing is left to train or to score, perhaps since before a resume."""
+        ended = self.out_of_steps() and self.progress.finished_step == self.progress.step
+        return self.progress.epoch >= self.args.epochs or ended or self.out_of_patience()
 
     def run(self) -> int:
         """Train to the end, a signal, --max-steps or --patience; returns the exit status."""

@@ -92,14 +92,18 @@ def find_ids(dataset: SegmentationDataset, ids: Sequence[str]) -> list[int]:
 
 def column_titles(paths: Sequence[Path]) -> list[str]:
     """The run's name for each checkpoint; its file's, and those of more folders, where that says too little."""
-    names = [path.resolve().with_suffix("").parts for path in paths]
+    full = list(dict.fromkeys(path.resolve() for path in paths))
+    stems = [path.with_suffix("") for path in full]
+    short = {path: stem if stems.count(stem) == 1 else path for path, stem in zip(full, stems, strict=True)}
+    names = [short[path.resolve()].parts[1:] for path in paths]  # without the root
     runs = [name[-2] for name in names]
     titles = [
         run if runs.count(run) == 1 and name[-1] == "best" else "/".join(name[-2:])
         for run, name in zip(runs, names, strict=True)
     ]
     for depth in range(3, max(map(len, names)) + 1):
-        doubled = {title for title in titles if titles.count(title) > 1}
+        named = set(zip(titles, names, strict=True))  # the same file twice has one name
+        doubled = {title for title in titles if sum(title == other for other, _ in named) > 1}
         titles = [
             "/".join(name[-depth:]) if title in doubled else title for name, title in zip(names, titles, strict=True)
         ]

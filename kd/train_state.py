@@ -35,6 +35,7 @@ class Progress:
         epoch: epochs completed.
         step_in_epoch: optimizer steps done in the epoch under way.
         step: optimizer steps done in all.
+        finished_step: of them, those that the last row of metrics.csv knows.
         best_miou: best validation mIoU so far, in 0..1; -1 before the first evaluation.
         best_epoch: the (1-based) epoch it was seen in.
         stale_evaluations: evaluations since then.
@@ -46,6 +47,7 @@ class Progress:
     epoch: int = 0
     step_in_epoch: int = 0
     step: int = 0
+    finished_step: int = 0
     best_miou: float = -1.0
     best_epoch: int = 0
     stale_evaluations: int = 0

@@ -107,6 +107,7 @@ class VideoWriter:
         self.codec = "libx264" if "libx264" in self.av.codecs_available else "mpeg4"
         self.stream = self.container.add_stream(self.codec, rate=rate)
         # MPEG-4 knows units down to 1/65535 s only: there, frames are a whole number of 1/rate apart.
+        self.rate = rate
         self.time_base = time_base if self.codec == "libx264" else 1 / rate
         self.stream.codec_context.time_base = self.time_base
         # How rgb24 becomes YCbCr below; players take untagged HD for BT.709.
@@ -126,8 +127,12 @@ class VideoWriter:
         if (height, width) != self.size:
             raise DataError(f"the picture's size changes within the video, from {self.size} to {(height, width)}")
         picture = self.av.VideoFrame.from_ndarray(frame.pixels, format="rgb24")
-        # Some files say that two frames come at the same time, or the second before the first.
-        self.last = max(round(frame.time / self.time_base), self.last + 1)
+        time = round(frame.time / self.time_base)
+        if time <= self.last:
+            # Some files say that two frames come at once, or in another order. Where the clock jumps, go on evenly.
+            step = max(1, round(1 / self.rate / self.time_base))
+            time = self.last + (1 if self.last - time <= step else step)
+        self.last = time
         picture.pts, picture.time_base = self.last, self.time_base
         self._encode(picture)
 

@@ -407,6 +407,16 @@ def test_frames_whose_times_do_not_rise(tmp_path, monkeypatch, codecs):
     assert len(got) == 5 and got == sorted(set(got))
 
 
+def test_a_clock_that_jumps_does_not_squeeze_the_rest(tmp_path):
+    pytest.importorskip("av", reason="PyAV is not installed")
+    writer = VideoWriter(tmp_path / "a.mp4", Fraction(25), Fraction(1, 1000))
+    for number, time in enumerate((0, 40, 9000, 80, 120)):
+        writer.write(Frame(pixels(48, 64, number), Fraction(time, 1000)))
+    writer.close()
+    with VideoReader(tmp_path / "a.mp4") as reader:
+        assert [round(1000 * frame.time) for frame in reader] == [0, 40, 9000, 9040, 9080]
+
+
 def test_a_video_says_how_its_colours_are_made(tmp_path):
     """BT.601, whatever its size: untagged, players take large ones for BT.709 and show other colours."""
     pytest.importorskip("av", reason="PyAV is not installed")

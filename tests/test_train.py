@@ -10,6 +10,7 @@ import torch
 import trainer as trainer_module
 from kd.checkpoint import load_file
 from kd.errors import UserError
+from kd.train_state import Stopped
 from tests.conftest import assert_one_line_error
 from train_kd import get_args_parser, main, make_recipe, name_run
 from trainer import Trainer
@@ -269,6 +270,23 @@ def test_a_run_that_has_ended_stays_so_when_resumed(more, steps, epochs, demo_da
     assert (rows(folder), (folder / "last.pth").read_bytes(), (folder / "best.pth").read_bytes()) == first
     assert load_file(folder / "last.pth")["training"]["progress"]["step"] == steps
     assert len(rows(folder)) == epochs and (folder / "report.txt").exists()
+
+
+@pytest.mark.parametrize("steps", [3, 4])
+def test_a_stop_while_the_last_step_is_scored_costs_no_score(steps, demo_data, tmp_path, monkeypatch):
+    more = ["--max-steps", steps]
+    assert main(arguments(demo_data, tmp_path / "whole", *more)) == 0
+
+    def stop(*args, **kwargs):
+        raise Stopped
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer_module, "evaluate_model", stop)
+        assert main(arguments(demo_data, tmp_path / "parts", *more)) == 130
+    assert not (tmp_path / "parts" / "run" / "metrics.csv").exists()
+    assert main(arguments(demo_data, tmp_path / "parts", *more, "--resume", "auto")) == 0
+    assert_same_run(tmp_path / "whole" / "run", tmp_path / "parts" / "run")
+    assert (tmp_path / "parts" / "run" / "best.pth").exists()
 
 
 def test_changed_hyperparameters_take_effect_when_they_are_allowed(demo_data, tmp_path):

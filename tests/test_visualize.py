@@ -93,7 +93,9 @@ def test_column_titles(tmp_path):
     assert visualize.column_titles(paths) == ["a/best", "a/last", "b"]
     paths = [tmp_path / "voc" / "a" / "best.pth", tmp_path / "camvid" / "a" / "best.pth", tmp_path / "b" / "best.onnx"]
     assert visualize.column_titles(paths) == ["voc/a/best", "camvid/a/best", "b"]
-    assert len(visualize.column_titles(paths[:1] * 2)) == 2
+    assert visualize.column_titles(paths[:1] * 2) == ["a/best", "a/best"]
+    paths = [tmp_path / "a" / "best.pth", tmp_path / "a" / "best.onnx", tmp_path / "b" / "best.pth"]
+    assert visualize.column_titles(paths) == ["a/best.pth", "a/best.onnx", "b"]
 
 
 def test_a_checkpoint_trained_for_int8_is_shown_with_its_rounding(dataset, demo_checkpoint, tmp_path):
