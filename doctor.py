@@ -20,7 +20,7 @@ from torch.utils.data import default_collate
 
 from dataset import SegmentationDataset, build_dataset
 from kd import distributed
-from kd.atomic import nearest
+from kd.atomic import free_bytes, nearest
 from kd.batch import prepare_batch
 from kd.device import check_amp, pick_device
 from kd.distiller import Recipe
@@ -171,7 +171,7 @@ def check_batches(args: argparse.Namespace, dataset: SegmentationDataset) -> str
 
 def check_decode_cache(args: argparse.Namespace, dataset: SegmentationDataset) -> str:
     needed = room_needed(dataset.layout, dataset.split, dataset.files, args.decode_cache)
-    check_room(needed, args.decode_cache)
+    check_room(args.decode_cache, needed)
     return f"{needed / GB:.2f} GB to write in {args.decode_cache}" if needed else f"is there, in {args.decode_cache}"
 
 
@@ -298,8 +298,7 @@ def check_disk(trainer: Trainer) -> str:
     last = student + 3 * _bytes(list(trainer.model.parameters()))  # adapters, and two moments of everything
     kept = args.epochs // args.save_every if args.save_every else 0
     needed = int(1.1 * (2 * last + (2 + kept) * student)) + 10_000_000
-    there = nearest(trainer.folder)
-    free = shutil.disk_usage(there).free
+    there, free = nearest(trainer.folder), free_bytes(trainer.folder)
     if needed > free:
         raise UserError(
             f"{there}: the run's files take about {needed / GB:.2f} GB, {free / GB:.2f} GB are free: "

@@ -339,7 +339,8 @@ class Trainer:
         self.scaler.scale(total).backward()
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.skipped += self.scaler.scale(self.one) < scale
+        if self.scaler.is_enabled():
+            self.skipped += self.scaler.scale(self.one) < scale
         self.scheduler.step()
         return torch.stack([*(losses[name] for name in self.recipe.weights), total]).detach()
 

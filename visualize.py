@@ -96,18 +96,16 @@ def column_titles(paths: Sequence[Path]) -> list[str]:
     stems = [path.with_suffix("") for path in full]
     short = {path: stem if stems.count(stem) == 1 else path for path, stem in zip(full, stems, strict=True)}
     names = [short[path.resolve()].parts[1:] for path in paths]  # without the root
-    runs = [name[-2] for name in names]
-    titles = [
-        run if runs.count(run) == 1 and name[-1] == "best" else "/".join(name[-2:])
-        for run, name in zip(runs, names, strict=True)
-    ]
-    for depth in range(3, max(map(len, names)) + 1):
-        named = set(zip(titles, names, strict=True))  # the same file twice has one name
-        doubled = {title for title in titles if sum(title == other for other, _ in named) > 1}
-        titles = [
-            "/".join(name[-depth:]) if title in doubled else title for name, title in zip(names, titles, strict=True)
-        ]
-    return titles
+    tails = {name: [name[-2], *("/".join(name[-depth:]) for depth in range(2, len(name) + 1))] for name in names}
+
+    def title(name: tuple[str, ...]) -> str:
+        """The shortest of its tails that is no other's; the run's name alone stands for its best.pth."""
+        taken = {tail for other in tails if other != name for tail in tails[other]}
+        alone = name[-1] == "best" and [other[-2] for other in names].count(name[-2]) == 1
+        own = tails[name] if alone else tails[name][1:]
+        return next((tail for tail in own if tail not in taken), own[-1])
+
+    return [title(name) for name in names]
 
 
 def load_columns(args: argparse.Namespace, dataset: SegmentationDataset) -> list[Column]:

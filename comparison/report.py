@@ -102,9 +102,14 @@ def _cell(title: str, text: str, key: object) -> Cell:
     return Cell(text, key)
 
 
+def _first_trained(lines: Sequence[Line]) -> Line:
+    """The first line that is no teacher's: of the first student with runs, its baseline if that has some."""
+    return next(line for line in lines if line.kind != "teacher")
+
+
 def _figures(comparison: Comparison, lines: Sequence[Line]) -> Element:
     """The few numbers that matter most, of the best method of the first student that has runs."""
-    first = first_trained(lines)
+    first = _first_trained(lines)
     student = first.student
     best = best_method(lines, student) or first
     teacher = next((line for line in lines if line.kind == "teacher"), None)
@@ -231,16 +236,11 @@ def _curve_table(curves: Sequence[Curve]) -> Element:
     return details("The curves as a table", table(columns, rows, "Validation mIoU % by epoch, mean over seeds"))
 
 
-def first_trained(lines: Sequence[Line]) -> Line:
-    """The first line of a student: where the baseline has been trained, that of the first student's."""
-    return next(line for line in lines if line.kind != "teacher")
-
-
 # -- pictures ------------------------------------------------------------------------------------
 
 
 def _pictures(comparison: Comparison, lines: Sequence[Line]) -> list[Element]:
-    best = best_method(lines, first_trained(lines).student)
+    best = best_method(lines, _first_trained(lines).student)
     if best is None or not best.pairs or not comparison.plan.report.panels:
         return []
     panels = make_panels(comparison, best)

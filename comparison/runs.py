@@ -72,7 +72,7 @@ def check_config(run: Run) -> None:
     ]
     files = saved.get("weight_files", {})
     for role, weights in (("student", Path(run.args.student_weights)), ("teacher", Path(run.args.teacher_weights))):
-        if role in files and weights.is_file() and _digest(weights, weights.stat().st_mtime_ns) != files[role]:
+        if role in files and weights.is_file() and _sha256_of(weights, weights.stat().st_mtime_ns) != files[role]:
             changed.append(f"the {role}'s {weights} has another content now")
     if changed:
         raise UserError(
@@ -82,7 +82,8 @@ def check_config(run: Run) -> None:
 
 
 @functools.cache
-def _digest(path: Path, modified_ns: int) -> str:
+def _sha256_of(path: Path, modified_ns: int) -> str:
+    """Hash of a file as it was modified last: read once, not once a run."""
     return file_sha256(path)
 
 
@@ -153,8 +154,9 @@ def train_missing(plan: Plan, runs: Sequence[Run], jobs: int) -> list[str]:
                 if stop.requested and not told:
                     told = True
                     print("stopping: the runs under way save themselves first", flush=True)
-                    for job in active if os.name != "nt" else []:  # there Ctrl-C has reached them, and this would kill
-                        job.process.terminate()
+                    if os.name != "nt":  # on Windows Ctrl-C has reached them already, and this would kill them
+                        for job in active:
+                            job.process.terminate()
                 for job in [job for job in active if job.poll() is not None]:
                     active.remove(job)
                     failures += _outcome(job, stop.requested)

@@ -61,7 +61,6 @@ class Line:
     miou: Spread
     pixel_accuracy: Spread
     difference: Spread | None
-    pairs: int
     chosen: Spread | None
     chosen_difference: Spread | None
     share: float | None
@@ -73,9 +72,21 @@ class Line:
     iou: Mapping[str, float | None]
 
     @property
+    def pairs(self) -> int:
+        """How many runs the difference is of."""
+        return self.difference.n if self.difference else 0
+
+    @property
     def helps(self) -> str:
         """Whether the paired difference is larger than twice its standard deviation, in a word."""
         return verdict(self.difference)
+
+
+def seeds_in_words(comparison: Comparison) -> str:
+    """How many seeds the plan has, and whether all runs of all methods are there."""
+    seeds = len(comparison.plan.seeds)
+    words = f"{seeds} seed{'s' * (seeds > 1)}"
+    return f"up to {words} (some runs are not finished: see the column seeds)" if comparison.missing else words
 
 
 def verdict(difference: Spread | None) -> str:
@@ -132,14 +143,14 @@ def _line(
     cost = comparison.costs[student]
     is_baseline = method == comparison.plan.baseline
 
-    def spreads(value: Callable[[Result], float | None]) -> tuple[Spread | None, Spread | None, int]:
-        """Of a value of each run, of its differences to the baseline, and the number of these."""
+    def spreads(value: Callable[[Result], float | None]) -> tuple[Spread | None, Spread | None]:
+        """Of a value of each run, and of its differences to the baseline."""
         values = by_seed(results, value)
         differences = [] if is_baseline else paired(values, by_seed(baseline, value))
-        return Spread.of(list(values.values())), Spread.of(differences), len(differences)
+        return Spread.of(list(values.values())), Spread.of(differences)
 
-    miou, difference, pairs = spreads(lambda result: result.miou)
-    chosen, chosen_difference, _ = spreads(lambda result: chosen_miou(result, comparison.plan.report.classes))
+    miou, difference = spreads(lambda result: result.miou)
+    chosen, chosen_difference = spreads(lambda result: chosen_miou(result, comparison.plan.report.classes))
     return Line(
         kind="baseline" if is_baseline else "method",
         method=method,
@@ -148,7 +159,6 @@ def _line(
         miou=miou,
         pixel_accuracy=Spread.of([result.row["pixel_accuracy"] for result in results]),
         difference=difference,
-        pairs=pairs,
         chosen=chosen,
         chosen_difference=chosen_difference,
         share=miou.mean / comparison.teacher.miou if comparison.teacher and comparison.teacher.miou else None,
@@ -172,7 +182,6 @@ def _teacher_line(comparison: Comparison) -> Line:
         miou=Spread(teacher.miou, None),
         pixel_accuracy=Spread(teacher.row["pixel_accuracy"], None),
         difference=None,
-        pairs=0,
         chosen=None if chosen is None else Spread(chosen, None),
         chosen_difference=None,
         share=1.0,
@@ -321,13 +330,6 @@ TEX_SIGNS = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", DASH: "---", "<": r"$<$", ">": r"$>$",
 }  # fmt: skip
-
-
-def seeds_in_words(comparison: Comparison) -> str:
-    """How many seeds the plan has, and whether all runs of all methods are there."""
-    seeds = len(comparison.plan.seeds)
-    words = f"{seeds} seed{'s' * (seeds > 1)}"
-    return f"up to {words} (some runs are not finished: see the column seeds)" if comparison.missing else words
 
 
 def tex_escape(text: str) -> str:

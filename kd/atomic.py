@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -67,6 +68,11 @@ def write_text(path: str | Path, text: str) -> None:
 def nearest(path: Path) -> Path:
     """``path``, or the nearest of its parents that is there."""
     return next(place for place in (path, *path.absolute().parents) if place.exists())
+
+
+def free_bytes(path: Path) -> int:
+    """Bytes free on the disk that holds ``path``, or would hold it."""
+    return shutil.disk_usage(nearest(path)).free
 
 
 def _first_os_error(error: BaseException | None) -> OSError | None:

@@ -20,7 +20,6 @@ import contextlib
 import json
 import math
 import os
-import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -29,7 +28,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from kd.atomic import nearest, try_lock, write_text
+from kd.atomic import free_bytes, try_lock, write_text
 from kd.errors import UserError
 
 FORMAT = 1
@@ -223,7 +222,7 @@ def writing(folder: Path) -> Iterator[None]:
 
 def check_room(folder: Path, needed: int) -> None:
     """Say what will be written to ``folder``; a `UserError` if ``needed`` bytes are more than are free."""
-    free = shutil.disk_usage(nearest(folder)).free
+    free = free_bytes(folder)
     print(f"teacher cache: {needed / 1e9:.2f} GB to write in {folder} ({free / 1e9:.1f} GB free)")
     if needed > free:
         raise UserError(

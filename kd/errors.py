@@ -38,7 +38,7 @@ def run_cli(main: Callable[[argparse.Namespace], object], get_args_parser: Calla
             stream.reconfigure(errors="backslashreplace")
     args = get_args_parser().parse_args()
     try:
-        status = _ending_children(main, args)
+        status = main(args)
     except UserError as error:
         message = " ".join(str(error).split())
         print(f"error: {message}", file=sys.stderr)
@@ -54,20 +54,19 @@ def run_cli(main: Callable[[argparse.Namespace], object], get_args_parser: Calla
             raise
         print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
         sys.exit(2)
+    finally:
+        _end_loader_processes()
     sys.exit(status if isinstance(status, int) else 0)
 
 
-def _ending_children(main: Callable[[argparse.Namespace], object], args: argparse.Namespace) -> object:
-    """``main(args)``; loader processes that an error has left behind end with it.
+def _end_loader_processes() -> None:
+    """End those that an error has left behind.
 
     They ignore SIGTERM (see `kd.train_state.ignore_stop_signals`), by which Python would end them: it would wait for
     ever.
     """
-    try:
-        return main(args)
-    finally:
-        children = multiprocessing.active_children()
-        if children and hasattr(signal, "SIGCHLD"):
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would make an error of their end
-        for child in children:
-            child.kill()
+    children = multiprocessing.active_children()
+    if children and hasattr(signal, "SIGCHLD"):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would make an error of their end
+    for child in children:
+        child.kill()

@@ -95,13 +95,13 @@ class LayerQuantizer(Quantizer):
         for node in model.graph.nodes:
             if node.op != "call_function" or "quantization_annotation" in node.meta:
                 continue
+            output = None if node is logits else self.activations
             if node.target in LAYERS:
                 self._annotate_layer(node, logits)
             elif node.target in SUMS and all(_is_feature_map(term) for term in node.args[:2]):
-                output = None if node is logits else self.activations
                 self._annotate(node, dict.fromkeys(node.args[:2], self.activations), output)
             elif node.target == aten.cat.default and all(map(_is_feature_map, node.args[0])):
-                self._annotate(node, dict.fromkeys(node.args[0], self.activations), self.activations)
+                self._annotate(node, dict.fromkeys(node.args[0], self.activations), output)
         return model
 
     def _annotate_layer(self, layer: Node, logits: Node) -> None:

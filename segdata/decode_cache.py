@@ -12,7 +12,6 @@ import contextlib
 import hashlib
 import json
 import os
-import shutil
 import time
 import uuid
 from collections.abc import Callable
@@ -21,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from kd.atomic import nearest, write_text
+from kd.atomic import free_bytes, write_text
 from kd.errors import UserError
 from segdata.layouts import Layout, SplitFiles
 from segdata.parallel import map_in_order
@@ -97,9 +96,9 @@ def room_needed(layout: Layout, split: str, files: SplitFiles, folder: Path) -> 
     return 0 if _load(*_locate(layout, split, files, folder)) else _total_bytes(_shapes(files))
 
 
-def check_room(needed: int, folder: Path) -> None:
+def check_room(folder: Path, needed: int) -> None:
     """A `UserError` if ``needed`` bytes are more than are free in ``folder``."""
-    free = shutil.disk_usage(nearest(folder)).free
+    free = free_bytes(folder)
     if needed > free:
         raise UserError(
             f"--decode-cache: {needed / 1e9:.2f} GB are needed in {folder}, {free / 1e9:.2f} GB are free; "
@@ -152,9 +151,9 @@ def _build(data: Path, files: SplitFiles, read_pair: ReadPair) -> list[tuple[int
     """Decode everything into ``data`` by way of a temporary file; return the sizes (H, W)."""
     shapes = _shapes(files)
     total = _total_bytes(shapes)
-    free = shutil.disk_usage(data.parent).free
+    free = free_bytes(data.parent)
     print(f"decoded cache: {len(shapes):,} images, {total / 1e9:.2f} GB in {data} ({free / 1e9:.1f} GB free)")
-    check_room(total, data.parent)
+    check_room(data.parent, total)
 
     def encode(index: int) -> bytes:
         image, mask = read_pair(index)

@@ -106,14 +106,14 @@ class VideoWriter:
         self.container = self.av.open(str(path), "w")
         self.codec = "libx264" if "libx264" in self.av.codecs_available else "mpeg4"
         self.stream = self.container.add_stream(self.codec, rate=rate)
-        # MPEG-4 knows units down to 1/65535 s only: there, frames are a whole number of 1/rate apart.
         self.rate = rate
+        # MPEG-4 knows units down to 1/65535 s only: there, frames are a whole number of 1/rate apart.
         self.time_base = time_base if self.codec == "libx264" else 1 / rate
         self.stream.codec_context.time_base = self.time_base
         # How rgb24 becomes YCbCr below; players take untagged HD for BT.709.
         self.stream.codec_context.colorspace, self.stream.codec_context.color_range = BT601, LIMITED_RANGE
         self.size: tuple[int, int] | None = None
-        self.last = -1  # time of the last frame, in units
+        self.last = -1  # time of the last frame, in units of `time_base`
 
     def write(self, frame: Frame) -> None:
         """Append a frame; the first one decides the size of the video."""
@@ -133,7 +133,7 @@ class VideoWriter:
             step = max(1, round(1 / self.rate / self.time_base))
             time = self.last + (1 if self.last - time <= step else step)
         self.last = time
-        picture.pts, picture.time_base = self.last, self.time_base
+        picture.pts, picture.time_base = time, self.time_base
         self._encode(picture)
 
     def close(self) -> None:

@@ -22,7 +22,6 @@ from torch.utils.data import DataLoader
 import dataset as dataset_script
 from dataset import DATASETS, EpochSampler, SegmentationDataset, build_dataset, find_layout
 from kd.errors import UserError
-from segdata import decode_cache
 from segdata.layouts import VOC_CLASSES, VOC_FOLDERS, find_voc, read_class_names, read_split_list
 from segdata.palettes import distinct_palette, voc_palette
 from segdata.reading import DataError, image_size, read_image, read_mask
@@ -668,7 +667,7 @@ def test_an_interrupted_or_impossible_build_leaves_nothing(voc, tmp_path, monkey
         build_dataset("voc", voc, "train", decode_cache=cache)
     assert list(cache.iterdir()) == []
     write_voc(voc)
-    monkeypatch.setattr(decode_cache.shutil, "disk_usage", lambda path: SimpleNamespace(free=100))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=100))
     with pytest.raises(UserError, match="are needed in"):
         build_dataset("voc", voc, "train", decode_cache=cache)
     blocked = tmp_path / "file"

@@ -10,8 +10,7 @@ from PIL import Image
 
 import doctor
 import zoo
-from dataset import build_dataset
-from kd.checkpoint import load_file, save_atomic
+from kd.checkpoint import load_file
 from kd.errors import UserError
 from tests.test_train import arguments
 from tests.tiny import TinyModel
@@ -23,14 +22,6 @@ Usage = namedtuple("Usage", "total used free")
 @pytest.fixture(autouse=True)
 def tiny_model(monkeypatch):
     monkeypatch.setitem(zoo.MODELS, "tiny", zoo.ModelSpec(TinyModel, None, "random"))
-
-
-@pytest.fixture
-def teacher_file(demo_data, tmp_path_factory):
-    dataset = build_dataset("demo", demo_data, "val")
-    path = tmp_path_factory.mktemp("teacher") / "teacher.pth"
-    save_atomic(zoo.model_file_dict("tiny", TinyModel(dataset.num_classes), dataset), path)
-    return path
 
 
 @pytest.fixture
@@ -70,10 +61,10 @@ def test_all_is_well_and_nothing_is_written(dry_run, tmp_path):
     assert looked_at >= {"losses", "folder", "device", "data", "batches", "workers", "step", "memory", "disk"}
 
 
-def test_caches_are_looked_for_and_not_made(dry_run, teacher_file, tmp_path, monkeypatch):
+def test_caches_are_looked_for_and_not_made(dry_run, demo_checkpoint, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    more = ["--decode-cache", "--cache-teacher", "--alpha", "1", "--teacher", "tiny", "--teacher-weights", teacher_file]
-    status, lines = dry_run(*more)
+    more = ["--decode-cache", "--cache-teacher", "--alpha", "1", "--teacher", "tiny"]
+    status, lines = dry_run(*more, "--teacher-weights", str(demo_checkpoint("tiny")))
     assert status == 0, lines
     assert list(tmp_path.iterdir()) == []
     text = "\n".join(lines)

@@ -5,6 +5,7 @@ import errno
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -552,7 +553,7 @@ def test_a_full_disk_is_one_line_and_costs_nothing_that_is_done(train_set, tmp_p
 
 def test_too_little_room_is_told_before_writing(train_set, tmp_path, monkeypatch):
     usage = type("Usage", (), {"free": 1000})
-    monkeypatch.setattr(cache_store.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     with pytest.raises(UserError, match="uint8"):
         open_teacher_cache(tmp_path, make_teacher(), "tiny", train_set)
     (folder,) = tmp_path.iterdir()
