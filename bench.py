@@ -22,14 +22,14 @@ from typing import Any
 import torch
 import torchvision
 
+from basics.device import pick_device
+from basics.errors import UserError, run_cli
+from basics.files import write_text
 from benchmarks.loading import bench_loading
 from benchmarks.pictures import make_pictures
 from benchmarks.steps import TEACHER, bench_steps
 from benchmarks.validation import bench_validation
 from dataset import SegmentationDataset, build_dataset
-from kd.atomic import write_text
-from kd.device import pick_device
-from kd.errors import UserError, run_cli
 
 # What a machine with 2 CPU cores, crops of 256 pixels and batches of 8 must reach: at most, or at least.
 GOALS = {

@@ -15,14 +15,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from basics.errors import UserError, choose, run_cli
+from basics.files import write_text
 from comparison.markdown import to_markdown
 from comparison.plan import Plan, Run, check_files, load_plan
 from comparison.report import to_html
 from comparison.runs import state_of, train_missing
 from comparison.scoring import Comparison, gather
 from comparison.tables import runs_csv, summarize, summary_csv, to_tex
-from kd.atomic import write_text
-from kd.errors import UserError, choose, run_cli
 
 
 def get_args_parser() -> argparse.ArgumentParser:

@@ -18,10 +18,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from kd.device import pick_device
-from kd.errors import UserError, choose, run_cli
-from kd.runlog import device_name
-from models.cost import count_macs, file_megabytes, measure_latency, parameters_by_part
+from basics.device import pick_device
+from basics.errors import UserError, choose, run_cli
+from networks.cost import count_macs, file_megabytes, measure_latency, parameters_by_part
+from training.runlog import device_name
 from zoo import MODELS, build_model, load_checkpoint_model
 
 DEFAULT_TEACHER = "fcn_resnet50"

@@ -8,12 +8,12 @@
 
 A sample is a dict:
 
-    image  uint8   (3, H, W)  RGB; normalised later, on the device (`kd.batch.prepare_batch`)
+    image  uint8   (3, H, W)  RGB; normalised later, on the device (`basics.batch.prepare_batch`)
     mask   int64   (H, W)     classes 0..C-1, 255 = void; all 255 where the split has no masks
     valid  bool    (H, W)     False where the crop reached beyond the image
     box    float32 (4,)       (x0, y0, x1, y1) the crop's window in pixels of the original image
     flip   bool               whether the window was mirrored
-    jitter float32 (3,)       factors of brightness, contrast, saturation, still to be applied (`kd.batch`); if any
+    jitter float32 (3,)       factors of brightness, contrast, saturation, still to be applied (`basics.batch`); if any
     index  int, id str, size int64 (2,) = original (H, W)
 """
 
@@ -27,7 +27,7 @@ from pathlib import Path
 import torch
 from torch.utils.data import Dataset
 
-from kd.errors import UserError, choose, run_cli
+from basics.errors import UserError, choose, run_cli
 from segdata.archives import check_md5, extract, find_archive, unfinished
 from segdata.check import check_layout
 from segdata.decode_cache import open_cache

@@ -30,20 +30,20 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from basics import distributed
+from basics.batch import prepare_batch
+from basics.device import autocast, exact_dtype, pick_device, synchronize
+from basics.errors import UserError, run_cli
+from basics.files import write_text
 from dataset import SegmentationDataset, add_data_arguments, build_dataset
-from kd import distributed
-from kd.atomic import write_text
-from kd.batch import prepare_batch
-from kd.device import autocast, exact_dtype, pick_device, synchronize
-from kd.errors import UserError, run_cli
-from kd.failures import explain_memory
-from kd.metrics import IGNORE_INDEX, ConfusionMatrix, Scores
-from kd.train_state import Stopped, StopSignal, ignore_stop_signals
-from models.cost import count_parameters
-from predictor import Segmenter, load_segmenter
+from deploy.segmenter import Segmenter, load_segmenter
+from networks.cost import count_parameters
+from scoring.metrics import IGNORE_INDEX, ConfusionMatrix, Scores
+from scoring.submission import write_submission
 from segdata.layouts import VOC_CLASSES
 from segdata.reading import image_size
-from segdata.submission import write_submission
+from training.failures import explain_memory
+from training.state import Stopped, StopSignal, ignore_stop_signals
 
 PROTOCOL = (
     "native resolution, single scale, no flip, logits resized to the mask, void (255) left out, background counted"
@@ -323,7 +323,7 @@ def check_classes(label: str, class_names: list[str], dataset: SegmentationDatas
 
 
 def submit(path: Path, segmenter: Segmenter, dataset: SegmentationDataset) -> None:
-    """Write the predictions for ``dataset``'s images as VOC's evaluation server wants them (see `segdata.submission`).
+    """Write the predictions for ``dataset``'s images as VOC's evaluation server wants them (see `scoring.submission`).
 
     Raises:
         UserError: the classes are not VOC's, or the file's name does not end in .tgz or .tar.gz.

@@ -18,16 +18,16 @@ from pathlib import Path
 
 import torch
 
-from kd.errors import UserError, run_cli
-from kd.model_card import ModelCard
-from kd.runlog import device_name
-from models.base import SegmentationModel
-from models.cost import count_parameters
-from models.export_checks import compare, interleaved_ms, require_agreement, smooth_pictures
-from models.exported import load_exported
-from models.exporting import Deployed, export_program, write_onnx, write_pt2
-from models.quantized import GraphModel
-from predictor import EXPORTED
+from basics.errors import UserError, run_cli
+from deploy.export_checks import compare, interleaved_ms, require_agreement, smooth_pictures
+from deploy.exported import load_exported
+from deploy.exporting import Deployed, export_program, write_onnx, write_pt2
+from deploy.model_card import ModelCard
+from deploy.quantized import GraphModel
+from deploy.segmenter import EXPORTED
+from networks.base import SegmentationModel
+from networks.cost import count_parameters
+from training.runlog import device_name
 from zoo import load_checkpoint_model
 
 LEAST_AGREEMENT = 0.999

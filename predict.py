@@ -31,16 +31,16 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from kd.atomic import replacing
-from kd.device import synchronize
-from kd.drawing import PanelRow, background_classes, colorize, overlay, panel
-from kd.errors import UserError, run_cli
-from kd.failures import explain_memory
-from predictor import LEAST_SIZE, Segmenter, load_segmenter
+from basics.device import synchronize
+from basics.errors import UserError, run_cli
+from basics.files import replacing
+from deploy.segmenter import LEAST_SIZE, Segmenter, load_segmenter
+from segdata.drawing import PanelRow, background_classes, colorize, overlay, panel
 from segdata.inputs import Source, find_sources
 from segdata.pictures import read_picture, write_png
 from segdata.reading import DataError
 from segdata.video import Frame, VideoReader, VideoWriter, open_writer
+from training.failures import explain_memory
 
 KINDS = ("mask", "overlay", "panel")
 DEFAULT_STUDENT = Path(__file__).resolve().parent / "checkpoints" / "animals" / "student.pth"
@@ -241,7 +241,7 @@ def main(args: argparse.Namespace) -> int | None:
         raise UserError("no INPUT: give a picture, a folder, a glob, a video or camera:0")
     segmenter = load_segmenter(args.checkpoint, args.device)
     if args.fps is not None:
-        from kd.runlog import device_name
+        from training.runlog import device_name
 
         where = device_name(segmenter.device.type)
         print(

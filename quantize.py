@@ -22,18 +22,18 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from basics.batch import normalize
+from basics.errors import UserError, run_cli
 from dataset import add_data_arguments, build_dataset
+from deploy.export_checks import Difference, compare, require_agreement
+from deploy.exported import Pt2Model
+from deploy.exporting import Deployed, export_program, write_onnx, write_pt2
+from deploy.quantized import GraphModel, load_fake_quant, quantize_calibrated
 from evaluate import check_classes
 from export import add_form_arguments, check_output, deploy
-from kd.batch import normalize
-from kd.errors import UserError, run_cli
-from kd.onnx_session import executed_operators, integer_layers
-from models.base import SegmentationModel
-from models.cost import count_parameters
-from models.export_checks import Difference, compare, require_agreement
-from models.exported import Pt2Model
-from models.exporting import Deployed, export_program, write_onnx, write_pt2
-from models.quantized import GraphModel, load_fake_quant, quantize_calibrated
+from networks.base import SegmentationModel
+from networks.cost import count_parameters
+from networks.onnx_session import executed_operators, integer_layers
 from zoo import load_checkpoint_model
 
 # Engines round a sum that lies half-way between two integers either way, and in a deep network such a step

@@ -16,8 +16,8 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.models import mobilenet_v3_small
 
-from kd.errors import choose
-from models.base import SegmentationModel
+from basics.errors import choose
+from networks.base import SegmentationModel
 
 
 @dataclass(frozen=True)

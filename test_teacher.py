@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import argparse
 
+from basics.device import pick_device
+from basics.errors import run_cli
 from dataset import build_dataset
 from evaluate import add_evaluation_arguments, format_summary, report, write_results
-from kd.device import pick_device
-from kd.errors import run_cli
 from zoo import load_teacher, teacher_name
 
 

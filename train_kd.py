@@ -18,19 +18,19 @@ import argparse
 import math
 from pathlib import Path
 
+from basics import distributed
+from basics.device import make_deterministic
+from basics.errors import UserError, choose, run_cli
 from dataset import add_data_arguments
-from doctor import examine
-from kd import distributed
 from kd.cache_store import DTYPES
-from kd.device import make_deterministic
 from kd.distiller import Recipe
-from kd.errors import UserError, choose, run_cli
-from kd.failures import explain_memory
 from kd.losses import LOSSES, PAPER_LAMBDAS, PRESETS
-from kd.optim import OPTIMIZERS, SCHEDULES
 from kd.teacher_cache import DEFAULT_FOLDER as TEACHER_FOLDER
 from segdata.decode_cache import DEFAULT_FOLDER as DECODED_FOLDER
-from trainer import Trainer
+from training.doctor import examine
+from training.failures import explain_memory
+from training.optim import OPTIMIZERS, SCHEDULES
+from training.trainer import Trainer
 
 
 def get_args_parser() -> argparse.ArgumentParser:

@@ -23,15 +23,15 @@ from PIL import Image
 from torch import nn
 from tqdm import tqdm
 
+from basics.batch import normalize
+from basics.device import pick_device
+from basics.errors import UserError, run_cli
+from basics.files import replacing
 from dataset import SegmentationDataset, add_data_arguments, build_dataset
+from deploy.segmenter import load_segmenter
 from evaluate import check_classes
-from kd.atomic import replacing
-from kd.batch import normalize
-from kd.device import pick_device
-from kd.drawing import PanelRow, background_classes, overlay, panel
-from kd.errors import UserError, run_cli
-from kd.metrics import image_miou
-from predictor import load_segmenter
+from scoring.metrics import image_miou
+from segdata.drawing import PanelRow, background_classes, overlay, panel
 from zoo import load_teacher, teacher_name
 
 

@@ -23,15 +23,15 @@ import torch
 import torchvision.models as tv
 from torchvision.models import segmentation as tvs
 
-from kd.batch import MEAN, STD
-from kd.errors import UserError, choose, run_cli
-from models import smp_models
-from models.base import SegmentationModel
-from models.cost import count_macs, count_parameters
-from models.fastlitessnet import FastLiteSSNet
-from models.onnx_teacher import load_onnx_teacher
-from models.torchvision_models import DeepLabV3MobileNet, LRASPPMobileNet, ResNetModel
-from models.weights import (
+from basics.batch import MEAN, STD
+from basics.errors import UserError, choose, run_cli
+from networks import smp as smp_models
+from networks.base import SegmentationModel
+from networks.cost import count_macs, count_parameters
+from networks.fastlitessnet import FastLiteSSNet
+from networks.onnx_teacher import load_onnx_teacher
+from networks.torchvision import DeepLabV3MobileNet, LRASPPMobileNet, ResNetModel
+from networks.weights import (
     ClassCountError,
     StateDict,
     WeightsFile,
@@ -191,7 +191,7 @@ def load_teacher(
         name: a key of `MODELS`.
         num_classes: classes of the data set, background included.
         weights: ``default`` (the library's VOC weights, 21 classes) or the path of a weights' file. A
-            ``.onnx`` file is a teacher by itself, whatever ``name`` says (`models.onnx_teacher`).
+            ``.onnx`` file is a teacher by itself, whatever ``name`` says (`networks.onnx_teacher`).
         class_names: if given, a checkpoint of this project must be for exactly these classes.
 
     Raises:

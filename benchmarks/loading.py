@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch.utils.data import default_collate
 
+from basics.batch import prepare_batch
 from benchmarks.naive import NaiveDataset
 from benchmarks.timing import interleave
 from dataset import SegmentationDataset
-from kd.batch import prepare_batch
 from segdata.transforms import TrainTransform
 
 NAIVE, LEAN, DECODED = "naive PIL pipeline", "decode, then crop first", "decoded cache"

@@ -18,9 +18,9 @@ from torchvision import transforms as T
 from torchvision.models.segmentation import fcn_resnet50
 from torchvision.transforms import functional as TF
 
+from basics.batch import MEAN, STD, prepare_batch
 from dataset import SegmentationDataset
-from kd.batch import MEAN, STD, prepare_batch
-from models.base import SegmentationModel
+from networks.base import SegmentationModel
 
 TAPS = {"layer1": "low", "layer2": "mid", "layer4": "high"}
 TEACHER_CHANNELS = {"low": 256, "mid": 512, "high": 2048}

@@ -10,16 +10,16 @@ from typing import Any
 import torch
 from torch.utils.data import default_collate
 
+from basics.batch import prepare_batch
 from benchmarks.naive import NaiveStep
 from benchmarks.timing import PartTimer, Timings, interleave
 from dataset import SegmentationDataset
-from kd.batch import prepare_batch
 from kd.distiller import DistilledStudent, Distiller, LiveTeacher, Recipe, Teacher
-from kd.folding import fold_batchnorm
-from kd.optim import make_optimizer
 from kd.teacher_cache import open_teacher_cache
+from networks.folding import fold_batchnorm
 from segdata.transforms import TrainTransform
 from student_model import StudentNet
+from training.optim import make_optimizer
 from zoo import build_model
 
 TEACHER = "fcn_resnet50"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from kd.device import synchronize
+from basics.device import synchronize
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch.utils.data import default_collate
 
+from basics.batch import prepare_batch
 from benchmarks.naive import NaiveValidation
 from benchmarks.timing import PartTimer, interleave
 from dataset import SegmentationDataset
 from evaluate import evaluate_model
-from kd.batch import prepare_batch
-from kd.metrics import ConfusionMatrix
+from scoring.metrics import ConfusionMatrix
 from student_model import StudentNet
 
 NAIVE, LEAN = "argmax + torchmetrics", "ours"

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from comparison.plan import Plan
 from comparison.scoring import Comparison
 from comparison.tables import DASH, LEAST_PAIRS, Line, seeds_in_words, signed, spread_cell
-from kd.runlog import describe_start
+from training.runlog import describe_start
 
 
 def reading_notes(comparison: Comparison) -> list[str]:

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from basics.device import pick_device
 from comparison.scoring import Comparison, Result
 from comparison.tables import Line
 from dataset import SegmentationDataset
-from kd.device import pick_device
-from kd.drawing import VOID, colorize
-from predictor import load_segmenter
+from deploy.segmenter import load_segmenter
+from segdata.drawing import VOID, colorize
 from visualize import Column, find_ids, predict_mask
 from zoo import load_teacher
 

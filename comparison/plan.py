@@ -36,8 +36,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 import train_kd
+from basics.errors import UserError, choose
 from dataset import build_dataset
-from kd.errors import UserError, choose
 from zoo import MODELS, teacher_name
 
 try:

@@ -22,7 +22,7 @@ from comparison.tables import (
     signed,
     spread_cell,
 )
-from kd.drawing import VOID, VOID_COLOR
+from segdata.drawing import VOID, VOID_COLOR
 
 HERE = Path(__file__).parent
 # The document may load nothing, from nowhere: even a mistake here cannot make it ask the network.

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import train_kd
+from basics.checkpoint import file_sha256
+from basics.errors import UserError
 from comparison.plan import TEACHER_ARGUMENTS, Plan, Run
-from kd.checkpoint import file_sha256
-from kd.errors import UserError
-from kd.runlog import CONFIG, METRICS, REPORT, read_metrics
-from kd.train_state import FREE_ARGUMENTS, StopSignal
+from training.runlog import CONFIG, METRICS, REPORT, read_metrics
+from training.state import FREE_ARGUMENTS, StopSignal
 
 SCRIPT = Path(__file__).resolve().parent.parent / "train_kd.py"
 LOG = "train.log"  # what a run printed

@@ -11,21 +11,21 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from basics.checkpoint import file_sha256
+from basics.device import pick_device
+from basics.errors import UserError
+from basics.files import write_text
 from comparison.plan import Plan, Run
 from dataset import SegmentationDataset, build_dataset
+from deploy.segmenter import load_segmenter
 from evaluate import PROTOCOL, Agreement, check_classes, evaluate_model, summary_row
-from kd.atomic import write_text
-from kd.checkpoint import file_sha256
-from kd.device import pick_device
-from kd.errors import UserError
-from kd.failures import explain_memory
-from kd.metrics import image_miou
-from kd.runlog import CONFIG, METRICS, device_name, read_metrics
-from kd.train_state import fingerprint
-from models.cost import count_macs, count_parameters, measure_latency
-from models.onnx_teacher import OnnxTeacher
-from predictor import load_segmenter
+from networks.cost import count_macs, count_parameters, measure_latency
+from networks.onnx_teacher import OnnxTeacher
+from scoring.metrics import image_miou
 from segdata.decode_cache import describe_sources
+from training.failures import explain_memory
+from training.runlog import CONFIG, METRICS, device_name, read_metrics
+from training.state import fingerprint
 from zoo import build_model, load_teacher
 
 FORMAT = 1

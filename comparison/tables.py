@@ -15,7 +15,7 @@ from operator import attrgetter
 from comparison.plan import Plan
 from comparison.scoring import Comparison, Result, Scored
 from evaluate import lab_score
-from kd.reporting import clock
+from training.report import clock
 
 DASH = "—"
 WITHIN = "within noise"

@@ -1,1 +1,1 @@
-"""The distillation library: losses, distiller, cache, metrics, checkpoints. Imports nothing from the scripts."""
+"""Distillation: the losses, the student with its adapters, the teacher live or from its cache."""

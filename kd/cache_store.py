@@ -28,8 +28,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from kd.atomic import free_bytes, try_lock, write_text
-from kd.errors import UserError
+from basics.errors import UserError
+from basics.files import free_bytes, try_lock, write_text
 
 FORMAT = 1
 OUTPUTS = "outputs.bin"

@@ -17,12 +17,12 @@ import torch
 from torch.utils.data import Dataset, default_collate
 from torchvision.ops import roi_align
 
-from kd.batch import prepare_batch
+from basics.batch import prepare_batch
+from basics.checkpoint import load_file
+from basics.device import synchronize
+from basics.grids import valid_cells
 from kd.cache_store import CacheReader
-from kd.checkpoint import load_file
-from kd.device import synchronize
 from kd.distiller import LiveTeacher, TeacherOutput, pad_batch
-from kd.grids import valid_cells
 from kd.projection import Projection
 
 AGREEMENT_CROPS = 32

@@ -16,9 +16,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from kd.device import autocast
-from kd.errors import UserError, choose
-from kd.grids import adaptive_average, common_stride, to_stride, upsample_logits, valid_cells
+from basics.device import autocast
+from basics.errors import UserError, choose
+from basics.grids import adaptive_average, common_stride, to_stride, upsample_logits, valid_cells
 from kd.loss_tools import wide
 from kd.losses import LOSSES, adaptive_weights
 
@@ -205,7 +205,7 @@ class Distiller:
         self.stride = common_stride(student.stride, teacher.stride) if teacher else student.stride
 
     def losses(self, batch: dict) -> dict[str, torch.Tensor]:
-        """Unweighted losses by name for a prepared batch (see `kd.batch.prepare_batch`)."""
+        """Unweighted losses by name for a prepared batch (see `basics.batch.prepare_batch`)."""
         batch = pad_batch(batch, self.stride)
         images, mask, valid = batch["image"], batch["mask"], batch["valid"]
         images = pixels_together(images)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch.nn import functional as F
 
-from kd.distributed import shared_count
+from basics.distributed import shared_count
 
 Dims = int | tuple[int, ...]
 

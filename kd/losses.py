@@ -14,7 +14,7 @@ A loss is a pure function of tensors; `LOSSES` says of which kind it is:
 
 All compute in float32 whatever comes in, send a gradient to the student alone, are 0 for a student equal to the
 teacher, and do not change when a batch is tiled along N, H or W. In a distributed run the mean over ranks of a
-loss, and of its gradient, is that of the whole batch (see `kd.distributed`); all ranks must call it.
+loss, and of its gradient, is that of the whole batch (see `basics.distributed`); all ranks must call it.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from typing import Literal
 import torch
 from torch.nn import functional as F
 
+from basics.distributed import add_up, shared_count, sum_over_ranks
 from kd import feature_losses
-from kd.distributed import add_up, shared_count, sum_over_ranks
 from kd.loss_tools import (
     cosine_distance,
     mean_over_images,

@@ -31,7 +31,10 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
-from kd.batch import MEAN, STD, prepare_batch
+from basics.batch import MEAN, STD, prepare_batch
+from basics.checkpoint import save_atomic
+from basics.errors import UserError, choose
+from basics.grids import to_stride
 from kd.cache_store import (
     DTYPES,
     FORMAT,
@@ -46,12 +49,9 @@ from kd.cache_store import (
     writing,
 )
 from kd.cached_teacher import CachedTeacher, load_projections, measure_agreement
-from kd.checkpoint import save_atomic
 from kd.distiller import LiveTeacher, Recipe, pad_batch
-from kd.errors import UserError, choose
-from kd.folding import fold_batchnorm
-from kd.grids import to_stride
 from kd.projection import DIMS, KEPT_LOSSES, Projection, fit_projection, projected_channels
+from networks.folding import fold_batchnorm
 
 DEFAULT_FOLDER = Path("data/teacher_cache")
 TAP_STRIDE = 16  # feature maps are kept at this stride, or at their own where that is coarser

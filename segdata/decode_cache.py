@@ -20,8 +20,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from kd.atomic import free_bytes, write_text
-from kd.errors import UserError
+from basics.errors import UserError
+from basics.files import free_bytes, write_text
 from segdata.layouts import Layout, SplitFiles
 from segdata.parallel import map_in_order
 from segdata.reading import DataError, image_size

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
-from kd.errors import UserError
+from basics.errors import UserError
 from segdata.pictures import PICTURE_SUFFIXES
 from segdata.video import CAMERA, VIDEO_SUFFIXES
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from kd.atomic import replacing, write_text
-from kd.errors import UserError
+from basics.errors import UserError
+from basics.files import replacing, write_text
 from segdata.layouts import Layout
 from segdata.parallel import map_in_order
 from segdata.reading import VOID, DataError, check_labels, read_mask

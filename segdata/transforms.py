@@ -14,7 +14,7 @@ import torch
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from kd.batch import MEAN
+from basics.batch import MEAN
 from segdata.reading import VOID
 
 FILL = tuple(round(255 * channel) for channel in MEAN)  # normalises to about 0, as zero padding would
@@ -42,7 +42,7 @@ class TrainTransform:
             with ``crop_size`` equal to the image's size the sample is then the whole image.
         flip: probability of a horizontal flip.
         jitter: how far brightness, contrast and saturation may be off 1, or None. Only drawn here; it is done
-            for the whole batch on the device (`kd.batch.jitter_colours`).
+            for the whole batch on the device (`basics.batch.jitter_colours`).
 
     A window may reach beyond the image. There the image holds the mean colour, the mask 255 and
     ``valid`` False: padding is nothing at all, while void is a label.

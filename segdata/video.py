@@ -12,8 +12,8 @@ from types import ModuleType
 
 import numpy as np
 
-from kd.atomic import replacing
-from kd.errors import UserError
+from basics.errors import UserError
+from basics.files import replacing
 from segdata.reading import DataError
 
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv")

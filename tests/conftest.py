@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-from kd.errors import run_cli
+from basics.errors import run_cli
 
 ROOT = Path(__file__).resolve().parent.parent
 RunScript = Callable[..., subprocess.CompletedProcess]
@@ -64,8 +64,8 @@ def demo_data(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def demo_checkpoint(demo_data, tmp_path_factory) -> Callable[..., Path]:
     """``demo_checkpoint("compact", seed=0)`` -> model file of an untrained network for the demo classes."""
+    from basics.checkpoint import save_atomic
     from dataset import build_dataset
-    from kd.checkpoint import save_atomic
     from zoo import create_model, model_file_dict
 
     dataset = build_dataset("demo", demo_data, "val")

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from kd import distributed
-from kd.errors import UserError
+from basics import distributed
+from basics.errors import UserError
 
 needs_fork = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="forks a process that has used PyTorch")
 
@@ -81,7 +81,7 @@ class Ranks:
     """Forked processes that are the ranks of one distributed run on the CPU.
 
     Args:
-        work: what each does, inside `kd.distributed.session`, from its rank; the return value comes
+        work: what each does, inside `basics.distributed.session`, from its rank; the return value comes
             back from `results`.
         world: how many.
         folder: for their output and results.

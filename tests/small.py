@@ -11,8 +11,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import zoo
-from kd.batch import MEAN, STD
-from models.base import SegmentationModel
+from basics.batch import MEAN, STD
+from networks.base import SegmentationModel
 from zoo import ModelSpec
 
 EPS, MOMENTUM, DROPOUT = 1e-3, 0.01, 0.3

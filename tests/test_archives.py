@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import dataset as dataset_script
-from kd.errors import UserError
+from basics.errors import UserError
 from segdata import archives, download
 from segdata.archives import Limits, check_md5, extract, find_archive, md5_of, unfinished
 from segdata.download import SOURCES, manual_instructions

@@ -11,12 +11,12 @@ from PIL import Image
 from torch.nn import functional as F
 from torch.utils.data import default_collate
 
+from basics.batch import normalize
 from bench import GOALS, PARTS, first_images
 from benchmarks.naive import NaiveDataset, NaiveStep
 from benchmarks.pictures import make_pictures
 from benchmarks.timing import PartTimer, Timings, interleave
 from dataset import build_dataset
-from kd.batch import normalize
 from segdata.transforms import TrainTransform
 from student_model import StudentNet
 from tests.conftest import assert_one_line_error

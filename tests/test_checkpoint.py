@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from kd.checkpoint import load_file, save_atomic
-from kd.errors import UserError
+from basics.checkpoint import load_file, save_atomic
+from basics.errors import UserError
 
 OLD = {"weights": torch.arange(4.0), "epoch": 1}
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kd.errors import UserError
+from basics.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 

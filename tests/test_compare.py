@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 import compare
+from basics.errors import UserError
 from comparison import plan as planning
 from comparison import runs, scoring
 from comparison.markdown import escape, to_markdown
@@ -24,7 +25,6 @@ from comparison.plan import METHOD_ARGUMENTS, check_files, load_plan
 from comparison.runs import state_of, train_missing
 from comparison.tables import Spread, runs_csv, summarize, summary_csv, tex_escape, to_tex, verdict
 from dataset import build_dataset
-from kd.errors import UserError
 from tests.comparisons import PARAMETERS, invent, pretend_done, read_plan, write_plan
 
 METHODS = """

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 import count_parameters as script
-from kd.checkpoint import save_atomic
-from kd.errors import UserError
-from models.cost import count_macs, file_megabytes, measure_latency, parameters_by_part
+from basics.checkpoint import save_atomic
+from basics.errors import UserError
+from networks.cost import count_macs, file_megabytes, measure_latency, parameters_by_part
 from tests.conftest import assert_one_line_error
 from zoo import build_model
 
@@ -102,7 +102,7 @@ def test_latency_is_of_warm_eval_mode_runs(monkeypatch):
             clock["now"] += next(seconds)
             return super().forward(images)
 
-    monkeypatch.setattr("models.cost.time.perf_counter", read)
+    monkeypatch.setattr("networks.cost.time.perf_counter", read)
     model = Slow().train()
     assert measure_latency(model, 32, CPU, warmup=2, repeats=5, limit_s=100) == pytest.approx(2.0)
     assert model.calls == [((1, 3, 32, 32), False, True)] * 7

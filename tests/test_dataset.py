@@ -20,8 +20,8 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 import dataset as dataset_script
+from basics.errors import UserError
 from dataset import DATASETS, EpochSampler, SegmentationDataset, build_dataset, find_layout
-from kd.errors import UserError
 from segdata.layouts import VOC_CLASSES, VOC_FOLDERS, find_voc, read_class_names, read_split_list
 from segdata.palettes import distinct_palette, voc_palette
 from segdata.reading import DataError, image_size, read_image, read_mask

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from basics.errors import UserError
 from kd.distiller import DistilledStudent, Distiller, LiveTeacher, Recipe, pad_batch
-from kd.errors import UserError
 from kd.losses import LOSSES, PRESETS
 from tests.tiny import TinyModel, tiny_batch
 

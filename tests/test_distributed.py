@@ -12,20 +12,20 @@ import torch
 from torch import nn
 
 import zoo
+from basics import distributed
+from basics.batch import prepare_batch
+from basics.checkpoint import load_file, save_atomic
+from basics.errors import UserError
 from dataset import build_dataset
 from evaluate import evaluate_model
-from kd import distributed
-from kd.batch import prepare_batch
-from kd.checkpoint import load_file, save_atomic
 from kd.distiller import DistilledStudent, Distiller, LiveTeacher, Recipe
-from kd.errors import UserError
 from kd.losses import LOSSES
 from tests.conftest import ROOT
 from tests.forks import Ranks, free_port, needs_fork
 from tests.test_train import arguments, assert_same_run, rows
 from tests.tiny import TinyModel, tiny_batch
 from train_kd import check_arguments, main, make_recipe, name_run
-from trainer import Trainer
+from training.trainer import Trainer
 
 pytestmark = needs_fork
 CPU = torch.device("cpu")
@@ -312,7 +312,7 @@ def test_a_loss_that_is_no_number_on_one_rank_stops_all(tiny_run, tmp_path, monk
             batch["image"][0] = float("nan")
         return batch
 
-    monkeypatch.setattr("trainer.prepare_batch", poisoned)
+    monkeypatch.setattr("training.trainer.prepare_batch", poisoned)
     monkeypatch.setattr(distributed, "synchronize_batchnorm", lambda model, device: model)  # else both are spoilt
     args = tiny_run(tmp_path, "--loss", "dice=0")  # dice adds up over ranks, and both would see the nan
     ranks = Ranks(lambda rank: train(args), 2, tmp_path / "ranks")

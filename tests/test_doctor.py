@@ -8,13 +8,13 @@ import pytest
 import torch
 from PIL import Image
 
-import doctor
 import zoo
-from kd.checkpoint import load_file
-from kd.errors import UserError
+from basics.checkpoint import load_file
+from basics.errors import UserError
 from tests.test_train import arguments
 from tests.tiny import TinyModel
 from train_kd import main
+from training import doctor
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -169,9 +169,9 @@ def test_the_disk_estimate_holds(demo_data, tmp_path, capsys):
 
 def test_the_memory_estimate_counts_what_autograd_keeps(demo_data, tmp_path):
     """Twice the batch: twice the activations; the fixed part stays."""
-    from doctor import HEADROOM, trial_step
     from train_kd import make_recipe
-    from trainer import Trainer
+    from training.doctor import HEADROOM, trial_step
+    from training.trainer import Trainer
 
     estimates = {}
     for batch in (2, 4, 8):

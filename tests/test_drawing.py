@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kd.drawing import (
+from segdata.drawing import (
     VOID_COLOR,
     PanelRow,
     _entry_width,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kd.errors import UserError, run_cli
+from basics.errors import UserError, run_cli
 
 
 def test_a_path_that_the_system_refuses_is_one_line(monkeypatch, capsys):

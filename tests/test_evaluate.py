@@ -10,12 +10,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 
 import evaluate
+from basics.batch import normalize
+from basics.checkpoint import save_atomic
+from basics.device import exact_dtype
 from dataset import build_dataset
 from evaluate import SameSizeBatches, evaluate_model, lab_score
-from kd.batch import normalize
-from kd.checkpoint import save_atomic
-from kd.device import exact_dtype
-from kd.metrics import ConfusionMatrix
+from scoring.metrics import ConfusionMatrix
 from tests.conftest import assert_one_line_error
 from tests.tiny import TinyModel
 from zoo import create_model, model_file_dict

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 import export
-from kd.batch import MEAN, STD
-from kd.checkpoint import save_atomic
-from kd.errors import UserError, run_cli
-from models.exported import load_exported
-from models.exporting import Deployed, export_program
+from basics.batch import MEAN, STD
+from basics.checkpoint import save_atomic
+from basics.errors import UserError, run_cli
+from deploy.exported import load_exported
+from deploy.exporting import Deployed, export_program
 from tests.small import CLASS_NAMES, PALETTE, SmallStudent, balanced, in_zoo, lively, small_checkpoint
 
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -187,7 +187,7 @@ def test_an_older_file_survives_a_refusal(folder, tmp_path, monkeypatch):
 
 
 def test_nan_is_no_agreement():
-    from models.export_checks import Difference, require_agreement
+    from deploy.export_checks import Difference, require_agreement
 
     good = Difference(1, 32, 32, 1e-5, 1.0)
     require_agreement([good], 0.999, 1e-3)

@@ -9,15 +9,15 @@ import pytest
 import torch
 
 import zoo
-from kd.checkpoint import load_file
-from kd.errors import UserError
-from kd.failures import LossWatch, explain_memory, refuse_non_finite
+from basics.checkpoint import load_file
+from basics.errors import UserError
 from tests import forks
 from tests.conftest import ROOT, assert_one_line_error
 from tests.test_train import arguments, assert_same_run
 from tests.tiny import TinyModel
 from train_kd import main, make_recipe
-from trainer import Trainer
+from training.failures import LossWatch, explain_memory, refuse_non_finite
+from training.trainer import Trainer
 
 CPU = torch.device("cpu")
 

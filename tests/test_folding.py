@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from kd.folding import fold_batchnorm
+from networks.folding import fold_batchnorm
 from tests.small import lively
 from tests.tiny import TinyModel
 from zoo import build_model

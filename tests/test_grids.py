@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from kd.errors import UserError
-from kd.grids import adaptive_average, common_stride, pad_to_stride, to_stride, upsample_logits, valid_cells
+from basics.errors import UserError
+from basics.grids import adaptive_average, common_stride, pad_to_stride, to_stride, upsample_logits, valid_cells
 
 
 def test_pad_to_stride_adds_zeros_right_and_bottom():

@@ -19,16 +19,16 @@ import torch
 from PIL import Image
 
 import zoo
-from kd.atomic import lock_folder
-from kd.checkpoint import load_file
-from kd.errors import UserError
-from kd.runlog import read_metrics
+from basics.checkpoint import load_file
+from basics.errors import UserError
+from basics.files import lock_folder
 from tests import forks
 from tests.conftest import ROOT
 from tests.test_train import arguments, assert_same_run, rows
 from tests.tiny import TinyModel
 from train_kd import main
-from trainer import Trainer
+from training.runlog import read_metrics
+from training.trainer import Trainer
 from zoo import load_checkpoint_model
 
 pytestmark = forks.needs_fork

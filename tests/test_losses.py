@@ -9,7 +9,7 @@ import math
 import pytest
 import torch
 
-from kd.errors import UserError, choose
+from basics.errors import UserError, choose
 from kd.losses import IGNORE, LOSSES, PAPER_LAMBDAS, PRESETS, adaptive_weights
 
 HARD = [name for name, spec in LOSSES.items() if spec.kind == "hard"]

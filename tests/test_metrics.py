@@ -6,7 +6,7 @@ import pytest
 import torch
 from torchmetrics.classification import MulticlassJaccardIndex
 
-from kd.metrics import ConfusionMatrix, image_miou
+from scoring.metrics import ConfusionMatrix, image_miou
 
 
 def random_maps(classes, shape=(3, 37, 41), seed=0):

@@ -9,12 +9,12 @@ import torch
 from torch.nn import functional as F
 from torchvision.models import segmentation
 
-from kd.checkpoint import save_atomic
+from basics.checkpoint import save_atomic
+from basics.errors import UserError
 from kd.distiller import DistilledStudent, Distiller, LiveTeacher, Recipe
-from kd.errors import UserError
 from kd.losses import LOSSES
-from models.base import TAPS
-from models.weights import load_whole
+from networks.base import TAPS
+from networks.weights import load_whole
 from tests.tiny import TinyModel, tiny_batch
 from zoo import MODELS, build_model, load_checkpoint_model, model_file_dict
 
@@ -47,7 +47,7 @@ def named_model(request):
 
 
 class TestEveryModel:
-    """The promises of `models.base.SegmentationModel`, model by model."""
+    """The promises of `networks.base.SegmentationModel`, model by model."""
 
     @pytest.fixture
     def model(self, named_model):

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from basics.checkpoint import save_atomic
 from dataset import build_dataset
-from kd.checkpoint import save_atomic
 from kd.losses import LOSSES, PRESETS
-from kd.runlog import read_metrics
 from train_kd import get_args_parser, main, make_recipe
+from training.runlog import read_metrics
 from zoo import create_model, model_file_dict
 
 LINES = [

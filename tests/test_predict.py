@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 
 import predict
-from kd.checkpoint import save_atomic
-from kd.errors import UserError
-from predictor import Segmenter, fade, load_segmenter, tile_starts
+from basics.checkpoint import save_atomic
+from basics.errors import UserError
+from deploy.segmenter import Segmenter, fade, load_segmenter, tile_starts
 from segdata.inputs import find_sources
 from segdata.pictures import read_picture
 from segdata.reading import DataError

@@ -11,14 +11,14 @@ import pytest
 import torch
 from torch import nn
 
-from kd.checkpoint import load_file, save_atomic
-from kd.errors import UserError
+from basics.checkpoint import load_file, save_atomic
+from basics.errors import UserError
 from tests.small import DROPOUT, EPS, MOMENTUM, SmallStudent, in_zoo, lively, small_checkpoint
 
 pytest.importorskip("torchao")
 
-from kd import quantization
-from models.quantized import FakeQuantModel, capture, quantize_calibrated
+from deploy import quantization
+from deploy.quantized import FakeQuantModel, capture, quantize_calibrated
 
 
 @pytest.fixture
@@ -356,7 +356,7 @@ def test_quantize_and_score_side_by_side(int8_files, qat_run, demo_student, demo
 
 @pytest.mark.skipif(platform.machine().lower() not in ("x86_64", "amd64"), reason="oneDNN's INT8 kernels are for x86")
 def test_pt2_runs_with_integer_kernels_and_any_size(int8_files):
-    from models.exported import Pt2Model
+    from deploy.exported import Pt2Model
 
     model = Pt2Model(int8_files[0] / "qat.pt2")
     assert model.integer_kernels == 7

@@ -24,7 +24,7 @@ from comparison.panels import extremes, image_differences
 from comparison.report import to_html
 from comparison.tables import summarize
 from dataset import build_dataset
-from kd.drawing import colorize
+from segdata.drawing import colorize
 from tests.comparisons import invent, read_plan, write_plan
 
 METHODS = """

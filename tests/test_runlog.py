@@ -17,9 +17,9 @@ import pytest
 import torch
 from PIL import Image
 
-from kd import atomic
-from kd.errors import UserError
-from kd.runlog import RunLog, git_commit, read_metrics
+from basics import files as atomic
+from basics.errors import UserError
+from training.runlog import RunLog, git_commit, read_metrics
 
 CONFIG = {"alpha": 1.0, "seed": 7, "device": "cpu", "data_dir": Path("data"), "loss": ["cwd=3"], "name": None}
 
@@ -276,7 +276,7 @@ def test_a_folder_that_cannot_be_made_is_one_error(tmp_path):
 def test_a_kill_at_any_instant_leaves_a_whole_file(tmp_path):
     """A process that logs without pause is killed; what it leaves must read back, epoch by epoch."""
     code = (
-        "import sys; from kd.runlog import RunLog\n"
+        "import sys; from training.runlog import RunLog\n"
         "log = RunLog(sys.argv[1], {'device': 'cpu'}, resume=True)\n"
         "start = log.rows()[-1]['epoch'] if log.rows() else 0\n"
         "print('ready', flush=True)\n"

@@ -18,12 +18,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import zoo
-from kd.checkpoint import load_file
-from kd.errors import UserError
+from basics.checkpoint import load_file
+from basics.errors import UserError
 from tests.test_train import arguments
 from tests.tiny import TinyModel
 from train_kd import main, make_recipe
-from trainer import Trainer
+from training.trainer import Trainer
 from zoo import load_checkpoint_model
 
 FUZZ = settings(

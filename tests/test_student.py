@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torchvision.models import mobilenet_v3_small
 
-from kd.checkpoint import load_file
-from kd.errors import UserError
+from basics.checkpoint import load_file
+from basics.errors import UserError
 from student_model import ASPP, VARIANTS, DepthwiseConv, ImagePooling, StudentNet
 from zoo import create_model
 

@@ -10,13 +10,13 @@ from PIL import Image
 from torch.nn import functional as F
 
 import zoo
+from basics.batch import normalize
+from basics.checkpoint import save_atomic
+from basics.errors import UserError
 from dataset import build_dataset
 from evaluate import get_args_parser, main
-from kd.batch import normalize
-from kd.checkpoint import save_atomic
-from kd.errors import UserError
+from scoring.submission import write_submission
 from segdata.layouts import VOC_CLASSES
-from segdata.submission import write_submission
 from tests.tiny import TinyModel
 from zoo import model_file_dict
 

@@ -17,17 +17,17 @@ import torch
 from torch.nn import functional as F
 from torch.utils.data import default_collate
 
+from basics.batch import prepare_batch
+from basics.errors import UserError
 from dataset import build_dataset
 from kd import cache_store
-from kd.batch import prepare_batch
 from kd.cache_store import CacheWriter, RecordLayout, locked
 from kd.cached_teacher import CachedTeacher, measure_agreement
 from kd.distiller import DistilledStudent, Distiller, LiveTeacher, Recipe, pad_batch
-from kd.errors import UserError
-from kd.folding import fold_batchnorm
 from kd.losses import LOSSES
 from kd.projection import KEPT_LOSSES, fit_projection
 from kd.teacher_cache import describe, open_teacher_cache, weights_sha256
+from networks.folding import fold_batchnorm
 from segdata.transforms import TrainTransform
 from tests import forks
 from tests.conftest import ROOT

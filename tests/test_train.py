@@ -7,13 +7,13 @@ import shutil
 import pytest
 import torch
 
-import trainer as trainer_module
-from kd.checkpoint import load_file
-from kd.errors import UserError
-from kd.train_state import Stopped
+from basics.checkpoint import load_file
+from basics.errors import UserError
 from tests.conftest import assert_one_line_error
 from train_kd import get_args_parser, main, make_recipe, name_run
-from trainer import Trainer
+from training import trainer as trainer_module
+from training.state import Stopped
+from training.trainer import Trainer
 
 TIMES = {"images_per_s", "epoch_s", "elapsed_s"}
 

@@ -11,7 +11,7 @@ from torch.utils.data import default_collate
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
 
-from kd.batch import MEAN, STD, jitter_colours, prepare_batch
+from basics.batch import MEAN, STD, jitter_colours, prepare_batch
 from segdata.transforms import FILL, TrainTransform, cut_image, cut_mask, full_sample
 
 

@@ -9,10 +9,10 @@ from PIL import Image
 from torch import nn
 
 import visualize
+from basics.checkpoint import load_file, save_atomic
+from basics.errors import UserError
 from dataset import build_dataset
-from kd.checkpoint import load_file, save_atomic
-from kd.errors import UserError
-from predictor import load_segmenter
+from deploy.segmenter import load_segmenter
 from tests.conftest import assert_one_line_error
 from zoo import load_checkpoint_model
 
@@ -101,7 +101,7 @@ def test_column_titles(tmp_path):
 def test_a_checkpoint_trained_for_int8_is_shown_with_its_rounding(dataset, demo_checkpoint, tmp_path):
     """As evaluate.py scores it."""
     pytest.importorskip("torchao", reason="torchao is not installed")
-    from models.quantized import FakeQuantModel
+    from deploy.quantized import FakeQuantModel
 
     content = load_file(demo_checkpoint("compact"))
     student, _ = load_checkpoint_model(demo_checkpoint("compact"))

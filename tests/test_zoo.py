@@ -14,9 +14,10 @@ import torch
 from torchvision.models import mobilenet_v3_large, segmentation
 
 import zoo
-from kd.checkpoint import load_file, save_atomic
-from kd.errors import UserError
-from models import smp_models, weights
+from basics.checkpoint import load_file, save_atomic
+from basics.errors import UserError
+from networks import smp as smp_models
+from networks import weights
 from zoo import MODELS, build_model, create_model, load_checkpoint_model, load_teacher, model_file_dict
 
 RESNET50 = Path(__file__).parents[2] / "shared/weights/resnet50_imagenet_partial_fp16.pth"
@@ -380,7 +381,7 @@ def test_table(capsys):
 )
 def test_parameters_are_torchvisions_less_the_auxiliary_head(name):
     """Published counts include the auxiliary FCN head: a 3x3 to a quarter of the width, BatchNorm, a 1x1 to 21."""
-    from models.cost import count_parameters
+    from networks.cost import count_parameters
 
     published = getattr(segmentation, {
         "fcn_resnet50": "FCN_ResNet50_Weights",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from models.base import SegmentationModel
+from networks.base import SegmentationModel
 
 
 class TinyModel(SegmentationModel):

@@ -1,0 +1,103 @@
+"""Files of tensors: written so that a kill or a full disk never costs the old file, read without running code."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import warnings
+import zipfile
+from pathlib import Path
+
+import torch
+
+from basics.errors import UserError
+from basics.files import replacing
+
+
+def save_atomic(obj: object, path: str | Path) -> None:
+    """``torch.save`` by way of `basics.files.replacing`: ``path`` holds the old content or the whole new one.
+
+    Raises:
+        UserError: the disk is full or the place cannot be written; the old file is untouched.
+    """
+    # An open file, not a path: given a path, torch writes by itself and hides the system's reason.
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        torch.save(obj, file)
+
+
+def file_sha256(path: str | Path) -> str:
+    """Hash of a file's bytes, in hexadecimal digits; of an .onnx, also of the weights that may lie beside it.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    path = Path(path)
+    beside = path.with_name(path.name + ".data")  # where PyTorch's exporter lays the weights of large networks
+    digest = hashlib.sha256()
+    for part in [path, beside] if path.suffix == ".onnx" and beside.is_file() else [path]:
+        with part.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def load_file(path: str | Path) -> dict:
+    """The dict that ``torch.save`` wrote to ``path``, on the CPU; nothing in the file is ever executed.
+
+    Raises:
+        UserError: no such file, not a torch file, truncated, no dict, or more than tensors and plain
+            values in it (such a file could run code, and is refused); or it would unpack to more than
+            its own size.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: {'a folder, not a file of weights' if path.is_dir() else 'no such file'}")
+    try:
+        _refuse_inflation(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's remarks on odd files; what counts is raised
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except UserError:
+        raise
+    except pickle.UnpicklingError as error:
+        # A text file fails as an unknown pickle instruction, too; only a real one deserves the warning.
+        if "GLOBAL" in str(error) and _is_torch_file(path):
+            raise UserError(
+                f"{path}: holds more than tensors and plain values, and reading it could run code: refused; "
+                "save its state_dict alone and pass that"
+            ) from error
+        raise UserError(f"{path}: not a torch file, or a damaged one") from error
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    except Exception as error:  # a damaged file fails in as many ways as there are bytes
+        raise UserError(f"{path}: not a torch file, or a damaged one ({type(error).__name__})") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: holds a {type(content).__name__}, not a dict of weights")
+    return content
+
+
+def is_plain(tensor: torch.Tensor) -> bool:
+    """Whether it is what files of weights hold: dense real numbers on the CPU, each with a place of its own."""
+    return (
+        tensor.layout == torch.strided
+        and tensor.device.type == "cpu"
+        and not tensor.is_quantized
+        and not tensor.is_complex()
+        and tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
+    )
+
+
+def _refuse_inflation(path: Path) -> None:
+    """``torch.save`` compresses nothing; in a compressed file a few kB can stand for all of the memory."""
+    with path.open("rb") as file:
+        if file.read(2) != b"PK":
+            return
+    with zipfile.ZipFile(path) as archive:
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+            raise UserError(f"{path}: compressed, which torch.save never does: refused; unpack it and save it anew")
+
+
+def _is_torch_file(path: Path) -> bool:
+    """Whether ``path`` starts like what ``torch.save`` writes: a zip archive, or (old) a pickle."""
+    with path.open("rb") as file:
+        return file.read(2) in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")

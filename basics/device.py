@@ -1,0 +1,72 @@
+"""Where the numbers are crunched: device choice, autocast, synchronisation."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+import torch
+
+from basics.errors import UserError
+
+AMP_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """``auto`` takes CUDA, else MPS, else the CPU; a named device that is absent is a `UserError`."""
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        name = next(kind for kind, present in available.items() if present)
+    if name not in available:
+        raise UserError(f"unknown device {name!r}; known: auto, {', '.join(available)}")
+    if not available[name]:
+        raise UserError(f"--device {name}: this machine or this torch build has none; use --device auto or cpu")
+    return torch.device(name)
+
+
+def autocast(device: torch.device, amp: str = "off"):
+    """An autocast context for ``amp`` in off, bf16, fp16; ``off`` costs nothing."""
+    if amp == "off":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=AMP_TYPES[amp])
+
+
+def exact_dtype(device: torch.device) -> torch.dtype:
+    """The widest type of float for sums that lie on ``device``: float64, which MPS lacks."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for the device's queue, so that a clock read next means something."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def make_deterministic() -> None:
+    """Take deterministic kernels only, wherever PyTorch has one; it names each operation that has none.
+
+    A CPU with a fixed number of threads is deterministic anyway.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.benchmark = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that costs time
+
+
+def check_amp(device: torch.device, amp: str) -> None:
+    """Refuse mixed precision where it would only cost time.
+
+    A CPU without bf16 instructions emulates them, measured 40 times slower than float32, and fp16 on the
+    CPU has neither speed nor range.
+
+    Raises:
+        UserError: naming what to use instead.
+    """
+    if device.type != "cpu" or amp == "off":
+        return
+    if amp == "fp16":
+        raise UserError("--amp fp16 is for GPUs: on the CPU use --amp off (or bf16, where the CPU has it)")
+    if not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
+        raise UserError("--amp bf16: this CPU has no bf16 instructions and would only emulate them; use --amp off")

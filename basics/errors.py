@@ -1,0 +1,72 @@
+"""Errors a user can cause, and the one place where they become one line and an exit status."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import io
+import multiprocessing
+import signal
+import sys
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+class UserError(Exception):
+    """Something the user can put right. The message is one line: what is wrong, where, and what to do."""
+
+
+def choose(registry: Mapping[str, T], name: str, what: str) -> T:
+    """Return ``registry[name]``; an unknown name is a `UserError` that lists the known ones."""
+    if name in registry:
+        return registry[name]
+    close = difflib.get_close_matches(name, registry, n=1)
+    hint = f" (did you mean {close[0]!r}?)" if close else ""
+    raise UserError(f"unknown {what} {name!r}{hint}; known: {', '.join(sorted(registry))}")
+
+
+def run_cli(main: Callable[[argparse.Namespace], object], get_args_parser: Callable[[], argparse.ArgumentParser]):
+    """Parse the command line, run ``main(args)`` and turn a `UserError` into one line on stderr.
+
+    Exit status: 0 when ``main`` returns None or 0, its own status when it returns another int,
+    2 after a `UserError` (as argparse itself does) or a path that the system refuses, 130 after Ctrl-C.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a console that cannot show a sign gets it spelled out
+            stream.reconfigure(errors="backslashreplace")
+    args = get_args_parser().parse_args()
+    try:
+        status = main(args)
+    except UserError as error:
+        message = " ".join(str(error).split())
+        print(f"error: {message}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:  # `| head` closed the pipe: not an error of ours
+        sys.stderr.close()
+        sys.exit(0)
+    except OSError as error:  # a path that cannot be looked at: too long, or in a folder that is closed to us
+        if error.filename is None:
+            raise
+        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        sys.exit(2)
+    finally:
+        _end_loader_processes()
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _end_loader_processes() -> None:
+    """End those that an error has left behind.
+
+    They ignore SIGTERM (see `training.state.ignore_stop_signals`), by which Python would end them: it would wait for
+    ever.
+    """
+    children = multiprocessing.active_children()
+    if children and hasattr(signal, "SIGCHLD"):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would make an error of their end
+    for child in children:
+        child.kill()

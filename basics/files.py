@@ -1,0 +1,145 @@
+"""Files that are either the old one or the new one, whatever happens while they are written."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+from basics.errors import UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+    import msvcrt
+
+
+@contextlib.contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``; when the block ends without an error it becomes ``path``.
+
+    The content is flushed to the disk before the rename, and the rename after it, so that a kill or
+    a power cut at any instant leaves the old file or the new one. An error removes the temporary
+    file and leaves ``path`` as it was. Missing folders are made. One process may write a path at a time.
+
+    Raises:
+        UserError: the disk is full or the place cannot be written.
+    """
+    path = Path(path)
+    # A fixed name: what a killed run left behind is overwritten by the next one. The suffix stays
+    # last because image writers choose the format by it.
+    temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    except UserError:  # from what is written, not from writing it
+        raise
+    except Exception as error:
+        # Libraries report a failed write as errors of their own, raised while handling the OSError.
+        reason = _first_os_error(error)
+        if reason is None:
+            raise
+        old = "; the file that was there is untouched" if path.exists() else ""
+        raise UserError(
+            f"cannot write {path}: {reason.strerror or reason}{old}; free some space or name another place"
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):  # a parent that is no folder, say: already reported above
+            temporary.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write ``text`` (UTF-8, newlines as given) to ``path`` by way of `replacing`.
+
+    File names that are no UTF-8, which Python carries in surrogates, are spelled out.
+    """
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace", newline="")
+
+
+def nearest(path: Path) -> Path:
+    """``path``, or the nearest of its parents that is there."""
+    return next(place for place in (path, *path.absolute().parents) if place.exists())
+
+
+def free_bytes(path: Path) -> int:
+    """Bytes free on the disk that holds ``path``, or would hold it."""
+    return shutil.disk_usage(nearest(path)).free
+
+
+def _first_os_error(error: BaseException | None) -> OSError | None:
+    """The `OSError` behind ``error``, itself included."""
+    while error is not None:
+        if isinstance(error, OSError):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the rename itself durable, where the system can open a folder (Windows cannot)."""
+    if not hasattr(os, "O_DIRECTORY"):
+        return
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with contextlib.suppress(OSError):  # some network file systems refuse
+            os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def remove_stale(folder: Path) -> None:
+    """Remove the temporary files that a killed process left in ``folder``."""
+    for path in folder.glob(".*.tmp*"):
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+def try_lock(file: IO) -> bool:
+    """Lock a file that is open for writing, without waiting; False if another process has it.
+
+    The system gives the lock back when the file is closed or the process ends, however it ends; its children do not
+    inherit it.
+
+    Raises:
+        OSError: the file system knows no locks.
+    """
+    try:
+        if fcntl:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        else:
+            file.seek(0)
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+    except (BlockingIOError, PermissionError):
+        return False
+    return True
+
+
+def lock_folder(folder: Path) -> IO:
+    """Keep other processes from writing a run into ``folder``, as long as this one lives and the file is open.
+
+    Where the file system knows no locks, nothing is kept.
+
+    Raises:
+        UserError: another process has the folder.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / ".lock").open("w")
+    except OSError as error:
+        raise UserError(f"cannot write {folder}: {error.strerror or error}; name another --output-dir") from error
+    locked = True
+    with contextlib.suppress(OSError):
+        locked = try_lock(file)
+    if not locked:
+        file.close()
+        raise UserError(f"another process is at work in {folder}: wait for it, or name another run with --name")
+    return file

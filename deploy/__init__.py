@@ -1,0 +1,1 @@
+"""A trained network at work and on its way out: prediction, export, INT8."""

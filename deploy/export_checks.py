@@ -1,0 +1,99 @@
+"""Whether an exported file does what the network does, and how fast it does it."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch.nn import functional as F
+
+from basics.errors import UserError
+from deploy.exported import load_exported
+from deploy.exporting import Deployed
+
+# (images, height, width): one and more, odd and even, wide and tall.
+CHECK_SIZES = ((1, 256, 256), (2, 97, 131), (1, 33, 255), (3, 180, 64), (1, 321, 240))
+WARMUP_ROUNDS = 3
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A file against its network at one size; ``delta`` is the largest difference of a logit."""
+
+    images: int
+    height: int
+    width: int
+    delta: float
+    agreement: float
+
+    def __str__(self) -> str:
+        size = f"{self.images} x {self.width}x{self.height}"
+        return f"{size:>14}  max |delta logit| {self.delta:.2e}  argmax agreement {100 * self.agreement:.3f} %"
+
+
+def smooth_pictures(images: int, height: int, width: int, seed: int = 0) -> torch.Tensor:
+    """Blurred random colours and a little noise, uint8 (N, 3, H, W): nearer to photographs than noise is."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(images, 3, height // 24 + 3, width // 24 + 3, generator=generator) * 255
+    fine = F.interpolate(coarse, size=(height, width), mode="bicubic", align_corners=False)
+    return (fine + 8 * torch.randn(fine.shape, generator=generator)).clamp(0, 255).to(torch.uint8)
+
+
+@torch.inference_mode()
+def compare(deployed: Deployed, path: Path, sizes: Sequence[tuple[int, int, int]] = CHECK_SIZES) -> list[Difference]:
+    """Run the network and the file ``path`` on the same pictures of several sizes.
+
+    Raises:
+        UserError: the file cannot be read, or gives another shape.
+    """
+    exported = load_exported(path)
+    differences = []
+    for images, height, width in sizes:
+        pictures = smooth_pictures(images, height, width)
+        if deployed.card.input == "normalized":
+            mean, std = (torch.tensor(values).view(3, 1, 1) for values in (deployed.card.mean, deployed.card.std))
+            pictures = (pictures / 255 - mean) / std
+        expected, got = deployed(pictures), exported.run(pictures)
+        if got.shape != expected.shape or got.dtype != expected.dtype:
+            raise UserError(
+                f"the exported file gives {tuple(got.shape)} {got.dtype}, the network {tuple(expected.shape)} "
+                f"{expected.dtype}: not written"
+            )
+        masks = [result if deployed.card.output == "mask" else result.max(1)[1] for result in (expected, got)]
+        delta = 0.0 if deployed.card.output == "mask" else (expected - got).abs().max().item()
+        agreement = (masks[0] == masks[1]).float().mean().item()
+        differences.append(Difference(images, height, width, delta, agreement))
+    return differences
+
+
+def require_agreement(differences: Sequence[Difference], least: float, most_delta: float | None = None) -> None:
+    """A `UserError` unless at every size the masks agree and the logits are near enough.
+
+    Args:
+        differences: of `compare`.
+        least: share of equally decided pixels, in 0..1.
+        most_delta: largest difference of a logit; None where logits are rounded.
+    """
+    for difference in differences:
+        if not difference.agreement >= least or (most_delta is not None and not difference.delta <= most_delta):
+            raise UserError(f"the exported file and the network differ, file not written: {difference}")
+
+
+@torch.inference_mode()
+def interleaved_ms(functions: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Median milliseconds of each function, called in turn ``rounds`` times, after a warm-up.
+
+    In turn, so that whatever else the machine does in the meantime falls on all of them alike.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
+    for number in range(WARMUP_ROUNDS + rounds):
+        for name, function in functions.items():
+            start = time.perf_counter()
+            function()
+            if number >= WARMUP_ROUNDS:
+                seconds[name].append(time.perf_counter() - start)
+    return {name: 1000 * statistics.median(values) for name, values in seconds.items()}

@@ -1,1 +1,0 @@
-"""Architectures that are not the student: wrappers of library models, and FastLiteSSNet."""

@@ -1,0 +1,75 @@
+"""What a model costs: parameters, multiply-accumulates, latency."""
+
+from __future__ import annotations
+
+import statistics
+import time
+
+import torch
+from torch import nn
+from torch.func import functional_call
+from torch.utils.flop_counter import FlopCounterMode
+
+from basics.device import synchronize
+from networks.onnx_teacher import OnnxTeacher
+
+
+def count_parameters(module: nn.Module) -> int | None:
+    """Number of parameters, trained or frozen; None for an ONNX file that nobody can look into."""
+    if isinstance(module, OnnxTeacher):
+        return module.count_weights()
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def parameters_by_part(model: nn.Module) -> dict[str, int]:
+    """Top-level child -> number of parameters; children without any are left out."""
+    counts = {name: count_parameters(child) for name, child in model.named_children()}
+    own = sum(parameter.numel() for parameter in model.parameters(recurse=False))
+    return {name: count for name, count in (counts | {"(own)": own}).items() if count}
+
+
+def count_macs(model: nn.Module, size: int) -> int:
+    """Multiply-accumulates of convolutions and matrix products for one ``size`` x ``size`` image.
+
+    Resizing, normalisation and activations are not counted, as usual. Nothing is computed: the
+    shapes alone are propagated, on PyTorch's meta device, through ``model`` as it is (use eval mode).
+    """
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    shapes = {name: tensor.detach().to("meta") for name, tensor in tensors.items()}
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        functional_call(model, shapes, (torch.zeros(1, 3, size, size, device="meta"),))
+    return counter.get_total_flops() // 2  # PyTorch counts a multiplication and an addition as two
+
+
+def file_megabytes(model: nn.Module) -> float:
+    """Size of the weights in a float32 file, buffers included, in MB of 10^6 bytes."""
+    return (
+        sum(tensor.numel() * (4 if tensor.is_floating_point() else 8) for tensor in model.state_dict().values()) / 1e6
+    )
+
+
+@torch.inference_mode()
+def measure_latency(
+    model: nn.Module, size: int, device: torch.device, *, warmup: int = 5, repeats: int = 30, limit_s: float = 10
+) -> float:
+    """Median milliseconds for one ``size`` x ``size`` image, float32, eval mode, after ``warmup`` runs.
+
+    The device's queue is waited for before each reading of the clock. Warming up and measuring each
+    end early after ``limit_s`` seconds, so that a big network on a small machine comes to an end, too.
+    """
+    model = model.to(device).eval()
+    image = torch.randn(1, 3, size, size, device=device)
+    _run_times(model, image, warmup, limit_s)
+    return 1000 * statistics.median(_run_times(model, image, repeats, limit_s))
+
+
+def _run_times(model: nn.Module, image: torch.Tensor, repeats: int, limit_s: float) -> list[float]:
+    """Seconds of each of up to ``repeats`` forward passes; at least one is made."""
+    times: list[float] = []
+    while not times or (len(times) < repeats and sum(times) < limit_s):
+        synchronize(image.device)
+        start = time.perf_counter()
+        model(image)
+        synchronize(image.device)
+        times.append(time.perf_counter() - start)
+    return times

@@ -1,0 +1,69 @@
+"""ONNX Runtime sessions: one way to open a file, and a look at what the runtime makes of it."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+import torch
+
+from basics.errors import UserError
+
+# Kernels that multiply integers, after ONNX Runtime has optimised a graph.
+INTEGER_KERNELS = ("QLinearConv", "QLinearMatMul", "MatMulIntegerToFloat", "QGemm", "ConvInteger", "MatMulInteger")
+LAYER_KERNELS = (*INTEGER_KERNELS, "Conv", "FusedConv", "ConvTranspose", "MatMul", "FusedMatMul", "Gemm", "FusedGemm")
+
+
+def open_session(
+    path: str | Path, content: bytes | None = None, *, device: str = "auto", optimized: Path | None = None
+):
+    """An ONNX Runtime session for a file, or for the changed ``content`` of it.
+
+    Args:
+        path: the file.
+        content: run this in place of what is in the file.
+        device: ``auto`` takes ONNX Runtime's CUDA kernels where this build and machine have them, ``cpu`` not.
+        optimized: where to write the graph as the runtime will execute it.
+
+    Raises:
+        UserError: onnxruntime is not installed, or the file is missing or damaged.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise UserError(
+            f"{path}: ONNX files need ONNX Runtime: pip install onnxruntime (see requirements-extra.txt)"
+        ) from error
+    if not Path(path).is_file():
+        raise UserError(f"{path}: no such file")
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # errors come as exceptions; warnings are about what the user cannot influence
+    options.intra_op_num_threads = torch.get_num_threads()
+    # Its idle threads would otherwise spin and take the cores from PyTorch's.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if optimized is not None:
+        options.optimized_model_filepath = str(optimized)
+    wanted = ("CPUExecutionProvider",) if device == "cpu" else ("CUDAExecutionProvider", "CPUExecutionProvider")
+    providers = [name for name in wanted if name in onnxruntime.get_available_providers()]
+    try:
+        return onnxruntime.InferenceSession(content or str(path), options, providers=providers)
+    except Exception as error:  # ONNX Runtime's own classes share no base
+        reason = str(error).strip().splitlines()[0][:200]
+        raise UserError(f"{path}: not an ONNX file that ONNX Runtime can run: {reason}") from error
+
+
+def executed_operators(path: str | Path) -> Counter[str]:
+    """How many of each operator ONNX Runtime executes for ``path``, fusions included (needs onnx)."""
+    import onnx
+
+    with tempfile.TemporaryDirectory() as folder:
+        optimized = Path(folder) / "optimized.onnx"
+        open_session(path, device="cpu", optimized=optimized)
+        graph = onnx.load(optimized).graph
+    return Counter(node.op_type for node in graph.node)
+
+
+def integer_layers(operators: Counter[str]) -> tuple[int, int]:
+    """Of `executed_operators`: layers run with integer arithmetic, and all convolutions and matrix products."""
+    return sum(operators[name] for name in INTEGER_KERNELS), sum(operators[name] for name in LAYER_KERNELS)

@@ -1,0 +1,302 @@
+"""Any network as a teacher: an ONNX file, run by ONNX Runtime.
+
+The file's input is one image batch (N, 3, H, W) of RGB with free H and W, normalised with ImageNet's mean and
+standard deviation, unless its metadata say otherwise (``mean`` and ``std``: three numbers each, in 0..1). Its logits
+are the output with as many channels as there are classes:
+
+- at full size: averaged to stride 8;
+- at a stride: taken as they are, cell i covering pixels s*i .. s*i + s - 1. Where the same file has its logits at
+  full size, too, these tell whether cells stand for that, or for the single pixel s*i (as in networks ported from
+  TensorFlow, ``align_corners=True``); so does the metadata entry ``grid`` = ``half_pixel`` or ``corner``. Logits on
+  such a corner grid are interpolated at the centres of cells of half the stride, and their images are not padded.
+
+Outputs called ``low``, ``mid``, ``high`` and ``decoder`` serve feature losses. Without them, and with the ``onnx``
+package installed, the maps are looked for inside (`networks.onnx_graph`).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from basics.batch import MEAN, STD
+from basics.checkpoint import file_sha256
+from basics.errors import UserError
+from basics.grids import pad_to_stride
+from networks.base import TAPS, SegmentationModel
+from networks.onnx_session import open_session
+
+FULL_SIZE_STRIDE = 8  # full-size logits are averaged to it
+UNKNOWN_STRIDE = 32  # images are padded to it where nobody knows what the network needs
+PROBE = (128, 160)
+INPUT_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+GRIDS = ("half_pixel", "corner")
+
+
+class OnnxTeacher(SegmentationModel):
+    """An ONNX file behind the interface of all models; it has no gradient and cannot be trained.
+
+    Args:
+        path: the file.
+        num_classes: classes of the data set; one of the file's outputs has as many channels.
+
+    Attributes:
+        weights_sha256: hash of the file.
+        class_names: from the metadata entry ``class_names`` (a JSON list), or None.
+
+    Raises:
+        UserError: ONNX Runtime is not installed, the file is no ONNX, or input or outputs are not as above.
+    """
+
+    def __init__(self, path: str | Path, num_classes: int):
+        super().__init__()
+        self.path, self.num_classes = Path(path), num_classes
+        if not self.path.is_file():
+            raise UserError(f"{path}: no such file")
+        self.weights_sha256 = file_sha256(self.path)
+        self.backbone = nn.Identity()
+        self._session = open_session(self.path)
+        self._check_input()
+        metadata = self._session.get_modelmeta().custom_metadata_map
+        self.class_names = self._read_list(metadata, "class_names")
+        mean, std = (self._read_list(metadata, key, default) for key, default in (("mean", MEAN), ("std", STD)))
+        # ImageNet-normalised values to the file's own: one multiplication and one addition.
+        scale = torch.tensor([i / own for i, own in zip(STD, std, strict=True)])
+        shift = torch.tensor([(i - own) / s for i, own, s in zip(MEAN, mean, std, strict=True)])
+        own_normalisation = list(mean) != list(MEAN) or list(std) != list(STD)
+        self._renormalise = (scale.view(3, 1, 1), shift.view(3, 1, 1)) if own_normalisation else None
+        self._choose_logits(metadata.get("grid"))
+        self._find_taps()
+
+    def count_weights(self) -> int | None:
+        """Numbers in the file's weights, BatchNorm's statistics included; None without the ``onnx`` package."""
+        try:
+            import onnx
+        except ImportError:
+            return None
+        floats = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16}
+        weights = onnx.load(self.path, load_external_data=False).graph.initializer
+        return sum(math.prod(tensor.dims) for tensor in weights if tensor.data_type in floats)
+
+    # -- looking at the file -------------------------------------------------------------------
+
+    def _check_input(self) -> None:
+        inputs = self._session.get_inputs()
+        shapes = ", ".join(f"{entry.name} {entry.type} {entry.shape}" for entry in inputs)
+        wanted = f"{self.path}: its input must be one image batch (N, 3, H, W) with free H and W"
+        if len(inputs) != 1 or len(inputs[0].shape) != 4 or inputs[0].type not in INPUT_TYPES:
+            raise UserError(f"{wanted}; it is {shapes}")
+        batch, channels, *size = inputs[0].shape
+        if (isinstance(channels, int) and channels != 3) or any(isinstance(side, int) for side in size):
+            raise UserError(f"{wanted}; it is {shapes}: export it with dynamic axes")
+        self._input, self._input_type = inputs[0].name, INPUT_TYPES[inputs[0].type]
+        self._batch = batch if isinstance(batch, int) else None
+        if self._batch not in (None, 1):
+            raise UserError(f"{wanted} and free N (or N = 1); it is {shapes}")
+
+    def _read_list(self, metadata: dict[str, str], key: str, default: Sequence | None = None) -> list | None:
+        """A JSON list of the metadata: strings for ``class_names``, three numbers otherwise."""
+        if key not in metadata:
+            return default
+        try:
+            values = json.loads(metadata[key])
+            if key == "class_names":
+                return [str(value) for value in values]
+            numbers = [float(value) for value in values]
+        except (ValueError, TypeError):
+            numbers = []
+        if len(numbers) != 3 or (key == "std" and min(numbers) <= 0):
+            raise UserError(f"{self.path}: its metadata entry {key!r} must be a JSON list, not {metadata[key]!r}")
+        return numbers
+
+    def _choose_logits(self, grid: str | None) -> None:
+        """Decide which output the logits are, on which grid."""
+        if grid not in (None, *GRIDS):
+            raise UserError(f"{self.path}: its metadata entry 'grid' must be one of {', '.join(GRIDS)}, not {grid!r}")
+        names = [entry.name for entry in self._session.get_outputs()]
+        probed = dict(zip(names, self._run(_noise(PROBE), names), strict=True))
+        maps = {name: values for name, values in probed.items() if exact_stride(values.shape, PROBE)}
+        strides = {
+            name: exact_stride(values.shape, PROBE)
+            for name, values in maps.items()
+            if values.shape[1] == self.num_classes and name not in TAPS
+        }
+        if not strides:
+            shapes = ", ".join(f"{name} {values.shape[1]}" for name, values in maps.items() if name not in TAPS)
+            raise UserError(
+                f"{self.path}: the data set has {self.num_classes} classes, the channels of its outputs are: "
+                f"{shapes or 'none (no output is a map)'}"
+            )
+        whole = next((name for name, stride in strides.items() if stride == 1), None)
+        strided = max((name for name in strides if strides[name] > 1), key=strides.get, default=None)
+        if strided and grid is None:
+            grid = self._find_grid(whole, strided, strides[strided]) if whole else "half_pixel"
+        if strided and grid:
+            self._logits, self._cell, self.grid = strided, strides[strided], grid
+        else:
+            self._logits, self._cell, self.grid = whole, 1, "half_pixel"
+        if self.grid == "corner":
+            self.logit_stride = max(self._cell // 2, 4)
+            self.stride = max(self._cell, 16)
+        else:
+            self.logit_stride = self._cell if self._cell > 1 else FULL_SIZE_STRIDE
+            self.stride = max(self._cell, UNKNOWN_STRIDE)
+
+    def _find_grid(self, whole: str, strided: str, stride: int) -> str | None:
+        """On which grid ``strided`` has to lie for its interpolation to be ``whole``; None if on neither."""
+        for grid, size in (("corner", (8 * stride + 1, 10 * stride + 1)), ("half_pixel", (8 * stride, 10 * stride))):
+            try:
+                full, cells = map(torch.from_numpy, self._run(_noise(size), [whole, strided]))
+            except UserError:  # it does not take such sizes
+                continue
+            guess = F.interpolate(cells, size=size, mode="bilinear", align_corners=grid == "corner")
+            if guess.shape == full.shape and (guess - full).abs().max() <= 1e-3 * full.abs().max():
+                return grid
+        return None
+
+    def _find_taps(self) -> None:
+        """Find the feature maps: outputs of that name, or inside the file."""
+        names = {entry.name: entry.name for entry in self._session.get_outputs() if entry.name in TAPS}
+        if not names:
+            names = self._find_inner_taps()
+        values = dict(zip(names, self._run(_noise(PROBE), [self._logits, *names.values()])[1:], strict=True))
+        self._taps = names
+        self.tap_channels = {tap: value.shape[1] for tap, value in values.items()}
+        self.tap_strides = {tap: PROBE[0] // value.shape[2] for tap, value in values.items()}
+
+    def _find_inner_taps(self) -> dict[str, str]:
+        try:
+            import onnx
+        except ImportError:
+            return {}
+        from networks import onnx_graph
+
+        model = onnx.load(self.path)
+        blocks, last = onnx_graph.block_outputs(model), onnx_graph.before_classifier(model, self.num_classes)
+        if not blocks:
+            return {}
+        names = list(dict.fromkeys([*blocks, *([last] if last else [])]))
+        session = open_session(self.path, onnx_graph.with_outputs(model, names))
+        probed = dict(zip(names, self._run(_noise(PROBE), names, session), strict=True))
+        taps = choose_taps({name: probed[name] for name in blocks}, PROBE)
+        if taps:
+            if last and exact_stride(probed[last].shape, PROBE):
+                taps["decoder"] = last
+            self._session = open_session(self.path, onnx_graph.with_outputs(model, list(taps.values())))
+        return taps
+
+    # -- running it ----------------------------------------------------------------------------
+
+    def forward_taps(self, images: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """As every model's; on a corner grid the image is not padded, for its cells cover any size by themselves."""
+        return self._forward_padded(images if self.grid == "corner" else pad_to_stride(images, self.stride))
+
+    @torch.no_grad()
+    def _forward_padded(self, images: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        height, width = (side + -side % self.stride for side in images.shape[-2:])
+        own = images.detach().float().cpu()
+        if self._renormalise:
+            own = own * self._renormalise[0] + self._renormalise[1]
+        logits, *taps = (
+            torch.from_numpy(values).to(images.device, torch.float32)
+            for values in self._run(own.numpy(), [self._logits, *self._taps.values()])
+        )
+        if self.grid == "corner":
+            logits = sample_corner_grid(logits, self._cell, self.logit_stride, (height, width))
+        elif self._cell == 1:
+            logits = F.avg_pool2d(logits, self.logit_stride)
+        fitted = {}
+        for (tap, stride), values in zip(self.tap_strides.items(), taps, strict=True):
+            fitted[tap] = _fit(values, (height // stride, width // stride))
+        return logits, fitted
+
+    def _run(self, images: np.ndarray, outputs: list[str], session=None) -> list[np.ndarray]:
+        """Run ``images`` (N, 3, H, W) float32; one by one where the file takes single images only."""
+        images = images.astype(self._input_type, copy=False)
+        parts = np.split(images, len(images)) if self._batch == 1 else [images]
+        try:
+            results = [(session or self._session).run(outputs, {self._input: part}) for part in parts]
+        except Exception as error:  # ONNX Runtime's own classes share no base
+            reason = str(error).strip().splitlines()[0][:200]
+            raise UserError(f"{self.path}: fails on {images.shape[2]}x{images.shape[3]} pixels: {reason}") from error
+        return [np.concatenate(values).astype(np.float32, copy=False) for values in zip(*results, strict=True)]
+
+
+def load_onnx_teacher(path: str | Path, num_classes: int, class_names: Sequence[str] | None = None) -> OnnxTeacher:
+    """The teacher in an ONNX file, in eval mode; what was found in it is printed.
+
+    Raises:
+        UserError: as `OnnxTeacher`, or its metadata name other classes than ``class_names``.
+    """
+    model = OnnxTeacher(path, num_classes)
+    if class_names is not None and model.class_names is not None and list(class_names) != model.class_names:
+        raise UserError(
+            f"{path}: made for the classes {', '.join(model.class_names[:3])}, ...; the data set has "
+            f"{', '.join(list(class_names)[:3])}, ..."
+        )
+    taps = ", ".join(f"{tap} ({channels})" for tap, channels in model.tap_channels.items()) or "none"
+    print(f"{path}: logits at stride {model.logit_stride}, feature maps: {taps}")
+    return model.eval()
+
+
+def sample_corner_grid(cells: torch.Tensor, cell: int, stride: int, size: tuple[int, int]) -> torch.Tensor:
+    """Interpolate ``cells`` (N, C, h, w), cell i standing for pixel ``cell`` * i, at the centres of a grid.
+
+    Beyond the last cell its value goes on.
+
+    Returns:
+        (N, C, H / stride, W / stride) for ``size`` = (H, W); cell j is the value at pixel stride * j +
+        (stride - 1) / 2.
+    """
+    axes = []
+    for side, count in zip(size, cells.shape[-2:], strict=True):
+        pixels = torch.arange(side // stride, device=cells.device) * stride + (stride - 1) / 2
+        axes.append(2 * pixels / (cell * max(count - 1, 1)) - 1)  # -1 and 1 are the first and last cell
+    y, x = torch.meshgrid(*axes, indexing="ij")
+    grid = torch.stack([x, y], dim=-1).expand(len(cells), -1, -1, -1)
+    return F.grid_sample(cells, grid, mode="bilinear", padding_mode="border", align_corners=True)
+
+
+def choose_taps(blocks: Mapping[str, np.ndarray], size: tuple[int, int]) -> dict[str, str]:
+    """Tap name -> tensor name, from what the encoder's blocks give for an image of ``size``, in their order.
+
+    ``low`` and ``mid`` are the last blocks at strides 4 and 8, ``high`` the encoder's last. In an encoder that ends
+    at stride 8 (dilated) ``mid`` is the first block there.
+    """
+    strides = {name: exact_stride(values.shape, size) for name, values in blocks.items()}
+    if not strides or None in strides.values():
+        return {}
+    names = list(strides)
+    taps, deepest = {}, strides[names[-1]]
+    for tap, stride in (("low", 4), ("mid", 8)):
+        found = [name for name in names if strides[name] == stride]
+        if found:
+            taps[tap] = found[0] if stride == deepest else found[-1]
+    return taps | {"high": names[-1]}
+
+
+def exact_stride(shape: tuple[int, ...], size: tuple[int, int]) -> int | None:
+    """Pixels a cell of a map (N, C, h, w) of an image of ``size``; None if it is no such map."""
+    if len(shape) != 4 or not shape[2] or not shape[3] or size[0] % shape[2] or size[1] % shape[3]:
+        return None
+    stride = size[0] // shape[2]
+    return stride if stride == size[1] // shape[3] else None
+
+
+def _fit(values: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Cut or go on with the last row and column, to ``size``: maps of images that were not padded end early."""
+    height, width = size
+    values = values[..., :height, :width]
+    return F.pad(values, (0, width - values.shape[-1], 0, height - values.shape[-2]), mode="replicate")
+
+
+def _noise(size: tuple[int, int]) -> np.ndarray:
+    """A random image (1, 3, H, W), always the same: constant ones hide how a network is built."""
+    return np.random.default_rng(0).standard_normal((1, 3, *size), dtype=np.float32)

@@ -1,0 +1,1 @@
+"""How good a network is: the confusion matrix, the protocol, the tables of scores."""

@@ -1,0 +1,307 @@
+"""Behind ``train_kd.py --dry-run``: look at everything a run needs, write nothing, say all that is wrong at once.
+
+Where nothing is wrong the run is built as it would be for training, and two of its images go through one
+step: what that keeps for the backward pass tells how much memory a whole batch will want.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import math
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch.utils.data import default_collate
+
+from basics import distributed
+from basics.batch import prepare_batch
+from basics.device import check_amp, pick_device
+from basics.errors import UserError
+from basics.files import free_bytes, nearest
+from dataset import SegmentationDataset, build_dataset
+from kd.distiller import Recipe
+from networks.weights import read_weights
+from segdata.decode_cache import check_room, room_needed
+from segdata.transforms import TrainTransform
+from training.failures import explain_memory
+from training.runlog import METRICS, read_metrics
+from training.trainer import Trainer
+from zoo import create_model, load_teacher
+
+SAMPLES = 8
+SAMPLES_S = 3.0
+TRIAL_IMAGES = 2
+GB = 1e9
+# Of the memory estimate: buffers of single operations, and what the allocators cannot give back.
+HEADROOM = 1.25
+BYTES_PER_PIXEL = 12  # of a collated sample: image uint8 x 3, mask int64, valid
+
+
+class Findings:
+    """A line for everything looked at; what is wrong is counted."""
+
+    def __init__(self):
+        self.wrong = 0
+        self._said: set[str] = set()
+
+    def look(self, what: str, check: Callable, *args: object) -> object:
+        """``check(*args)`` and its result; a string or None is the line to print, a `UserError` what is wrong."""
+        try:
+            with explain_memory("--batch-size or --crop-size"):
+                found = check(*args)
+        except UserError as error:
+            message = " ".join(str(error).split())
+            if message not in self._said:  # the whole run and its student may fail by the same thing
+                self._said.add(message)
+                self.wrong += 1
+                print(f"WRONG  {what:<10} {message}")
+            return None
+        if isinstance(found, str):
+            print(f"ok     {what:<10} {found}")
+        return found
+
+
+def examine(
+    args: argparse.Namespace,
+    check_arguments: Callable[[argparse.Namespace], None],
+    make_recipe: Callable[[argparse.Namespace], Recipe],
+    name_run: Callable[[argparse.Namespace, Recipe], None],
+) -> int:
+    """Check all that ``args`` ask for; returns the exit status: 0 if a run would start, 1 if something is wrong."""
+    start = time.monotonic()
+    findings = Findings()
+    findings.look("arguments", check_arguments, args)
+    crop_size = None if findings.wrong else args.crop_size
+    recipe = findings.look("losses", make_recipe, args)
+    if recipe is not None:
+        name_run(args, recipe)
+        print(f"ok     {'losses':<10} {', '.join(f'{weight:g} {name}' for name, weight in recipe.weights.items())}")
+        findings.look("folder", check_folder, args)
+    device = findings.look("device", pick_device, args.device)
+    if device is not None:
+        findings.look("device", check_device, device, args.amp)
+    splits = {}
+    for role, split in (("train", args.train_split), ("val", args.val_split)):
+        splits[role] = findings.look("data", build_dataset, args.dataset, args.data_dir, split)
+        if splits[role] is not None:
+            findings.look("data", check_samples, splits[role], crop_size if role == "train" else None)
+    if splits["train"] is not None:
+        findings.look("batches", check_batches, args, splits["train"])
+        if args.decode_cache:
+            findings.look("decoding", check_decode_cache, args, splits["train"])
+    findings.look("packages", check_packages, args)
+    findings.look("workers", check_shared_memory, args)
+    trainer = None
+    if not findings.wrong:
+        trainer = findings.look("run", build, args, recipe)
+    if trainer is None:  # one thing hides the next: look at each by itself
+        findings.look("student", check_student, args, splits["train"])
+        if recipe is None or recipe.needs_teacher:
+            findings.look("teacher", check_teacher, args, splits["train"])
+    else:
+        needed = findings.look("step", trial_step, trainer)
+        if needed is not None:
+            findings.look("memory", check_memory, trainer, needed)
+        findings.look("disk", check_disk, trainer)
+    seconds = time.monotonic() - start
+    if findings.wrong:
+        print(f"{findings.wrong} {'thing is' if findings.wrong == 1 else 'things are'} wrong ({seconds:.0f} s)")
+        return 1
+    print(f"all is well ({seconds:.0f} s); without --dry-run this trains {args.epochs} epochs into {trainer.folder}")
+    return 0
+
+
+# -- before anything is built ----------------------------------------------------------------------
+
+
+def check_folder(args: argparse.Namespace) -> str:
+    """The run folder can be written and does not hold another run."""
+    folder = args.output_dir / args.name
+    there = nearest(folder)
+    try:
+        tempfile.TemporaryFile(dir=there).close()
+    except OSError as error:
+        raise UserError(f"cannot write {there}: {error.strerror or error}; name another --output-dir") from error
+    epochs = len(read_metrics(folder / METRICS))
+    if args.resume and args.resume != "auto" and not Path(args.resume).exists():
+        raise UserError(f"--resume {args.resume}: no such file")
+    if epochs and not args.resume:
+        raise UserError(f"{folder} already holds a run of {epochs} epochs: pass --resume auto, or another --name")
+    return f"{folder}, {f'to go on after {epochs} epochs' if epochs else 'new'}"
+
+
+def check_device(device: torch.device, amp: str) -> str:
+    check_amp(device, amp)
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)}, amp {amp}"
+    return f"{device.type}, {torch.get_num_threads()} threads, amp {amp}"
+
+
+def check_samples(dataset: SegmentationDataset, crop_size: int | None) -> str:
+    """Read a few images and masks from all over the split; training images as crops, others whole."""
+    dataset.require_masks()
+    dataset.transform = TrainTransform(crop_size) if crop_size else None
+    indices = {round(position) for position in torch.linspace(0, len(dataset) - 1, SAMPLES).tolist()}
+    start = time.perf_counter()
+    samples = []
+    for index in sorted(indices):
+        samples.append(dataset[index])
+        if time.perf_counter() - start > SAMPLES_S:
+            break
+    milliseconds = 1000 * (time.perf_counter() - start) / len(samples)
+    if all((sample["mask"] == 255).all() for sample in samples):
+        raise UserError(f"{dataset.name}/{dataset.split}: not one labelled pixel in {len(samples)} samples")
+    return (
+        f"{dataset.name}/{dataset.split}: {len(dataset)} images, {dataset.num_classes} classes, "
+        f"{milliseconds:.0f} ms to read one ({len(samples)} tried; dataset.py --check reads all)"
+    )
+
+
+def check_batches(args: argparse.Namespace, dataset: SegmentationDataset) -> str:
+    steps = len(dataset) // args.batch_size if args.batch_size > 0 else 0
+    if not steps:
+        raise UserError(f"--batch-size {args.batch_size}: the split {args.train_split} has {len(dataset)} images")
+    return f"{steps} steps an epoch, {steps * args.epochs} in all"
+
+
+def check_decode_cache(args: argparse.Namespace, dataset: SegmentationDataset) -> str:
+    needed = room_needed(dataset.layout, dataset.split, dataset.files, args.decode_cache)
+    check_room(args.decode_cache, needed)
+    return f"{needed / GB:.2f} GB to write in {args.decode_cache}" if needed else f"is there, in {args.decode_cache}"
+
+
+def check_packages(args: argparse.Namespace) -> str | None:
+    wanted = [name for name in ("tensorboard", "wandb") if getattr(args, name)]
+    absent = [name for name in wanted if importlib.util.find_spec(name) is None]
+    if absent:
+        raise UserError(f"absent: {', '.join(absent)}; pip install {' '.join(absent)}")
+    return ", ".join(wanted) or None
+
+
+def check_shared_memory(args: argparse.Namespace) -> str | None:
+    """Loader processes hand batches over in /dev/shm, which containers keep small."""
+    shared = Path("/dev/shm")
+    if not args.workers or not shared.is_dir():
+        return None
+    batch = args.batch_size * args.crop_size**2 * BYTES_PER_PIXEL
+    needed = batch * args.workers * 3  # two fetched ahead by each, one at work
+    free = shutil.disk_usage(shared).free
+    if needed > free:
+        raise UserError(
+            f"{args.workers} workers need about {needed / GB:.2f} GB of /dev/shm, {free / GB:.2f} GB are free: "
+            "lower --workers, or enlarge it (docker run --shm-size)"
+        )
+    return f"{args.workers}, with {free / GB:.1f} GB of shared memory"
+
+
+# -- models ----------------------------------------------------------------------------------------
+
+
+def build(args: argparse.Namespace, recipe: Recipe) -> Trainer:
+    """The run as it would be trained, resumed state included, but without caches that are not there yet."""
+    return Trainer(args, recipe)
+
+
+def classes_of(weights: str, dataset: SegmentationDataset | None) -> int:
+    """Number of classes: the data set's, or, without one, what the weights were made for."""
+    if dataset is not None:
+        return dataset.num_classes
+    checkpoint = read_weights(weights).checkpoint if weights not in ("default", "none") else None
+    return len(checkpoint["class_names"]) if checkpoint and isinstance(checkpoint.get("class_names"), list) else 21
+
+
+def check_student(args: argparse.Namespace, dataset: SegmentationDataset | None) -> str:
+    create_model(args.student, classes_of(args.student_weights, dataset), args.student_weights)
+    return f"{args.student}, weights {args.student_weights}"
+
+
+def check_teacher(args: argparse.Namespace, dataset: SegmentationDataset | None) -> str:
+    names = dataset.class_names if dataset is not None else None
+    load_teacher(args.teacher, classes_of(args.teacher_weights, dataset), args.teacher_weights, names)
+    return f"{args.teacher}, weights {args.teacher_weights}"
+
+
+# -- the built run ---------------------------------------------------------------------------------
+
+
+def trial_step(trainer: Trainer) -> int:
+    """One step with a few images, without the optimizer's; returns the bytes a whole training step needs."""
+    stage = trainer.stage_of(trainer.args.epochs - 1)
+    trainer.enter_stage(stage)
+    images = min(TRIAL_IMAGES, stage.batch_size)
+    start = time.perf_counter()
+    samples = [trainer.train_set[index, index] for index in range(images)]
+    batch = prepare_batch(default_collate(samples), trainer.device)
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        losses = trainer.distiller.losses(batch)
+        total = trainer.distiller.total(losses)
+    total.backward()
+    if not math.isfinite(total.item()):
+        raise UserError(f"the loss of images {', '.join(batch['id'])} is {total.item()}")
+    parameters = list(trainer.model.parameters())
+    weights = {parameter.untyped_storage().data_ptr() for parameter in parameters}
+    activations = sum(size for place, size in kept.items() if place not in weights)
+    teacher = getattr(trainer.distiller.teacher, "model", None)
+    fixed = 4 * _bytes(parameters) + (_bytes(list(teacher.parameters())) if teacher is not None else 0)
+    share = stage.batch_size / distributed.world_size() / images
+    print(
+        f"ok     {'step':<10} {images} images in {time.perf_counter() - start:.1f} s: "
+        + ", ".join(f"{name} {value.item():.3f}" for name, value in losses.items())
+    )
+    return int(HEADROOM * (fixed + share * activations))
+
+
+def _bytes(tensors: list[torch.Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that a process can still get there; None where the system does not tell."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
+    free = []
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        entries = dict(line.split(":") for line in meminfo.read_text().splitlines())
+        free.append(1024 * int(entries["MemAvailable"].split()[0]))
+    limit, used = (Path(f"/sys/fs/cgroup/memory.{name}") for name in ("max", "current"))  # of a container
+    if limit.exists() and used.exists() and limit.read_text().strip() != "max":
+        free.append(int(limit.read_text()) - int(used.read_text()))
+    return min(free, default=None)
+
+
+def check_memory(trainer: Trainer, needed: int) -> str:
+    free = free_memory(trainer.device)
+    text = f"about {needed / GB:.2f} GB for --batch-size {trainer.args.batch_size} --crop-size {trainer.args.crop_size}"
+    if free is None:
+        return text
+    if needed > free:
+        raise UserError(f"{text}, but {free / GB:.2f} GB are free on {trainer.device.type}: lower one of them")
+    return f"{text}; {free / GB:.2f} GB are free on {trainer.device.type}"
+
+
+def check_disk(trainer: Trainer) -> str:
+    """Room for best.pth and last.pth, each beside the one it replaces, and for the students kept on the way."""
+    args, student = trainer.args, _bytes(list(trainer.student.state_dict().values()))
+    last = student + 3 * _bytes(list(trainer.model.parameters()))  # adapters, and two moments of everything
+    kept = args.epochs // args.save_every if args.save_every else 0
+    needed = int(1.1 * (2 * last + (2 + kept) * student)) + 10_000_000
+    there, free = nearest(trainer.folder), free_bytes(trainer.folder)
+    if needed > free:
+        raise UserError(
+            f"{there}: the run's files take about {needed / GB:.2f} GB, {free / GB:.2f} GB are free: "
+            "free some, name another --output-dir, or raise --save-every"
+        )
+    return f"the run's files take about {needed / GB:.2f} GB, {free / GB:.1f} GB are free in {there}"

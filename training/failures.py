@@ -1,0 +1,112 @@
+"""What goes wrong in the middle of a run: losses that are no numbers, and memory that runs out."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+
+from basics import distributed
+from basics.errors import UserError
+
+CHECK_STEPS = 20
+MIN_SCALE = 2.0**-10  # 26 skipped steps on end, from the scaler's first 2**16
+
+# Pieces of what PyTorch and the system say when memory runs out; few of them have an exception class.
+NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "cannot allocate memory", "bad_alloc")
+NO_SHARED_MEMORY = ("shared memory", "bus error", "shm_open", "/dev/shm")
+KILLED_WORKER = ("exited unexpectedly", "is killed by signal")
+
+
+class LossWatch:
+    """Looks at the loss of every step and stops the run at the first that is not a number.
+
+    Looking waits for a GPU, so there it is done `CHECK_STEPS` steps at a time, and before anything is saved.
+
+    Args:
+        device: where the losses lie.
+        scaler: the run's loss scaler; while it is enabled it skips such steps by itself, and it is
+            looked at only for never coming to an end with that.
+        last: the checkpoint that holds the last good state, for the message.
+    """
+
+    def __init__(self, device: torch.device, scaler: torch.amp.GradScaler, last: Path):
+        self.every = 1 if device.type == "cpu" else CHECK_STEPS
+        self.scaler, self.last = scaler, last
+        self._unseen: list[tuple[torch.Tensor, Sequence[str], int]] = []
+
+    def add(self, loss: torch.Tensor, ids: Sequence[str], epoch: int) -> bool:
+        """Take in a step's loss and the names of its images; True if it was a step to look at the losses."""
+        self._unseen.append((loss, ids, epoch))
+        if len(self._unseen) < self.every:
+            return False
+        self.look()
+        return True
+
+    def look(self) -> None:
+        """Look at what has come in since the last time; in a distributed run all ranks must call it.
+
+        Raises:
+            UserError: naming epoch and images of the first loss that is not finite.
+        """
+        unseen, self._unseen = self._unseen, []
+        if self.scaler.is_enabled():
+            if self.scaler.get_scale() < MIN_SCALE:
+                raise UserError(
+                    "the loss or its gradients overflow fp16 at every step: use --amp bf16 or off, or lower --lr"
+                )
+            return
+        fault = next((entry for entry in unseen if not math.isfinite(entry[0].item())), None)
+        if not distributed.any_rank(fault is not None):
+            return
+        kept = f"{self.last} holds the last good state" if self.last.exists() else "nothing was saved yet"
+        if fault is None:
+            raise UserError(f"the loss of another rank is not a number, see its message; {kept}")
+        loss, ids, epoch = fault
+        raise UserError(
+            f"the loss is {loss.item()} in epoch {epoch}, batch of {', '.join(ids)}; {kept}: "
+            "lower --lr or look at these images"
+        )
+
+
+def refuse_non_finite(tensors: Iterable[torch.Tensor], last: Path) -> None:
+    """Refuse to save a state that a step has already spoilt, though no loss has shown it yet.
+
+    Raises:
+        UserError: one of ``tensors`` holds an inf or a nan.
+    """
+    flags = [tensor.isfinite().all() for tensor in tensors if tensor.is_floating_point()]
+    # One look for all: each waits for the device.
+    if flags and not torch.stack([flag.to(flags[0].device) for flag in flags]).all():
+        kept = f"{last} holds the last good state" if last.exists() else "nothing was saved yet"
+        raise UserError(f"the last steps left weights that are not finite, not saved; {kept}: lower --lr")
+
+
+@contextlib.contextmanager
+def explain_memory(advice: str) -> Iterator[None]:
+    """Turn running out of memory inside the block into one line that says what to lower.
+
+    Raises:
+        UserError: memory of the device, of the machine or of /dev/shm ran out.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError, OSError) as error:
+        text = str(error)
+        short = (text.splitlines() or [""])[0][:160]
+        if any(piece in text.lower() for piece in NO_SHARED_MEMORY):
+            raise UserError(
+                f"the loader processes ran out of shared memory ({short}): lower --workers or --batch-size, "
+                "or enlarge /dev/shm (docker run --shm-size)"
+            ) from error
+        if any(piece in text for piece in KILLED_WORKER):
+            raise UserError(
+                f"a loader process was killed, most often because memory ran out ({short}): lower --workers"
+            ) from error
+        out_of_memory = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        if out_of_memory or any(piece in text.lower() for piece in NO_MEMORY):
+            raise UserError(f"out of memory ({short}): lower {advice}") from error
+        raise

@@ -1,0 +1,58 @@
+"""What a training run says of itself: the line after each epoch and the sections of report.txt."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from training.state import Progress
+
+
+def clock(seconds: float) -> str:
+    """Seconds as h:mm:ss."""
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
+
+
+def epoch_line(row: Mapping, losses: Mapping[str, float], epochs: int, total_steps: int) -> str:
+    """One line about an epoch: ``row`` as it goes into metrics.csv, ``losses`` the mean of each term."""
+    left = row["elapsed_s"] / row["step"] * (total_steps - row["step"])
+    terms = " ".join(f"{name} {value:.4f}" for name, value in losses.items())
+    val = skipped = ""
+    if row["val_miou"] is not None:
+        val = (
+            f" | val loss {row['val_loss']:.4f} mIoU {100 * row['val_miou']:.2f} % "
+            f"pixel acc {100 * row['val_pixel_accuracy']:.2f} %"
+        )
+    if row.get("skipped_steps"):
+        skipped = f" | {row['skipped_steps']} steps skipped"
+    return (
+        f"epoch {row['epoch']}/{epochs} | {terms}{val}{skipped} | lr {row['lr']:.2e} | "
+        f"{row['images_per_s']:.1f} images/s | epoch {clock(row['epoch_s'])} "
+        f"elapsed {clock(row['elapsed_s'])} left {clock(left)}"
+    )
+
+
+def report_sections(
+    progress: Progress, rows: Sequence[Mapping], parameters: int, lab_score: float, protocol: str
+) -> dict[str, dict[str, object]]:
+    """Scores and timings for `training.runlog.RunLog.write_report`; ``rows`` are those of metrics.csv."""
+    final = rows[-1] if rows else {}
+    miou, accuracy = final.get("val_miou"), final.get("val_pixel_accuracy")
+    timings = {"elapsed": clock(progress.elapsed_s), "optimizer steps": progress.step}
+    if "skipped_steps" in final:
+        timings["steps skipped by fp16 scaling"] = progress.skipped_steps
+    if rows:
+        timings["mean images/s"] = sum(row["images_per_s"] for row in rows) / len(rows)
+    return {
+        "scores": {
+            "best mIoU %": 100 * progress.best_miou if progress.best_epoch else None,
+            "best epoch": progress.best_epoch,
+            "final mIoU %": 100 * miou if miou is not None else None,
+            "final pixel accuracy %": 100 * accuracy if accuracy is not None else math.nan,
+            "student parameters": parameters,
+            "lab score (best)": lab_score,
+            "protocol": protocol,
+        },
+        "timings": timings,
+    }

@@ -1,0 +1,330 @@
+"""The run folder: config.json, metrics.csv, curves.png, report.txt, and TensorBoard or W&B on request.
+
+Every file is replaced whole (see `basics.files`), so a run that is killed leaves none of them torn, and
+one that resumes calls `RunLog.truncate_after` with its checkpoint's epoch: no row is lost or doubled.
+
+    log = RunLog(folder, vars(args), resume=False)
+    log.log_epoch({"epoch": 1, "train_loss": 1.5, "val_loss": 1.2, "val_miou": 0.31})
+    log.draw_curves()
+    log.write_report({"scores": {"best mIoU": 0.31}})
+    log.close()
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy
+import torch
+import torchvision
+
+from basics.device import pick_device
+from basics.errors import UserError
+from basics.files import replacing, write_text
+from training.curves import draw_curves
+
+Cell = float | int | str | None
+
+CONFIG, METRICS, CURVES, REPORT = "config.json", "metrics.csv", "curves.png", "report.txt"
+
+
+class RunLog:
+    """Writes one run's folder.
+
+    Args:
+        folder: ``OUTPUT_DIR/NAME``; made when it is missing.
+        config: the resolved arguments (and anything else worth keeping), JSON-like; paths become text.
+        tensorboard: also write event files to ``folder/tensorboard``.
+        wandb: also log to Weights & Biases, in the project named by WANDB_PROJECT.
+        resume: go on with the folder's metrics; otherwise the folder must not hold any.
+
+    Raises:
+        UserError: the folder holds another run's metrics, its files cannot be read, or an
+            optional package is absent.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        config: Mapping[str, object],
+        tensorboard: bool = False,
+        wandb: bool = False,
+        resume: bool = False,
+    ):
+        self.folder = Path(folder)
+        self._rows = read_metrics(self.folder / METRICS)
+        if self._rows and not resume:
+            raise UserError(
+                f"{self.folder} already holds a run of {len(self._rows)} epochs: "
+                "pass --resume auto to go on with it, or another --name"
+            )
+        self._writer_class = _import_tensorboard() if tensorboard else None
+        self._writer = None
+        wandb_module = _import_wandb() if wandb else None
+        self.config = _jsonable(dict(config))
+        starts = self._earlier_starts() if resume else []
+        self.starts = [*starts, describe_start(str(self.config.get("device", "auto")))]
+        content = {"arguments": self.config, "seed": self.config.get("seed"), "starts": self.starts}
+        write_text(self.folder / CONFIG, json.dumps(content, indent=2) + "\n")
+        self._wandb_run = self._start_wandb(wandb_module) if wandb_module else None
+
+    def log_epoch(self, row: Mapping[str, Cell]) -> None:
+        """Add an epoch's row and write it through to the disk.
+
+        ``row["epoch"]`` is an int greater than the last one's. A row may lack columns (an epoch
+        without validation: empty cells) and may bring new ones.
+        """
+        row = {key: _plain(value) for key, value in row.items()}
+        if self._rows and row["epoch"] <= self._rows[-1]["epoch"]:
+            raise ValueError(f"epoch {row['epoch']} is already logged in {self.folder / METRICS}")
+        self._rows.append(row)
+        self._write_metrics()
+        numbers = {key: value for key, value in row.items() if isinstance(value, int | float)}
+        if self._writer_class:
+            self._log_tensorboard(numbers)
+        if self._wandb_run:
+            self._wandb_run.log(numbers, step=row["epoch"])
+
+    def truncate_after(self, epoch: int) -> None:
+        """Drop the rows of epochs later than ``epoch``: what a resumed run will do again."""
+        kept = [row for row in self._rows if row["epoch"] <= epoch]
+        if len(kept) < len(self._rows):
+            self._rows = kept
+            self._write_metrics()
+
+    def rows(self) -> list[dict[str, Cell]]:
+        """The rows so far, oldest first, each with every column; an empty cell is None."""
+        columns = self._columns()
+        return [{column: row.get(column) for column in columns} for row in self._rows]
+
+    def draw_curves(self) -> None:
+        """(Re)write curves.png; nothing before the first row."""
+        if self._rows:
+            with replacing(self.folder / CURVES) as temporary:
+                draw_curves(self.rows(), temporary, title=self.folder.name)
+
+    def write_report(self, summary: Mapping[str, object]) -> None:
+        """Write report.txt: ``summary``, then how the run was made.
+
+        A value of ``summary`` that is itself a mapping becomes a section; the rest stand on top.
+        """
+        start = self.starts[-1]
+        sections: dict[str, Mapping[str, object]] = {
+            "": {key: value for key, value in summary.items() if not isinstance(value, Mapping)}
+        }
+        sections |= {key: value for key, value in summary.items() if isinstance(value, Mapping)}
+        sections["hyperparameters"] = self.config
+        sections["made with"] = {
+            **{key: start[key] for key in ("device", "platform", "git commit", "command")},
+            **start["versions"],
+            "starts": len(self.starts),
+        }
+        write_text(self.folder / REPORT, format_report(f"Run {self.folder.name}", sections))
+
+    def close(self) -> None:
+        """Flush and close what logs elsewhere; may be called twice."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+        if self._wandb_run is not None:
+            self._wandb_run.finish()
+            self._wandb_run = None
+
+    def _columns(self) -> list[str]:
+        return list(dict.fromkeys(["epoch", *(key for row in self._rows for key in row)]))
+
+    def _write_metrics(self) -> None:
+        # Whole and by rename, not appended: a file of a few hundred short rows costs nothing to
+        # rewrite, can never end in half a row, and can take a new column.
+        text = io.StringIO()
+        writer = csv.DictWriter(text, self._columns(), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({key: _cell(value) for key, value in row.items()} for row in self._rows)
+        write_text(self.folder / METRICS, text.getvalue())
+
+    def _earlier_starts(self) -> list[dict]:
+        path = self.folder / CONFIG
+        if not path.exists():
+            return []
+        try:
+            return list(json.loads(path.read_text(encoding="utf-8"))["starts"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path} is not a run's configuration ({error}): mend or remove it") from error
+
+    def _log_tensorboard(self, numbers: Mapping[str, float]) -> None:
+        epoch = numbers["epoch"]
+        if self._writer is None:
+            # Events of epochs that a killed run logged beyond its checkpoint are purged.
+            self._writer = self._writer_class(str(self.folder / "tensorboard"), purge_step=epoch)
+        for key, value in numbers.items():
+            if key != "epoch":
+                self._writer.add_scalar(key, value, epoch)
+        self._writer.flush()
+
+    def _start_wandb(self, module):
+        # The id is kept in the folder, so that a resumed run goes on in the same chart.
+        path = self.folder / "wandb_id.txt"
+        if not path.exists():
+            write_text(path, f"{self.folder.name}-{os.urandom(4).hex()}\n")
+        return module.init(
+            project=os.environ.get("WANDB_PROJECT", "segmentation-distillation"),
+            name=self.folder.name,
+            id=path.read_text(encoding="utf-8").strip(),
+            resume="allow",
+            dir=str(self.folder),
+            config=self.config,
+        )
+
+
+def read_metrics(path: str | Path) -> list[dict[str, Cell]]:
+    """Read a metrics.csv: ints, floats (exactly as they were), text, None for an empty cell.
+
+    A missing file has no rows. A file that is not a table with an ``epoch`` column is a `UserError`.
+    """
+    path = Path(path)
+    if not path.exists():
+        return []
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            header, *lines = csv.reader(file, strict=True)
+        rows = [dict(zip(header, map(_parse, line), strict=True)) for line in lines]
+    except (OSError, ValueError, csv.Error) as error:
+        raise UserError(f"{path} cannot be read ({error}): mend or remove it") from error
+    if "epoch" not in header or not all(isinstance(row["epoch"], int) for row in rows):
+        raise UserError(f"{path} is not a table of epochs: mend or remove it")
+    return rows
+
+
+def describe_start(device: str = "auto") -> dict[str, object]:
+    """When, with what and on what a run was started; plain values for config.json."""
+    return {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "command": shlex.join([Path(sys.executable).name, *sys.argv]),
+        "git commit": git_commit(Path(__file__).parent),
+        "platform": platform.platform(),
+        "device": device_name(device),
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "torchvision": torchvision.__version__,
+            "numpy": numpy.__version__,
+        },
+    }
+
+
+def device_name(device: str = "auto") -> str:
+    """The hardware behind ``device`` (auto, cuda, mps, cpu): the GPU's name, or the CPU's and its threads."""
+    kind = pick_device(device).type
+    if kind == "cuda":
+        return torch.cuda.get_device_name()
+    return f"{'MPS on ' if kind == 'mps' else ''}{_cpu_name()}, {torch.get_num_threads()} threads"
+
+
+def git_commit(folder: Path) -> str | None:
+    """The commit checked out around ``folder``, "+changes" when the tree differs; None without git."""
+    command = shlex.split("git describe --always --abbrev=40 --exclude=* --dirty=+changes")
+    try:
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True, timeout=10)
+        return done.stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def format_report(title: str, sections: Mapping[str, Mapping[str, object]]) -> str:
+    """A heading, then each section's ``key  value`` lines in aligned columns."""
+    width = max((len(key) for section in sections.values() for key in section), default=0)
+    lines = [title, "=" * len(title), ""]
+    for name, section in sections.items():
+        if not section:
+            continue
+        if name:
+            heading = name[:1].upper() + name[1:]
+            lines += [heading, "-" * len(heading)]
+        lines += [f"{key:<{width}}  {_readable(value)}".rstrip() for key, value in section.items()]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _readable(value: object) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_readable, value)) or "-"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}={_readable(item)}" for key, item in value.items()) or "-"
+    return str(value)
+
+
+def _cpu_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text(errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _plain(value: object) -> Cell:
+    """A Python number from what PyTorch and NumPy hand out; text and None as they are."""
+    if value is None or isinstance(value, str):
+        return value
+    if hasattr(value, "item"):
+        value = value.item()
+    return int(value) if isinstance(value, int) else float(value)
+
+
+def _cell(value: Cell) -> str:
+    if value is None:
+        return ""
+    return repr(value) if isinstance(value, float) else str(value)  # repr comes back to the same bits
+
+
+def _parse(cell: str) -> Cell:
+    if cell == "":
+        return None
+    for kind in (int, float):
+        try:
+            return kind(cell)
+        except ValueError:
+            pass
+    return cell
+
+
+def _jsonable(value: object) -> object:
+    if isinstance(value, Mapping):
+        return {str(key): _jsonable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_jsonable(item) for item in value]
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    return str(value)
+
+
+def _import_tensorboard():
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise UserError("--tensorboard needs a package that is absent: pip install tensorboard") from error
+    return SummaryWriter
+
+
+def _import_wandb():
+    try:
+        import wandb
+    except ImportError as error:
+        raise UserError("--wandb needs a package that is absent: pip install wandb") from error
+    return wandb
