@@ -22,9 +22,10 @@ from typing import Any
 import torch
 import torchvision
 
-from basics.device import pick_device
+from basics.device import add_device_argument, pick_device
 from basics.errors import UserError, run_cli
 from basics.files import write_text
+from basics.machine import cpu_name
 from benchmarks.loading import bench_loading
 from benchmarks.pictures import make_pictures
 from benchmarks.steps import TEACHER, bench_steps
@@ -54,7 +55,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument("--crop-size", type=int, default=256)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=5, help="rounds with a live teacher; the others run 5 times more")
-    parser.add_argument("--device", default="auto", choices=["auto", "cuda", "mps", "cpu"])
+    add_device_argument(parser)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers as JSON")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, two rounds: the numbers mean nothing")
     return parser
@@ -63,7 +64,7 @@ def get_args_parser() -> argparse.ArgumentParser:
 def describe_machine(device: torch.device) -> dict[str, Any]:
     """The machine and the libraries, by name."""
     return {
-        "processor": _processor_name(),
+        "processor": cpu_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
@@ -72,14 +73,6 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
     }
-
-
-def _processor_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or "unknown"
 
 
 def choose_pictures(args: argparse.Namespace, folder: Path) -> SegmentationDataset:

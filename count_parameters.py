@@ -18,10 +18,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from basics.device import pick_device
+from basics.device import add_device_argument, pick_device
 from basics.errors import UserError, choose, run_cli
+from basics.machine import device_name
 from networks.cost import count_macs, file_megabytes, measure_latency, parameters_by_part
-from training.runlog import device_name
 from zoo import MODELS, build_model, load_checkpoint_model
 
 DEFAULT_TEACHER = "fcn_resnet50"
@@ -91,7 +91,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument("--num-classes", type=int, default=21, help="of --models; a checkpoint has its own (21)")
     parser.add_argument("--size", type=int, default=256, help="side of the image in pixels (256)")
     parser.add_argument("--repeats", type=int, default=30, help="timed runs a network; the median counts (30)")
-    parser.add_argument("--device", default="auto", choices=["auto", "cuda", "mps", "cpu"])
+    add_device_argument(parser)
     return parser
 
 

@@ -27,6 +27,7 @@ from pathlib import Path
 import torch
 from torch.utils.data import Dataset
 
+from basics.batch import VOID
 from basics.errors import UserError, choose, run_cli
 from segdata.archives import check_md5, extract, find_archive, unfinished
 from segdata.check import check_layout
@@ -34,7 +35,7 @@ from segdata.decode_cache import open_cache
 from segdata.demo import find_demo
 from segdata.download import SOURCES, download
 from segdata.layouts import Layout, find_ade20k, find_folder, find_voc
-from segdata.reading import VOID, check_labels, check_sizes, read_image, read_mask
+from segdata.reading import check_labels, check_sizes, read_image, read_mask
 from segdata.sampler import EpochSampler
 from segdata.stats import ClassStats, count_classes, save_stats
 from segdata.transforms import full_sample

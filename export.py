@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 
 from basics.errors import UserError, run_cli
+from basics.machine import device_name
 from deploy.export_checks import compare, interleaved_ms, require_agreement, smooth_pictures
 from deploy.exported import load_exported
 from deploy.exporting import Deployed, export_program, write_onnx, write_pt2
@@ -27,7 +28,6 @@ from deploy.quantized import GraphModel
 from deploy.segmenter import EXPORTED
 from networks.base import SegmentationModel
 from networks.cost import count_parameters
-from training.runlog import device_name
 from zoo import load_checkpoint_model
 
 LEAST_AGREEMENT = 0.999

@@ -31,16 +31,16 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from basics.device import synchronize
+from basics.device import add_device_argument, synchronize
 from basics.errors import UserError, run_cli
 from basics.files import replacing
+from basics.memory import explain_memory
 from deploy.segmenter import LEAST_SIZE, Segmenter, load_segmenter
 from segdata.drawing import PanelRow, background_classes, colorize, overlay, panel
 from segdata.inputs import Source, find_sources
 from segdata.pictures import read_picture, write_png
 from segdata.reading import DataError
 from segdata.video import Frame, VideoReader, VideoWriter, open_writer
-from training.failures import explain_memory
 
 KINDS = ("mask", "overlay", "panel")
 DEFAULT_STUDENT = Path(__file__).resolve().parent / "checkpoints" / "animals" / "student.pth"
@@ -227,7 +227,7 @@ def get_args_parser() -> argparse.ArgumentParser:
                         help="cut larger pictures into overlapping squares of this side, and blend")  # fmt: skip
     parser.add_argument("--max-frames", type=int, metavar="N", help="of each video or camera")
     parser.add_argument("--fps", nargs="*", type=parse_size, metavar="SIZE", help="measure speed at these sizes (512)")
-    parser.add_argument("--device", default="auto", choices=["auto", "cuda", "mps", "cpu"])
+    add_device_argument(parser)
     return parser
 
 
@@ -241,7 +241,7 @@ def main(args: argparse.Namespace) -> int | None:
         raise UserError("no INPUT: give a picture, a folder, a glob, a video or camera:0")
     segmenter = load_segmenter(args.checkpoint, args.device)
     if args.fps is not None:
-        from training.runlog import device_name
+        from basics.machine import device_name
 
         where = device_name(segmenter.device.type)
         print(

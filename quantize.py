@@ -29,11 +29,11 @@ from deploy.export_checks import Difference, compare, require_agreement
 from deploy.exported import Pt2Model
 from deploy.exporting import Deployed, export_program, write_onnx, write_pt2
 from deploy.quantized import GraphModel, load_fake_quant, quantize_calibrated
-from evaluate import check_classes
 from export import add_form_arguments, check_output, deploy
 from networks.base import SegmentationModel
 from networks.cost import count_parameters
 from networks.onnx_session import executed_operators, integer_layers
+from scoring.protocol import check_classes
 from zoo import load_checkpoint_model
 
 # Engines round a sum that lies half-way between two integers either way, and in a deep network such a step

@@ -19,8 +19,9 @@ import math
 from pathlib import Path
 
 from basics import distributed
-from basics.device import make_deterministic
+from basics.device import add_device_argument, make_deterministic
 from basics.errors import UserError, choose, run_cli
+from basics.memory import explain_memory
 from dataset import add_data_arguments
 from kd.cache_store import DTYPES
 from kd.distiller import Recipe
@@ -28,7 +29,6 @@ from kd.losses import LOSSES, PAPER_LAMBDAS, PRESETS
 from kd.teacher_cache import DEFAULT_FOLDER as TEACHER_FOLDER
 from segdata.decode_cache import DEFAULT_FOLDER as DECODED_FOLDER
 from training.doctor import examine
-from training.failures import explain_memory
 from training.optim import OPTIMIZERS, SCHEDULES
 from training.trainer import Trainer
 
@@ -100,7 +100,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     optimization.add_argument("--max-steps", type=int, help="end after so many optimizer steps (smoke runs)")
 
     machine = parser.add_argument_group("machine")
-    machine.add_argument("--device", default="auto", choices=["auto", "cuda", "mps", "cpu"])
+    add_device_argument(machine)
     machine.add_argument("--amp", default="off", choices=["off", "bf16", "fp16"], help="mixed precision")
     machine.add_argument("--compile", action="store_true", help="torch.compile the student")
     machine.add_argument(

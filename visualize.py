@@ -24,13 +24,13 @@ from torch import nn
 from tqdm import tqdm
 
 from basics.batch import normalize
-from basics.device import pick_device
+from basics.device import add_device_argument, pick_device
 from basics.errors import UserError, run_cli
 from basics.files import replacing
 from dataset import SegmentationDataset, add_data_arguments, build_dataset
 from deploy.segmenter import load_segmenter
-from evaluate import check_classes
 from scoring.metrics import image_miou
+from scoring.protocol import check_classes
 from segdata.drawing import PanelRow, background_classes, overlay, panel
 from zoo import load_teacher, teacher_name
 
@@ -175,7 +175,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument("--overlays", action="store_true", help="also write overlays at original size")
     parser.add_argument("--rows", type=int, default=6, help="images a sheet (default: 6)")
     parser.add_argument("--output-dir", type=Path, metavar="DIR", help="default: pictures/ beside the first checkpoint")
-    parser.add_argument("--device", default="auto", choices=["auto", "cuda", "mps", "cpu"])
+    add_device_argument(parser)
     return parser
 
 

@@ -8,6 +8,7 @@ import torch
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
+VOID = 255  # in a mask: no class; neither trained on nor scored
 GREY = (0.299, 0.587, 0.114)  # luma of ITU-R BT.601, as in Pillow and torchvision
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import os
 
@@ -10,6 +11,11 @@ import torch
 from basics.errors import UserError
 
 AMP_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def add_device_argument(parser: argparse._ActionsContainer) -> None:
+    """Add --device, for `pick_device`."""
+    parser.add_argument("--device", default="auto", choices=["auto", "cuda", "mps", "cpu"])
 
 
 def pick_device(name: str = "auto") -> torch.device:

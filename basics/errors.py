@@ -62,7 +62,7 @@ def run_cli(main: Callable[[argparse.Namespace], object], get_args_parser: Calla
 def _end_loader_processes() -> None:
     """End those that an error has left behind.
 
-    They ignore SIGTERM (see `training.state.ignore_stop_signals`), by which Python would end them: it would wait for
+    They ignore SIGTERM (see `basics.signals.ignore_stop_signals`), by which Python would end them: it would wait for
     ever.
     """
     children = multiprocessing.active_children()

@@ -75,6 +75,18 @@ def free_bytes(path: Path) -> int:
     return shutil.disk_usage(nearest(path)).free
 
 
+def require_room(folder: Path, needed: int, what: str, advice: str) -> None:
+    """A `UserError` if ``needed`` bytes are more than are free in ``folder``.
+
+    Args:
+        what: that needs them, as the message begins.
+        advice: what to do, as it ends.
+    """
+    free = free_bytes(folder)
+    if needed > free:
+        raise UserError(f"{what}: {needed / 1e9:.2f} GB are needed in {folder}, {free / 1e9:.2f} GB are free; {advice}")
+
+
 def _first_os_error(error: BaseException | None) -> OSError | None:
     """The `OSError` behind ``error``, itself included."""
     while error is not None:

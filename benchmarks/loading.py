@@ -10,8 +10,8 @@ import torch
 from torch.utils.data import default_collate
 
 from basics.batch import prepare_batch
+from basics.timing import interleave
 from benchmarks.naive import NaiveDataset
-from benchmarks.timing import interleave
 from dataset import SegmentationDataset
 from segdata.transforms import TrainTransform
 

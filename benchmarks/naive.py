@@ -18,13 +18,12 @@ from torchvision import transforms as T
 from torchvision.models.segmentation import fcn_resnet50
 from torchvision.transforms import functional as TF
 
-from basics.batch import MEAN, STD, prepare_batch
+from basics.batch import MEAN, STD, VOID, prepare_batch
 from dataset import SegmentationDataset
 from networks.base import SegmentationModel
 
 TAPS = {"layer1": "low", "layer2": "mid", "layer4": "high"}
 TEACHER_CHANNELS = {"low": 256, "mid": 512, "high": 2048}
-IGNORE = 255
 
 
 class NaiveStep:
@@ -61,7 +60,7 @@ class NaiveStep:
             teacher_logits = self.teacher(images)["out"]
         logits, taps = self.student.forward_taps(images)
         logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
-        total = F.cross_entropy(logits, mask, ignore_index=IGNORE)
+        total = F.cross_entropy(logits, mask, ignore_index=VOID)
         t = self.temperature
         kl = F.kl_div(F.log_softmax(logits / t, 1), F.softmax(teacher_logits / t, 1), reduction="none").sum(1).mean()
         total = total + t**2 * kl
@@ -93,7 +92,7 @@ class NaiveDataset:
         crop = self.crop_size
         pad = (0, 0, max(crop - size[0], 0), max(crop - size[1], 0))
         if any(pad):
-            image, mask = ImageOps.expand(image, pad, fill=0), ImageOps.expand(mask, pad, fill=IGNORE)
+            image, mask = ImageOps.expand(image, pad, fill=0), ImageOps.expand(mask, pad, fill=VOID)
         left, top = random.randint(0, image.width - crop), random.randint(0, image.height - crop)
         window = (left, top, left + crop, top + crop)
         image, mask = image.crop(window), mask.crop(window)
@@ -110,7 +109,7 @@ class NaiveValidation:
         from torchmetrics.classification import MulticlassJaccardIndex
 
         self.model, self.device = model, device
-        self.metric = MulticlassJaccardIndex(num_classes, average="none", ignore_index=IGNORE).to(device)
+        self.metric = MulticlassJaccardIndex(num_classes, average="none", ignore_index=VOID).to(device)
 
     @torch.no_grad()
     def __call__(self, batch: dict) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from basics.batch import VOID
 from segdata.layouts import LISTS, VOC_CLASSES
 from segdata.palettes import voc_palette
 
@@ -54,6 +55,6 @@ def _mask(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
         cy, cx = rng.uniform(0, size[0]), rng.uniform(0, size[1])
         radius_y, radius_x = rng.uniform(0.1, 0.5, 2) * size
         distance = np.hypot((y - cy) / radius_y, (x - cx) / radius_x)
-        mask[distance < 1.03] = 255
+        mask[distance < 1.03] = VOID
         mask[distance < 1] = rng.integers(1, len(VOC_CLASSES))
     return mask

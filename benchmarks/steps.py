@@ -11,8 +11,8 @@ import torch
 from torch.utils.data import default_collate
 
 from basics.batch import prepare_batch
+from basics.timing import PartTimer, Timings, interleave
 from benchmarks.naive import NaiveStep
-from benchmarks.timing import PartTimer, Timings, interleave
 from dataset import SegmentationDataset
 from kd.distiller import DistilledStudent, Distiller, LiveTeacher, Recipe, Teacher
 from kd.teacher_cache import open_teacher_cache

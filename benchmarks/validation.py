@@ -8,11 +8,11 @@ import torch
 from torch.utils.data import default_collate
 
 from basics.batch import prepare_batch
+from basics.timing import PartTimer, interleave
 from benchmarks.naive import NaiveValidation
-from benchmarks.timing import PartTimer, interleave
 from dataset import SegmentationDataset
-from evaluate import evaluate_model
 from scoring.metrics import ConfusionMatrix
+from scoring.protocol import evaluate_model
 from student_model import StudentNet
 
 NAIVE, LEAN = "argmax + torchmetrics", "ours"

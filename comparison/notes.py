@@ -5,10 +5,10 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 
+from basics.machine import describe_start
 from comparison.plan import Plan
 from comparison.scoring import Comparison
 from comparison.tables import DASH, LEAST_PAIRS, Line, seeds_in_words, signed, spread_cell
-from training.runlog import describe_start
 
 
 def reading_notes(comparison: Comparison) -> list[str]:

@@ -11,12 +11,13 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from basics.batch import VOID
 from basics.device import pick_device
 from comparison.scoring import Comparison, Result
 from comparison.tables import Line
 from dataset import SegmentationDataset
 from deploy.segmenter import load_segmenter
-from segdata.drawing import VOID, colorize
+from segdata.drawing import colorize
 from visualize import Column, find_ids, predict_mask
 from zoo import load_teacher
 

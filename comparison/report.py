@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from basics.batch import VOID
 from comparison.charts import STYLES, Curve, bars_svg, curves_svg, make_curve, swatch
 from comparison.markup import Cell, Column, Element, details, element, table, write
 from comparison.notes import commands, made_with, plain_words, protocol, reading_notes
@@ -22,7 +23,7 @@ from comparison.tables import (
     signed,
     spread_cell,
 )
-from segdata.drawing import VOID, VOID_COLOR
+from segdata.drawing import VOID_COLOR
 
 HERE = Path(__file__).parent
 # The document may load nothing, from nowhere: even a mistake here cannot make it ask the network.

@@ -16,9 +16,11 @@ from pathlib import Path
 import train_kd
 from basics.checkpoint import file_sha256
 from basics.errors import UserError
+from basics.machine import available_cores
+from basics.signals import StopSignal
 from comparison.plan import TEACHER_ARGUMENTS, Plan, Run
 from training.runlog import CONFIG, METRICS, REPORT, read_metrics
-from training.state import FREE_ARGUMENTS, StopSignal
+from training.state import FREE_ARGUMENTS
 
 SCRIPT = Path(__file__).resolve().parent.parent / "train_kd.py"
 LOG = "train.log"  # what a run printed
@@ -175,13 +177,9 @@ def _environment(jobs: int) -> dict[str, str]:
     environment = os.environ | {"PYTHONIOENCODING": "utf-8"}  # as `Job` reads them
     if jobs > 1:
         given = environment.get("OMP_NUM_THREADS", "")
-        threads = int(given) if given.isdigit() else _cpus()
+        threads = int(given) if given.isdigit() else available_cores()
         environment["OMP_NUM_THREADS"] = str(max(1, threads // jobs))
     return environment
-
-
-def _cpus() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _outcome(job: Job, stopping: bool) -> list[str]:

@@ -15,16 +15,18 @@ from basics.checkpoint import file_sha256
 from basics.device import pick_device
 from basics.errors import UserError
 from basics.files import write_text
+from basics.machine import device_name
+from basics.memory import explain_memory
 from comparison.plan import Plan, Run
 from dataset import SegmentationDataset, build_dataset
 from deploy.segmenter import load_segmenter
-from evaluate import PROTOCOL, Agreement, check_classes, evaluate_model, summary_row
 from networks.cost import count_macs, count_parameters, measure_latency
 from networks.onnx_teacher import OnnxTeacher
 from scoring.metrics import image_miou
+from scoring.protocol import PROTOCOL, Agreement, check_classes, evaluate_model
+from scoring.tables import summary_row
 from segdata.decode_cache import describe_sources
-from training.failures import explain_memory
-from training.runlog import CONFIG, METRICS, device_name, read_metrics
+from training.runlog import CONFIG, METRICS, read_metrics
 from training.state import fingerprint
 from zoo import build_model, load_teacher
 
@@ -36,7 +38,7 @@ class Scored:
     """A network's scores on the split.
 
     Attributes:
-        row: as `evaluate.summary_row` makes it; shares in 0..1.
+        row: as `scoring.tables.summary_row` makes it; shares in 0..1.
         images: mIoU of each image by its id, over the classes in its truth or the prediction.
     """
 

@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 
+from basics.text import clock
 from comparison.plan import Plan
 from comparison.scoring import Comparison, Result, Scored
-from evaluate import lab_score
-from training.report import clock
+from scoring.tables import lab_score
 
 DASH = "—"
 WITHIN = "within noise"

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from basics.batch import VOID
 from basics.device import autocast
 from basics.errors import UserError, choose
 from basics.grids import adaptive_average, common_stride, to_stride, upsample_logits, valid_cells
@@ -276,7 +277,7 @@ def pad_batch(batch: dict, stride: int) -> dict:
         return batch
     padded = {
         "image": F.pad(batch["image"], pad),
-        "mask": F.pad(batch["mask"], pad, value=255),
+        "mask": F.pad(batch["mask"], pad, value=VOID),
         "valid": F.pad(batch["valid"], pad, value=False),
     }
     if "box" in batch:

@@ -5,7 +5,7 @@
 
 A loss is a pure function of tensors; `LOSSES` says of which kind it is:
 
-- ``hard``: fn(logits (N, C, H, W), mask (N, H, W) int64, class_weights=None). `IGNORE` (void and padding alike) is
+- ``hard``: fn(logits (N, C, H, W), mask (N, H, W) int64, class_weights=None). `VOID` (void and padding alike) is
   left out; without a labelled pixel the loss is 0 with zero gradients.
 - ``logits``: fn(student (N, C, h, w), teacher (N, C, h, w), valid (N, h, w) bool), plus ``temperature`` where
   ``uses_temperature``. Padding (valid False) is left out whatever lies under it; void pixels stay in, because the
@@ -26,6 +26,7 @@ from typing import Literal
 import torch
 from torch.nn import functional as F
 
+from basics.batch import VOID
 from basics.distributed import add_up, shared_count, sum_over_ranks
 from kd import feature_losses
 from kd.loss_tools import (
@@ -37,9 +38,6 @@ from kd.loss_tools import (
     unit,
     wide,
 )
-
-IGNORE = 255
-
 
 # ---- hard losses: student and ground truth ----
 
@@ -54,7 +52,7 @@ def ce(logits: torch.Tensor, mask: torch.Tensor, class_weights: torch.Tensor | N
     """
     logits, class_weights = _prepare_hard(logits, mask, class_weights)
     # Summed apart: on a GPU the sum inside cross_entropy adds in any order (--deterministic).
-    pixels = F.cross_entropy(logits, mask, weight=class_weights, ignore_index=IGNORE, reduction="none")
+    pixels = F.cross_entropy(logits, mask, weight=class_weights, ignore_index=VOID, reduction="none")
     return pixels.sum() / _labelled_weight(mask, class_weights)
 
 
@@ -69,10 +67,10 @@ def focal(
     Scale: at most that of `ce`. Divided by the (weighted) number of labelled pixels, not of hard ones.
     """
     logits, class_weights = _prepare_hard(logits, mask, class_weights)
-    cross_entropy = F.cross_entropy(logits, mask, ignore_index=IGNORE, reduction="none")  # 0 at void
+    cross_entropy = F.cross_entropy(logits, mask, ignore_index=VOID, reduction="none")  # 0 at void
     loss = (-torch.expm1(-cross_entropy)) ** gamma * cross_entropy
     if class_weights is not None:
-        loss = loss * class_weights[mask.where(mask != IGNORE, 0)]
+        loss = loss * class_weights[mask.where(mask != VOID, 0)]
     return loss.sum() / _labelled_weight(mask, class_weights)
 
 
@@ -87,7 +85,7 @@ def dice(logits: torch.Tensor, mask: torch.Tensor, class_weights: torch.Tensor |
     Void and padding: both are 255 in the mask and left out; a class without a labelled pixel is left out.
     """
     logits, class_weights = _prepare_hard(logits, mask, class_weights)
-    labelled = mask != IGNORE
+    labelled = mask != VOID
     truth = mask.where(labelled, 0)
     probabilities = logits.softmax(dim=1) * labelled[:, None]
     pixels = add_up(torch.bincount(mask[labelled], minlength=logits.shape[1]))  # (C,), equals sum y^2
@@ -112,7 +110,7 @@ def _prepare_hard(logits, mask, class_weights):
 
 def _labelled_weight(mask: torch.Tensor, class_weights: torch.Tensor | None) -> torch.Tensor:
     """Number of labelled pixels, or the sum of their classes' weights; never 0, so that it can divide."""
-    labelled = mask != IGNORE
+    labelled = mask != VOID
     if class_weights is None:
         return shared_count(labelled.sum())
     total = (class_weights[mask.where(labelled, 0)] * labelled).sum()

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import statistics
-import time
-
 import torch
 from torch import nn
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
-from basics.device import synchronize
+from basics.timing import interleave
 from networks.onnx_teacher import OnnxTeacher
 
 
@@ -59,17 +56,4 @@ def measure_latency(
     """
     model = model.to(device).eval()
     image = torch.randn(1, 3, size, size, device=device)
-    _run_times(model, image, warmup, limit_s)
-    return 1000 * statistics.median(_run_times(model, image, repeats, limit_s))
-
-
-def _run_times(model: nn.Module, image: torch.Tensor, repeats: int, limit_s: float) -> list[float]:
-    """Seconds of each of up to ``repeats`` forward passes; at least one is made."""
-    times: list[float] = []
-    while not times or (len(times) < repeats and sum(times) < limit_s):
-        synchronize(image.device)
-        start = time.perf_counter()
-        model(image)
-        synchronize(image.device)
-        times.append(time.perf_counter() - start)
-    return times
+    return 1000 * interleave({"": lambda _: model(image)}, repeats, warmup, device, limit_s).median("")

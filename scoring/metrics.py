@@ -6,8 +6,6 @@ from dataclasses import dataclass
 
 import torch
 
-IGNORE_INDEX = 255
-
 
 @dataclass(frozen=True)
 class Scores:

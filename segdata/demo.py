@@ -16,9 +16,10 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from basics.batch import VOID
 from segdata.layouts import LISTS, Layout, folder_layout
 from segdata.palettes import distinct_palette
-from segdata.reading import VOID, DataError
+from segdata.reading import DataError
 
 CLASSES = ("background", "disk", "square", "triangle", "star", "ring", "cross")
 TEXTURES = ("plain", "stripes", "checker", "dots", "waves", "grain")

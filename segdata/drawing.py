@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.textpath import TextPath
 
-VOID = 255
+from basics.batch import VOID
+
 VOID_COLOR = (224, 224, 192)  # the cream that VOC's own masks show for it
 
 Palette = Sequence[Sequence[int]]

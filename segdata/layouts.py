@@ -7,8 +7,9 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from basics.batch import VOID
 from segdata.palettes import distinct_palette, voc_palette
-from segdata.reading import VOID, DataError
+from segdata.reading import DataError
 
 VOC_CLASSES = [
     "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",

@@ -16,9 +16,9 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torchvision.io import ImageReadMode, decode_jpeg
 
+from basics.batch import VOID
 from basics.errors import UserError
 
-VOID = 255
 MAX_PIXELS = 100_000_000  # 300 MB decoded; far above any photograph here, far below a decompression bomb
 IMAGE_FORMATS = ("JPEG", "PNG", "MPO", "WEBP")  # MPO: a JPEG with a second view behind it, made by phones
 RGB_LIKE = ("RGB", "L", "P", "1", "RGBA", "LA", "PA")  # what converts to 8-bit RGB without guessing

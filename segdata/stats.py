@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from basics.batch import VOID
 from basics.errors import UserError
 from basics.files import replacing, write_text
 from segdata.layouts import Layout
 from segdata.parallel import map_in_order
-from segdata.reading import VOID, DataError, check_labels, read_mask
+from segdata.reading import DataError, check_labels, read_mask
 
 MAX_WEIGHT = 10.0  # a class seen in a handful of pixels would otherwise drown all others
 COLUMNS = ("class", "name", "pixels", "pixel_share", "images", "image_share", "weight")

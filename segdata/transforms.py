@@ -14,8 +14,7 @@ import torch
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from basics.batch import MEAN
-from segdata.reading import VOID
+from basics.batch import MEAN, VOID
 
 FILL = tuple(round(255 * channel) for channel in MEAN)  # normalises to about 0, as zero padding would
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from comparison.plan import Plan, load_plan
 from comparison.scoring import Comparison, Cost, Result, Scored
-from evaluate import lab_score
+from scoring.tables import lab_score
 
 PARAMETERS = 400_000
 START = {"device": "a <machine>", "git commit": "abc123", "versions": {"python": "3.x", "torch": "2.x"}}

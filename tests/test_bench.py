@@ -12,10 +12,10 @@ from torch.nn import functional as F
 from torch.utils.data import default_collate
 
 from basics.batch import normalize
+from basics.timing import PartTimer, Timings, interleave
 from bench import GOALS, PARTS, first_images
 from benchmarks.naive import NaiveDataset, NaiveStep
 from benchmarks.pictures import make_pictures
-from benchmarks.timing import PartTimer, Timings, interleave
 from dataset import build_dataset
 from segdata.transforms import TrainTransform
 from student_model import StudentNet

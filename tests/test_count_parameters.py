@@ -102,7 +102,7 @@ def test_latency_is_of_warm_eval_mode_runs(monkeypatch):
             clock["now"] += next(seconds)
             return super().forward(images)
 
-    monkeypatch.setattr("networks.cost.time.perf_counter", read)
+    monkeypatch.setattr("basics.timing.time.perf_counter", read)
     model = Slow().train()
     assert measure_latency(model, 32, CPU, warmup=2, repeats=5, limit_s=100) == pytest.approx(2.0)
     assert model.calls == [((1, 3, 32, 32), False, True)] * 7

@@ -17,9 +17,9 @@ from basics.batch import prepare_batch
 from basics.checkpoint import load_file, save_atomic
 from basics.errors import UserError
 from dataset import build_dataset
-from evaluate import evaluate_model
 from kd.distiller import DistilledStudent, Distiller, LiveTeacher, Recipe
 from kd.losses import LOSSES
+from scoring.protocol import evaluate_model
 from tests.conftest import ROOT
 from tests.forks import Ranks, free_port, needs_fork
 from tests.test_train import arguments, assert_same_run, rows

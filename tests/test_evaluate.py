@@ -9,13 +9,14 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 
-import evaluate
 from basics.batch import normalize
 from basics.checkpoint import save_atomic
 from basics.device import exact_dtype
 from dataset import build_dataset
-from evaluate import SameSizeBatches, evaluate_model, lab_score
+from scoring import protocol
 from scoring.metrics import ConfusionMatrix
+from scoring.protocol import SameSizeBatches, evaluate_model
+from scoring.tables import lab_score
 from tests.conftest import assert_one_line_error
 from tests.tiny import TinyModel
 from zoo import create_model, model_file_dict
@@ -81,7 +82,7 @@ class NoFloat64(TorchDispatchMode):
 def test_scores_without_float64_on_the_device(model, val_set, monkeypatch):
     """As on MPS, but for the scores, which are taken on the CPU."""
     expected = evaluate_model(model, val_set, CPU, progress=False)
-    monkeypatch.setattr(evaluate, "exact_dtype", lambda device: exact_dtype(torch.device("mps")))
+    monkeypatch.setattr(protocol, "exact_dtype", lambda device: exact_dtype(torch.device("mps")))
     scores = ConfusionMatrix.scores
 
     mode = NoFloat64()

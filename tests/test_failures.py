@@ -11,12 +11,13 @@ import torch
 import zoo
 from basics.checkpoint import load_file
 from basics.errors import UserError
+from basics.memory import explain_memory
 from tests import forks
 from tests.conftest import ROOT, assert_one_line_error
 from tests.test_train import arguments, assert_same_run
 from tests.tiny import TinyModel
 from train_kd import main, make_recipe
-from training.failures import LossWatch, explain_memory, refuse_non_finite
+from training.failures import LossWatch, refuse_non_finite
 from training.trainer import Trainer
 
 CPU = torch.device("cpu")
@@ -228,9 +229,10 @@ def test_the_script_explains_memory(tiny_args, monkeypatch):
 
 def test_the_evaluation_script_explains_memory(demo_data, tmp_path, tiny_args, monkeypatch):
     import evaluate
+    from scoring import protocol
 
     assert main(tiny_args("--max-steps", "1")) == 0
-    monkeypatch.setattr(evaluate, "prepare_batch", lambda batch, device: torch.empty(10**15))
+    monkeypatch.setattr(protocol, "prepare_batch", lambda batch, device: torch.empty(10**15))
     parser = evaluate.get_args_parser()
     argv = [tmp_path / "run" / "best.pth", "--dataset", "demo", "--data-dir", demo_data, "--workers", 0]
     with pytest.raises(UserError, match="lower --batch-size"):

@@ -171,9 +171,9 @@ def test_a_signal_saves_within_the_step(number, tiny_run, whole_run, tmp_path, m
 
 
 def test_a_signal_while_scoring_costs_nothing(tiny_run, whole_run, tmp_path, monkeypatch):
-    import evaluate
+    from scoring import protocol
 
-    prepare = evaluate.prepare_batch
+    prepare = protocol.prepare_batch
 
     def prepare_and_signal(batch, device):
         os.kill(os.getpid(), signal.SIGTERM)

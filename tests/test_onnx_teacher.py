@@ -22,11 +22,11 @@ import zoo  # noqa: E402
 from basics.batch import MEAN, STD, normalize  # noqa: E402
 from basics.errors import UserError  # noqa: E402
 from dataset import build_dataset  # noqa: E402
-from evaluate import evaluate_model  # noqa: E402
 from kd.distiller import DistilledStudent, Distiller, LiveTeacher, Recipe  # noqa: E402
 from kd.teacher_cache import open_teacher_cache  # noqa: E402
 from networks.cost import count_parameters  # noqa: E402
 from networks.onnx_teacher import choose_taps, load_onnx_teacher, sample_corner_grid  # noqa: E402
+from scoring.protocol import evaluate_model  # noqa: E402
 from segdata.transforms import TrainTransform  # noqa: E402
 from student_model import StudentNet  # noqa: E402
 from tests.tiny import tiny_batch  # noqa: E402

@@ -19,7 +19,8 @@ from PIL import Image
 
 from basics import files as atomic
 from basics.errors import UserError
-from training.runlog import RunLog, git_commit, read_metrics
+from basics.machine import git_commit
+from training.runlog import RunLog, read_metrics
 
 CONFIG = {"alpha": 1.0, "seed": 7, "device": "cpu", "data_dir": Path("data"), "loss": ["cwd=3"], "name": None}
 

@@ -9,10 +9,10 @@ import torch
 
 from basics.checkpoint import load_file
 from basics.errors import UserError
+from basics.signals import Stopped
 from tests.conftest import assert_one_line_error
 from train_kd import get_args_parser, main, make_recipe, name_run
 from training import trainer as trainer_module
-from training.state import Stopped
 from training.trainer import Trainer
 
 TIMES = {"images_per_s", "epoch_s", "elapsed_s"}

@@ -19,16 +19,16 @@ import torch
 from torch.utils.data import default_collate
 
 from basics import distributed
-from basics.batch import prepare_batch
+from basics.batch import VOID, prepare_batch
 from basics.device import check_amp, pick_device
 from basics.errors import UserError
 from basics.files import free_bytes, nearest
+from basics.memory import explain_memory, free_memory
 from dataset import SegmentationDataset, build_dataset
 from kd.distiller import Recipe
 from networks.weights import read_weights
 from segdata.decode_cache import check_room, room_needed
 from segdata.transforms import TrainTransform
-from training.failures import explain_memory
 from training.runlog import METRICS, read_metrics
 from training.trainer import Trainer
 from zoo import create_model, load_teacher
@@ -154,7 +154,7 @@ def check_samples(dataset: SegmentationDataset, crop_size: int | None) -> str:
         if time.perf_counter() - start > SAMPLES_S:
             break
     milliseconds = 1000 * (time.perf_counter() - start) / len(samples)
-    if all((sample["mask"] == 255).all() for sample in samples):
+    if all((sample["mask"] == VOID).all() for sample in samples):
         raise UserError(f"{dataset.name}/{dataset.split}: not one labelled pixel in {len(samples)} samples")
     return (
         f"{dataset.name}/{dataset.split}: {len(dataset)} images, {dataset.num_classes} classes, "
@@ -265,21 +265,6 @@ def trial_step(trainer: Trainer) -> int:
 
 def _bytes(tensors: list[torch.Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
-
-def free_memory(device: torch.device) -> int | None:
-    """Bytes that a process can still get there; None where the system does not tell."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
-    free = []
-    meminfo = Path("/proc/meminfo")
-    if meminfo.exists():
-        entries = dict(line.split(":") for line in meminfo.read_text().splitlines())
-        free.append(1024 * int(entries["MemAvailable"].split()[0]))
-    limit, used = (Path(f"/sys/fs/cgroup/memory.{name}") for name in ("max", "current"))  # of a container
-    if limit.exists() and used.exists() and limit.read_text().strip() != "max":
-        free.append(int(limit.read_text()) - int(used.read_text()))
-    return min(free, default=None)
 
 
 def check_memory(trainer: Trainer, needed: int) -> str:

@@ -1,10 +1,9 @@
-"""What goes wrong in the middle of a run: losses that are no numbers, and memory that runs out."""
+"""What goes wrong in the middle of a run: losses and weights that are no numbers."""
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -14,11 +13,6 @@ from basics.errors import UserError
 
 CHECK_STEPS = 20
 MIN_SCALE = 2.0**-10  # 26 skipped steps on end, from the scaler's first 2**16
-
-# Pieces of what PyTorch and the system say when memory runs out; few of them have an exception class.
-NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "cannot allocate memory", "bad_alloc")
-NO_SHARED_MEMORY = ("shared memory", "bus error", "shm_open", "/dev/shm")
-KILLED_WORKER = ("exited unexpectedly", "is killed by signal")
 
 
 class LossWatch:
@@ -83,30 +77,3 @@ def refuse_non_finite(tensors: Iterable[torch.Tensor], last: Path) -> None:
     if flags and not torch.stack([flag.to(flags[0].device) for flag in flags]).all():
         kept = f"{last} holds the last good state" if last.exists() else "nothing was saved yet"
         raise UserError(f"the last steps left weights that are not finite, not saved; {kept}: lower --lr")
-
-
-@contextlib.contextmanager
-def explain_memory(advice: str) -> Iterator[None]:
-    """Turn running out of memory inside the block into one line that says what to lower.
-
-    Raises:
-        UserError: memory of the device, of the machine or of /dev/shm ran out.
-    """
-    try:
-        yield
-    except (RuntimeError, MemoryError, OSError) as error:
-        text = str(error)
-        short = (text.splitlines() or [""])[0][:160]
-        if any(piece in text.lower() for piece in NO_SHARED_MEMORY):
-            raise UserError(
-                f"the loader processes ran out of shared memory ({short}): lower --workers or --batch-size, "
-                "or enlarge /dev/shm (docker run --shm-size)"
-            ) from error
-        if any(piece in text for piece in KILLED_WORKER):
-            raise UserError(
-                f"a loader process was killed, most often because memory ran out ({short}): lower --workers"
-            ) from error
-        out_of_memory = isinstance(error, MemoryError | torch.OutOfMemoryError)
-        if out_of_memory or any(piece in text.lower() for piece in NO_MEMORY):
-            raise UserError(f"out of memory ({short}): lower {advice}") from error
-        raise

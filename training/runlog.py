@@ -13,24 +13,15 @@ one that resumes calls `RunLog.truncate_after` with its checkpoint's epoch: no r
 from __future__ import annotations
 
 import csv
-import io
 import json
 import os
-import platform
-import shlex
-import subprocess
-import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy
-import torch
-import torchvision
-
-from basics.device import pick_device
 from basics.errors import UserError
 from basics.files import replacing, write_text
+from basics.machine import describe_start
+from basics.text import csv_text, format_report
 from training.curves import draw_curves
 
 Cell = float | int | str | None
@@ -146,11 +137,7 @@ class RunLog:
     def _write_metrics(self) -> None:
         # Whole and by rename, not appended: a file of a few hundred short rows costs nothing to
         # rewrite, can never end in half a row, and can take a new column.
-        text = io.StringIO()
-        writer = csv.DictWriter(text, self._columns(), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({key: _cell(value) for key, value in row.items()} for row in self._rows)
-        write_text(self.folder / METRICS, text.getvalue())
+        write_text(self.folder / METRICS, csv_text(self._rows, self._columns()))
 
     def _earlier_starts(self) -> list[dict]:
         path = self.folder / CONFIG
@@ -205,79 +192,6 @@ def read_metrics(path: str | Path) -> list[dict[str, Cell]]:
     return rows
 
 
-def describe_start(device: str = "auto") -> dict[str, object]:
-    """When, with what and on what a run was started; plain values for config.json."""
-    return {
-        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "command": shlex.join([Path(sys.executable).name, *sys.argv]),
-        "git commit": git_commit(Path(__file__).parent),
-        "platform": platform.platform(),
-        "device": device_name(device),
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "torchvision": torchvision.__version__,
-            "numpy": numpy.__version__,
-        },
-    }
-
-
-def device_name(device: str = "auto") -> str:
-    """The hardware behind ``device`` (auto, cuda, mps, cpu): the GPU's name, or the CPU's and its threads."""
-    kind = pick_device(device).type
-    if kind == "cuda":
-        return torch.cuda.get_device_name()
-    return f"{'MPS on ' if kind == 'mps' else ''}{_cpu_name()}, {torch.get_num_threads()} threads"
-
-
-def git_commit(folder: Path) -> str | None:
-    """The commit checked out around ``folder``, "+changes" when the tree differs; None without git."""
-    command = shlex.split("git describe --always --abbrev=40 --exclude=* --dirty=+changes")
-    try:
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True, timeout=10)
-        return done.stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
-def format_report(title: str, sections: Mapping[str, Mapping[str, object]]) -> str:
-    """A heading, then each section's ``key  value`` lines in aligned columns."""
-    width = max((len(key) for section in sections.values() for key in section), default=0)
-    lines = [title, "=" * len(title), ""]
-    for name, section in sections.items():
-        if not section:
-            continue
-        if name:
-            heading = name[:1].upper() + name[1:]
-            lines += [heading, "-" * len(heading)]
-        lines += [f"{key:<{width}}  {_readable(value)}".rstrip() for key, value in section.items()]
-        lines.append("")
-    return "\n".join(lines)
-
-
-def _readable(value: object) -> str:
-    if value is None:
-        return "-"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    if isinstance(value, list | tuple):
-        return ", ".join(map(_readable, value)) or "-"
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key}={_readable(item)}" for key, item in value.items()) or "-"
-    return str(value)
-
-
-def _cpu_name() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text(errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
 def _plain(value: object) -> Cell:
     """A Python number from what PyTorch and NumPy hand out; text and None as they are."""
     if value is None or isinstance(value, str):
@@ -285,12 +199,6 @@ def _plain(value: object) -> Cell:
     if hasattr(value, "item"):
         value = value.item()
     return int(value) if isinstance(value, int) else float(value)
-
-
-def _cell(value: Cell) -> str:
-    if value is None:
-        return ""
-    return repr(value) if isinstance(value, float) else str(value)  # repr comes back to the same bits
 
 
 def _parse(cell: str) -> Cell:

@@ -22,30 +22,22 @@ from basics.checkpoint import file_sha256, load_file, save_atomic
 from basics.device import check_amp, exact_dtype, pick_device
 from basics.errors import UserError
 from basics.files import lock_folder, remove_stale
+from basics.signals import Stopped, StopSignal, ignore_stop_signals
 from dataset import EpochSampler, build_dataset
-from evaluate import Evaluation, evaluate_model, lab_score
 from kd.distiller import DistilledStudent, Distiller, LiveTeacher, Recipe, Teacher
 from kd.teacher_cache import open_teacher_cache
 from networks.base import SegmentationModel
 from networks.cost import count_parameters
 from networks.folding import fold_batchnorm
+from scoring.protocol import Evaluation, evaluate_model
+from scoring.tables import lab_score
 from segdata.stats import class_weights
 from segdata.transforms import TrainTransform
 from training.failures import LossWatch, refuse_non_finite
 from training.optim import make_optimizer, make_scheduler
 from training.report import epoch_line, report_sections
 from training.runlog import METRICS, RunLog, read_metrics
-from training.state import (
-    Progress,
-    Stopped,
-    StopSignal,
-    fingerprint,
-    ignore_stop_signals,
-    part_random_streams,
-    refuse_changes,
-    restore_training,
-    training_state,
-)
+from training.state import Progress, fingerprint, part_random_streams, refuse_changes, restore_training, training_state
 from zoo import create_model, load_model_state, load_teacher, model_file_dict, teacher_name
 
 

@@ -1,4 +1,7 @@
-"""Interleaved timing: every round runs each variant once, so that what disturbs the machine disturbs all alike."""
+"""Timing: the device's queue waited for at each reading of the clock, variants run in turn.
+
+In turn, so that whatever else the machine does in the meantime falls on all variants alike.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,14 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import ParamSpec, TypeVar
 
 import torch
 
 from basics.device import synchronize
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -19,6 +26,7 @@ class Timings:
     seconds: Mapping[str, list[float]]
 
     def median(self, name: str) -> float:
+        """Seconds."""
         return statistics.median(self.seconds[name])
 
     def ratio(self, name: str, other: str) -> float:
@@ -27,6 +35,7 @@ class Timings:
         return statistics.median(one / two for one, two in pairs)
 
     def as_dict(self) -> dict[str, dict[str, float | list[float]]]:
+        """By variant ``median_s`` and ``rounds_s``, for JSON."""
         return {
             name: {"median_s": self.median(name), "rounds_s": [round(value, 6) for value in values]}
             for name, values in self.seconds.items()
@@ -34,24 +43,38 @@ class Timings:
 
 
 def interleave(
-    variants: Mapping[str, Callable[[int], object]], rounds: int, warmup: int, device: torch.device
+    variants: Mapping[str, Callable[[int], object]],
+    rounds: int,
+    warmup: int,
+    device: torch.device,
+    limit_s: float = float("inf"),
 ) -> Timings:
     """Call every variant with the round's number, ``warmup`` rounds untimed, then ``rounds`` timed ones.
 
-    The order turns with every round: none always runs in the wake of the same neighbour.
+    The order turns with every round: none always runs in the wake of the same neighbour. Warm-up and timed rounds
+    each end early after ``limit_s`` seconds, with at least one timed round made.
     """
     names = list(variants)
-    seconds = {name: [] for name in names}
-    for number in range(warmup + rounds):
-        first = number % len(names)
-        for name in names[first:] + names[:first]:
-            synchronize(device)
-            start = time.perf_counter()
-            variants[name](number)
-            synchronize(device)
-            if number >= warmup:
+    number = 0
+
+    def run(rounds: int) -> dict[str, list[float]]:
+        nonlocal number
+        seconds: dict[str, list[float]] = {name: [] for name in names}
+        for _ in range(rounds):
+            first = number % len(names)
+            for name in names[first:] + names[:first]:
+                synchronize(device)
+                start = time.perf_counter()
+                variants[name](number)
+                synchronize(device)
                 seconds[name].append(time.perf_counter() - start)
-    return Timings(seconds)
+            number += 1
+            if sum(map(sum, seconds.values())) >= limit_s:
+                break
+        return seconds
+
+    run(warmup)
+    return Timings(run(rounds))
 
 
 class PartTimer:
@@ -61,7 +84,7 @@ class PartTimer:
         self.device = device
         self.seconds: dict[str, float] = {}
 
-    def __call__(self, name: str, function: Callable, *args, **kwargs):
+    def __call__(self, name: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call ``function`` and add its time to the part ``name``."""
         synchronize(self.device)
         start = time.perf_counter()
