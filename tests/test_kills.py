@@ -180,7 +180,7 @@ def test_a_signal_while_scoring_costs_nothing(tiny_run, whole_run, tmp_path, mon
         return prepare(batch, device)
 
     with monkeypatch.context() as patch:
-        patch.setattr(evaluate, "prepare_batch", prepare_and_signal)
+        patch.setattr(protocol, "prepare_batch", prepare_and_signal)
         child = forks.fork(lambda: main(tiny_run(tmp_path, "--save-steps", "0")), tmp_path / "output.txt")
         assert forks.wait(child, 60) == 130
     progress = load_file(tmp_path / "run" / "last.pth")["training"]["progress"]
