@@ -28,32 +28,34 @@ classes = ["disk", "ring"]     # mIoU over these classes alone in three more col
 
 from __future__ import annotations
 
-import argparse
 import re
 import shlex
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import NoReturn
 
-import train_kd
 from basics.errors import UserError, choose
 from dataset import build_dataset
+from training.arguments import (
+    Arguments,
+    Parser,
+    check_arguments,
+    flags,
+    get_args_parser,
+    make_recipe,
+    names_of,
+    option_of,
+)
 from zoo import MODELS, teacher_name
 
-try:
-    import tomllib
-except ModuleNotFoundError:  # Python 3.10
-    tomllib = None
-
 # What a method is: its losses and whom it learns from. All else is the budget, which all methods share.
-METHOD_ARGUMENTS = {
-    "alpha", "beta", "cache_dir", "cache_teacher", "class_weights", "loss", "pa_lambda", "pi_lambda", "preset",
-    "teacher", "teacher_weights", "temperature",
-}  # fmt: skip
+METHOD_ARGUMENTS = names_of("method", "teacher")
 # What concerns a teacher alone, and is left out of the command line of a run that needs none.
-TEACHER_ARGUMENTS = {"teacher", "teacher_weights", "cache_teacher", "cache_dir"}
+TEACHER_ARGUMENTS = names_of("teacher")
 # What compare.py gives to each run itself.
-OWN_ARGUMENTS = {"allow_changed", "dry_run", "help", "name", "output_dir", "resume", "seed", "student"}
+OWN_ARGUMENTS = names_of("run")
 NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
 
 
@@ -84,7 +86,7 @@ class Run:
     seed: int
     folder: Path
     words: tuple[str, ...]
-    args: argparse.Namespace
+    args: Arguments
     needs_teacher: bool
 
     @property
@@ -122,7 +124,7 @@ class Plan:
     report: ReportOptions
 
     @property
-    def args(self) -> argparse.Namespace:
+    def args(self) -> Arguments:
         """The arguments that all runs share."""
         return self.runs[0].args
 
@@ -200,15 +202,16 @@ def check_files(plan: Plan) -> None:
 
 
 def _read_toml(path: Path) -> tuple[str, dict]:
-    parser = tomllib
-    if parser is None:
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
         try:
-            import tomli as parser
+            import tomli as tomllib
         except ImportError:
             raise UserError(f"{path}: Python 3.10 needs a package to read TOML: pip install tomli") from None
     try:
         text = path.read_text(encoding="utf-8")
-        return text, parser.loads(text)
+        return text, tomllib.loads(text)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}; name the plan's TOML file") from error
     except ValueError as error:  # not UTF-8, or not TOML
@@ -225,10 +228,10 @@ def _table(content: Mapping, key: str, path: Path) -> dict:
 def _list_of(values: object, path: Path, key: str, example: list) -> tuple:
     """A list of different values of the example's kind, not empty."""
     kind = type(example[0])
-    good = isinstance(values, list) and all(type(value) is kind for value in values)  # True is no seed
-    if not good or not values or len(set(values)) < len(values):
-        raise UserError(f"{path}: {key} must be a list of different values such as {example}, not {values!r}")
-    return tuple(values)
+    of_a_kind = isinstance(values, list) and values and all(type(value) is kind for value in values)  # True: no seed
+    if isinstance(values, list) and of_a_kind and len(set(values)) == len(values):
+        return tuple(values)
+    raise UserError(f"{path}: {key} must be a list of different values such as {example}, not {values!r}")
 
 
 def _check_name(name: object, path: Path, key: str) -> None:
@@ -259,9 +262,8 @@ def _teacher(table: dict, path: Path, runs: tuple[Run, ...]) -> tuple[str, str] 
     args = next((run.args for run in runs if run.needs_teacher), None)
     if not table and args is None:
         return None
-    default = train_kd.get_args_parser().get_default
-    name = table.get("teacher", args.teacher if args else default("teacher"))
-    weights = table.get("teacher_weights", args.teacher_weights if args else default("teacher_weights"))
+    args = args or Arguments()
+    name, weights = table.get("teacher", args.teacher), table.get("teacher_weights", args.teacher_weights)
     if not weights.endswith(".onnx"):
         choose(MODELS, name, f"teacher in {path}:")
     return teacher_name(name, weights), weights
@@ -270,14 +272,10 @@ def _teacher(table: dict, path: Path, runs: tuple[Run, ...]) -> tuple[str, str] 
 # -- arguments -----------------------------------------------------------------------------------
 
 
-def _options() -> dict[str, argparse.Action]:
-    """train_kd.py's arguments: name in the namespace -> how the parser knows it."""
-    return {action.dest: action for action in train_kd.get_args_parser()._actions}
-
-
-def _arguments(table: dict, path: Path, section: str, allowed: set[str] | None) -> dict[str, object]:
-    """The section's arguments by their names in the namespace, each known and in its place."""
-    known, arguments = _options(), {}
+def _arguments(table: dict, path: Path, section: str, allowed: frozenset[str] | None) -> dict[str, object]:
+    """The section's arguments by their names in `Arguments`, each known and in its place."""
+    known: dict[str, object] = vars(Arguments())
+    arguments: dict[str, object] = {}
     for key, value in table.items():
         name = key.replace("-", "_")
         choose(known, name, f"argument of train_kd.py in {path}: [{section}]")
@@ -290,7 +288,7 @@ def _arguments(table: dict, path: Path, section: str, allowed: set[str] | None) 
             )
         if name in arguments:
             raise UserError(f"{path}: [{section}] {key} is given twice")
-        if isinstance(value, list) and not isinstance(known[name].default, list):
+        if isinstance(value, list) and not isinstance(known[name], list):
             raise UserError(f"{path}: [{section}] {key} takes one value, not {value!r}")
         arguments[name] = value
     return arguments
@@ -301,10 +299,11 @@ def _to_words(arguments: Mapping[str, object]) -> list[str]:
 
     A list for one flag with a fixed number of values stays together.
     """
-    known, words = _options(), []
+    words: list[str] = []
+    abouts = {each.name: about for each, about in flags()}
     for name, value in arguments.items():
-        flag = known[name].option_strings[-1]
-        if isinstance(known[name].nargs, int) and isinstance(value, list):
+        flag = option_of(name)
+        if isinstance(abouts[name].nargs, int) and isinstance(value, list):
             words += [flag, *map(str, value)]
             continue
         for item in value if isinstance(value, list) else [value]:
@@ -315,18 +314,19 @@ def _to_words(arguments: Mapping[str, object]) -> list[str]:
     return words
 
 
-def _parse(words: list[str], where: str) -> tuple[argparse.Namespace, bool]:
+class _PlanParser(Parser):
+    """Mistakes are those of the plan, not of a command line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message)
+
+
+def _parse(words: list[str], where: str) -> tuple[Arguments, bool]:
     """Parse and check as train_kd.py would; also whether a teacher is needed."""
-    parser = train_kd.get_args_parser()
-
-    def refuse(message: str):
-        raise UserError(f"{where}: {message}")
-
-    parser.error = refuse
-    args = parser.parse_args(words)
     try:
-        train_kd.check_arguments(args)
-        return args, train_kd.make_recipe(args).needs_teacher
+        args = get_args_parser(kind=_PlanParser).parse_args(words)
+        check_arguments(args)
+        return args, make_recipe(args).needs_teacher
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
 

@@ -13,19 +13,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import train_kd
 from basics.checkpoint import file_sha256
 from basics.errors import UserError
 from basics.machine import available_cores
 from basics.signals import StopSignal
 from comparison.plan import TEACHER_ARGUMENTS, Plan, Run
+from training.arguments import MAY_CHANGE, Arguments, names_of
 from training.runlog import CONFIG, METRICS, REPORT, read_metrics
-from training.state import FREE_ARGUMENTS
 
 SCRIPT = Path(__file__).resolve().parent.parent / "train_kd.py"
 LOG = "train.log"  # what a run printed
 # May differ from the plan's without making it another run; how long and how often is part of the comparison.
-FREE = FREE_ARGUMENTS - {"eval_every", "max_steps", "patience"}
+FREE = MAY_CHANGE - names_of("budget")
 
 
 @dataclass(frozen=True)
@@ -63,10 +62,8 @@ def check_config(run: Run) -> None:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not a run's configuration ({error}): mend or remove it") from error
     free = FREE if run.needs_teacher else FREE | TEACHER_ARGUMENTS
-    default = train_kd.get_args_parser().get_default  # of an argument that is younger than the run
-    arguments = {
-        name: (saved.get(name, _plain(default(name))), _plain(value)) for name, value in vars(run.args).items()
-    }
+    defaults = Arguments().as_plain()  # of arguments that are younger than the run
+    arguments = {name: (saved.get(name, defaults[name]), value) for name, value in run.args.as_plain().items()}
     changed = [
         f"--{name.replace('_', '-')} was {was!r}, is {now!r} in the plan"
         for name, (was, now) in arguments.items()
@@ -87,10 +84,6 @@ def check_config(run: Run) -> None:
 def _sha256_of(path: Path, modified_ns: int) -> str:
     """Hash of a file as it was modified last: read once, not once a run."""
     return file_sha256(path)
-
-
-def _plain(value: object) -> object:
-    return str(value) if isinstance(value, Path) else value
 
 
 # -- training ------------------------------------------------------------------------------------
@@ -118,6 +111,7 @@ class Job:
         self.reader.start()
 
     def _read(self) -> None:
+        assert self.process.stdout is not None  # it is a pipe
         with (self.run.folder / LOG).open("a", encoding="utf-8") as log:
             for line in self.process.stdout:
                 log.write(line)

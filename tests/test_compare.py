@@ -18,7 +18,6 @@ import pytest
 
 import compare
 from basics.errors import UserError
-from comparison import plan as planning
 from comparison import runs, scoring
 from comparison.markdown import escape, to_markdown
 from comparison.plan import METHOD_ARGUMENTS, check_files, load_plan
@@ -26,6 +25,7 @@ from comparison.runs import state_of, train_missing
 from comparison.tables import Spread, runs_csv, summarize, summary_csv, tex_escape, to_tex, verdict
 from dataset import build_dataset
 from tests.comparisons import PARAMETERS, invent, pretend_done, read_plan, write_plan
+from training.arguments import flags
 
 METHODS = """
 [methods.baseline]
@@ -67,10 +67,9 @@ def test_what_concerns_the_teacher_is_no_part_of_a_run_without_one(tmp_path, dem
 
 def test_methods_may_set_all_losses_and_nothing_else():
     """A loss argument that is new in train_kd.py has to be let in here."""
-    parser = planning.train_kd.get_args_parser()
-    losses = next(group for group in parser._action_groups if group.title == "losses")
+    losses = {each.name for each, about in flags() if about.group == "losses"}
     teacher = {"teacher", "teacher_weights", "cache_teacher", "cache_dir"}
-    assert {action.dest for action in losses._group_actions} | teacher == METHOD_ARGUMENTS
+    assert losses | teacher == METHOD_ARGUMENTS
 
 
 @pytest.mark.parametrize(

@@ -182,7 +182,7 @@ def test_the_memory_estimate_counts_what_autograd_keeps(demo_data, tmp_path):
     fixed = 2 * estimates[2] - estimates[4]
     weights = sum(parameter.numel() for parameter in trainer.student.parameters())
     assert fixed == pytest.approx(HEADROOM * 4 * 4 * weights, rel=0.01)
-    pixels = 64 * 64 * 4 * trainer.train_set.num_classes  # bytes of one image's full-size logits
+    pixels = 64 * 64 * 4 * trainer.data.train_set.num_classes  # bytes of one image's full-size logits
     assert estimates[8] - estimates[4] > 4 * pixels
 
 

@@ -108,8 +108,8 @@ def test_refuse_non_finite(tmp_path):
 def scaled(args, init_scale):
     """A run whose loss is scaled as under --amp fp16, on the CPU."""
     trainer = Trainer(args, make_recipe(args))
-    trainer.scaler = torch.amp.GradScaler("cpu", init_scale=init_scale)
-    trainer.watch.scaler = trainer.scaler
+    trainer.optimization.scaler = torch.amp.GradScaler("cpu", init_scale=init_scale)
+    trainer.watch.scaler = trainer.optimization.scaler
     return trainer
 
 

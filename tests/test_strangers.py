@@ -198,8 +198,8 @@ def test_a_changed_training_state_is_one_error_or_goes_on(folder, demo_data, tmp
     args = arguments(demo_data, tmp_path, "--student", "tiny", "--max-steps", "1", "--resume", file)
     try:
         trainer = Trainer(args, make_recipe(args))
-        trainer.enter_stage(trainer.stage_of(0))
-        samples = [trainer.train_set[index, index] for index in range(2)]
+        trainer.enter_stage(trainer.stages.of(0))
+        samples = [trainer.data.train_set[index, index] for index in range(2)]
         trainer.train_step(torch.utils.data.default_collate(samples))
     except UserError as error:
         assert len(str(error)) < 2000

@@ -12,6 +12,7 @@ from basics.errors import UserError
 from basics.signals import Stopped
 from tests.conftest import assert_one_line_error
 from train_kd import get_args_parser, main, make_recipe, name_run
+from training import build
 from training import trainer as trainer_module
 from training.trainer import Trainer
 
@@ -130,7 +131,7 @@ def test_the_seed_decides(demo_data, distilled, whole_run, tmp_path):
 
 
 def test_baseline_builds_no_teacher(demo_data, tmp_path, monkeypatch):
-    monkeypatch.setattr(trainer_module, "load_teacher", lambda *a, **k: pytest.fail("a teacher was built"))
+    monkeypatch.setattr(build, "load_teacher", lambda *a, **k: pytest.fail("a teacher was built"))
     args = arguments(demo_data, tmp_path, "--alpha", "0", "--beta", "0", "--max-steps", "2")
     assert main(args) == 0
 
@@ -152,8 +153,8 @@ def test_frozen_epochs_leave_the_backbone_alone(demo_data, tmp_path):
     args = arguments(demo_data, tmp_path, *more)
     run = Trainer(args, make_recipe(args))
     before = {key: value.clone() for key, value in run.student.state_dict().items()}
-    images = len(run.train_set)
-    assert run.total_steps == images // 2 + images // 4
+    images = len(run.data.train_set)
+    assert run.stages.total_steps == images // 2 + images // 4
     run.args.max_steps = images // 2
     run.run()
     after = run.student.state_dict()
@@ -186,8 +187,8 @@ def test_the_backbone_learns_at_its_own_rate(demo_data, tmp_path):
 def test_the_scale_range_is_that_of_the_crops(demo_data, tmp_path):
     args = arguments(demo_data, tmp_path, "--scale-range", "0.5", "0.8")
     run = Trainer(args, make_recipe(args))
-    run.enter_stage(run.stage_of(0))
-    sides = {int(box[2] - box[0]) for batch in run.loader for box in batch["box"]}
+    loader = run.enter_stage(run.stages.of(0))
+    sides = {int(box[2] - box[0]) for batch in loader for box in batch["box"]}
     assert min(sides) >= 64 / 0.8 and max(sides) <= 64 / 0.5 and max(sides) - min(sides) > 30
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -15,7 +16,7 @@ BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
 GREY = "#666666"
 
 
-def draw_curves(rows: Sequence[Mapping[str, object]], path: str | Path, title: str = "") -> None:
+def draw_curves(rows: Sequence[Mapping[str, Any]], path: str | Path, title: str = "") -> None:
     """Draw ``train_loss``, ``val_loss`` and ``val_miou``, ``val_pixel_accuracy`` over ``epoch``.
 
     Args:
@@ -40,12 +41,12 @@ def draw_curves(rows: Sequence[Mapping[str, object]], path: str | Path, title: s
     figure.savefig(path, dpi=130)
 
 
-def _series(rows: Sequence[Mapping[str, object]], column: str) -> tuple[list[float], list[float]]:
+def _series(rows: Sequence[Mapping[str, Any]], column: str) -> tuple[list[float], list[float]]:
     filled = [row for row in rows if isinstance(row.get(column), int | float) and math.isfinite(row[column])]
     return [row["epoch"] for row in filled], [row[column] for row in filled]
 
 
-def _draw_line(axes: Axes, rows: Sequence[Mapping[str, object]], column: str, label: str, color: str) -> None:
+def _draw_line(axes: Axes, rows: Sequence[Mapping[str, Any]], column: str, label: str, color: str) -> None:
     epochs, values = _series(rows, column)
     if epochs:
         # Single dots matter while there are few: a run of one epoch has no line to draw.
@@ -53,14 +54,15 @@ def _draw_line(axes: Axes, rows: Sequence[Mapping[str, object]], column: str, la
         axes.plot(epochs, values, color=color, label=label, linewidth=1.8, marker=marker, markersize=3.5)
 
 
-def _mark_best(axes: Axes, rows: Sequence[Mapping[str, object]]) -> None:
+def _mark_best(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
     epochs, values = _series(rows, "val_miou")
     if not epochs:
         return
     best = max(range(len(values)), key=values.__getitem__)
     label = f"best mIoU {100 * values[best]:.2f} % at epoch {epochs[best]}"
-    ring = {"facecolor": "none", "edgecolor": GREEN, "linewidth": 1.8, "zorder": 3}
-    axes.scatter(epochs[best], values[best], s=70, label=label, **ring)
+    axes.scatter(
+        epochs[best], values[best], s=70, label=label, facecolor="none", edgecolor=GREEN, linewidth=1.8, zorder=3
+    )
 
 
 def _finish(axes: Axes, title: str) -> None:

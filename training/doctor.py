@@ -6,14 +6,14 @@ step: what that keeps for the backward pass tells how much memory a whole batch 
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import math
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch.utils.data import default_collate
@@ -25,13 +25,16 @@ from basics.errors import UserError
 from basics.files import free_bytes, nearest
 from basics.memory import explain_memory, free_memory
 from dataset import SegmentationDataset, build_dataset
-from kd.distiller import Recipe
 from networks.weights import read_weights
 from segdata.decode_cache import check_room, room_needed
 from segdata.transforms import TrainTransform
+from training.arguments import Arguments, check_arguments, make_recipe, name_run
 from training.runlog import METRICS, read_metrics
 from training.trainer import Trainer
 from zoo import create_model, load_teacher
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 SAMPLES = 8
 SAMPLES_S = 3.0
@@ -45,15 +48,15 @@ BYTES_PER_PIXEL = 12  # of a collated sample: image uint8 x 3, mask int64, valid
 class Findings:
     """A line for everything looked at; what is wrong is counted."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.wrong = 0
         self._said: set[str] = set()
 
-    def look(self, what: str, check: Callable, *args: object) -> object:
+    def look(self, what: str, check: Callable[P, T], *args: P.args, **options: P.kwargs) -> T | None:
         """``check(*args)`` and its result; a string or None is the line to print, a `UserError` what is wrong."""
         try:
             with explain_memory("--batch-size or --crop-size"):
-                found = check(*args)
+                found = check(*args, **options)
         except UserError as error:
             message = " ".join(str(error).split())
             if message not in self._said:  # the whole run and its student may fail by the same thing
@@ -66,12 +69,7 @@ class Findings:
         return found
 
 
-def examine(
-    args: argparse.Namespace,
-    check_arguments: Callable[[argparse.Namespace], None],
-    make_recipe: Callable[[argparse.Namespace], Recipe],
-    name_run: Callable[[argparse.Namespace, Recipe], None],
-) -> int:
+def examine(args: Arguments) -> int:
     """Check all that ``args`` ask for; returns the exit status: 0 if a run would start, 1 if something is wrong."""
     start = time.monotonic()
     findings = Findings()
@@ -87,22 +85,23 @@ def examine(
         findings.look("device", check_device, device, args.amp)
     splits = {}
     for role, split in (("train", args.train_split), ("val", args.val_split)):
-        splits[role] = findings.look("data", build_dataset, args.dataset, args.data_dir, split)
-        if splits[role] is not None:
-            findings.look("data", check_samples, splits[role], crop_size if role == "train" else None)
-    if splits["train"] is not None:
-        findings.look("batches", check_batches, args, splits["train"])
+        dataset = splits[role] = findings.look("data", build_dataset, args.dataset, args.data_dir, split)
+        if dataset is not None:
+            findings.look("data", check_samples, dataset, crop_size if role == "train" else None)
+    train_set = splits["train"]
+    if train_set is not None:
+        findings.look("batches", check_batches, args, train_set)
         if args.decode_cache:
-            findings.look("decoding", check_decode_cache, args, splits["train"])
+            findings.look("decoding", check_decode_cache, args.decode_cache, train_set)
     findings.look("packages", check_packages, args)
     findings.look("workers", check_shared_memory, args)
     trainer = None
-    if not findings.wrong:
-        trainer = findings.look("run", build, args, recipe)
+    if recipe is not None and not findings.wrong:  # as it would be trained, without caches that are not there yet
+        trainer = findings.look("run", Trainer, args, recipe)
     if trainer is None:  # one thing hides the next: look at each by itself
-        findings.look("student", check_student, args, splits["train"])
+        findings.look("student", check_student, args, train_set)
         if recipe is None or recipe.needs_teacher:
-            findings.look("teacher", check_teacher, args, splits["train"])
+            findings.look("teacher", check_teacher, args, train_set)
     else:
         needed = findings.look("step", trial_step, trainer)
         if needed is not None:
@@ -112,16 +111,16 @@ def examine(
     if findings.wrong:
         print(f"{findings.wrong} {'thing is' if findings.wrong == 1 else 'things are'} wrong ({seconds:.0f} s)")
         return 1
-    print(f"all is well ({seconds:.0f} s); without --dry-run this trains {args.epochs} epochs into {trainer.folder}")
+    print(f"all is well ({seconds:.0f} s); without --dry-run this trains {args.epochs} epochs into {args.run_folder}")
     return 0
 
 
 # -- before anything is built ----------------------------------------------------------------------
 
 
-def check_folder(args: argparse.Namespace) -> str:
+def check_folder(args: Arguments) -> str:
     """The run folder can be written and does not hold another run."""
-    folder = args.output_dir / args.name
+    folder = args.run_folder
     there = nearest(folder)
     try:
         tempfile.TemporaryFile(dir=there).close()
@@ -162,20 +161,20 @@ def check_samples(dataset: SegmentationDataset, crop_size: int | None) -> str:
     )
 
 
-def check_batches(args: argparse.Namespace, dataset: SegmentationDataset) -> str:
+def check_batches(args: Arguments, dataset: SegmentationDataset) -> str:
     steps = len(dataset) // args.batch_size if args.batch_size > 0 else 0
     if not steps:
         raise UserError(f"--batch-size {args.batch_size}: the split {args.train_split} has {len(dataset)} images")
     return f"{steps} steps an epoch, {steps * args.epochs} in all"
 
 
-def check_decode_cache(args: argparse.Namespace, dataset: SegmentationDataset) -> str:
-    needed = room_needed(dataset.layout, dataset.split, dataset.files, args.decode_cache)
-    check_room(args.decode_cache, needed)
-    return f"{needed / GB:.2f} GB to write in {args.decode_cache}" if needed else f"is there, in {args.decode_cache}"
+def check_decode_cache(folder: Path, dataset: SegmentationDataset) -> str:
+    needed = room_needed(dataset.layout, dataset.split, dataset.files, folder)
+    check_room(folder, needed)
+    return f"{needed / GB:.2f} GB to write in {folder}" if needed else f"is there, in {folder}"
 
 
-def check_packages(args: argparse.Namespace) -> str | None:
+def check_packages(args: Arguments) -> str | None:
     wanted = [name for name in ("tensorboard", "wandb") if getattr(args, name)]
     absent = [name for name in wanted if importlib.util.find_spec(name) is None]
     if absent:
@@ -183,7 +182,7 @@ def check_packages(args: argparse.Namespace) -> str | None:
     return ", ".join(wanted) or None
 
 
-def check_shared_memory(args: argparse.Namespace) -> str | None:
+def check_shared_memory(args: Arguments) -> str | None:
     """Loader processes hand batches over in /dev/shm, which containers keep small."""
     shared = Path("/dev/shm")
     if not args.workers or not shared.is_dir():
@@ -202,11 +201,6 @@ def check_shared_memory(args: argparse.Namespace) -> str | None:
 # -- models ----------------------------------------------------------------------------------------
 
 
-def build(args: argparse.Namespace, recipe: Recipe) -> Trainer:
-    """The run as it would be trained, resumed state included, but without caches that are not there yet."""
-    return Trainer(args, recipe)
-
-
 def classes_of(weights: str, dataset: SegmentationDataset | None) -> int:
     """Number of classes: the data set's, or, without one, what the weights were made for."""
     if dataset is not None:
@@ -215,12 +209,12 @@ def classes_of(weights: str, dataset: SegmentationDataset | None) -> int:
     return len(checkpoint["class_names"]) if checkpoint and isinstance(checkpoint.get("class_names"), list) else 21
 
 
-def check_student(args: argparse.Namespace, dataset: SegmentationDataset | None) -> str:
+def check_student(args: Arguments, dataset: SegmentationDataset | None) -> str:
     create_model(args.student, classes_of(args.student_weights, dataset), args.student_weights)
     return f"{args.student}, weights {args.student_weights}"
 
 
-def check_teacher(args: argparse.Namespace, dataset: SegmentationDataset | None) -> str:
+def check_teacher(args: Arguments, dataset: SegmentationDataset | None) -> str:
     names = dataset.class_names if dataset is not None else None
     load_teacher(args.teacher, classes_of(args.teacher_weights, dataset), args.teacher_weights, names)
     return f"{args.teacher}, weights {args.teacher_weights}"
@@ -231,11 +225,11 @@ def check_teacher(args: argparse.Namespace, dataset: SegmentationDataset | None)
 
 def trial_step(trainer: Trainer) -> int:
     """One step with a few images, without the optimizer's; returns the bytes a whole training step needs."""
-    stage = trainer.stage_of(trainer.args.epochs - 1)
+    stage = trainer.stages.of(trainer.args.epochs - 1)
     trainer.enter_stage(stage)
     images = min(TRIAL_IMAGES, stage.batch_size)
     start = time.perf_counter()
-    samples = [trainer.train_set[index, index] for index in range(images)]
+    samples = [trainer.data.train_set[index, index] for index in range(images)]
     batch = prepare_batch(default_collate(samples), trainer.device)
     kept: dict[int, int] = {}
 
@@ -250,11 +244,11 @@ def trial_step(trainer: Trainer) -> int:
     total.backward()
     if not math.isfinite(total.item()):
         raise UserError(f"the loss of images {', '.join(batch['id'])} is {total.item()}")
-    parameters = list(trainer.model.parameters())
+    parameters = list(trainer.models.model.parameters())
     weights = {parameter.untyped_storage().data_ptr() for parameter in parameters}
     activations = sum(size for place, size in kept.items() if place not in weights)
     teacher = getattr(trainer.distiller.teacher, "model", None)
-    fixed = 4 * _bytes(parameters) + (_bytes(list(teacher.parameters())) if teacher is not None else 0)
+    fixed = 4 * _bytes(parameters) + (_bytes(teacher.parameters()) if teacher is not None else 0)
     share = stage.batch_size / distributed.world_size() / images
     print(
         f"ok     {'step':<10} {images} images in {time.perf_counter() - start:.1f} s: "
@@ -263,7 +257,7 @@ def trial_step(trainer: Trainer) -> int:
     return int(HEADROOM * (fixed + share * activations))
 
 
-def _bytes(tensors: list[torch.Tensor]) -> int:
+def _bytes(tensors: Iterable[torch.Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
@@ -279,8 +273,8 @@ def check_memory(trainer: Trainer, needed: int) -> str:
 
 def check_disk(trainer: Trainer) -> str:
     """Room for best.pth and last.pth, each beside the one it replaces, and for the students kept on the way."""
-    args, student = trainer.args, _bytes(list(trainer.student.state_dict().values()))
-    last = student + 3 * _bytes(list(trainer.model.parameters()))  # adapters, and two moments of everything
+    args, student = trainer.args, _bytes(trainer.student.state_dict().values())
+    last = student + 3 * _bytes(trainer.models.model.parameters())  # adapters, and two moments of everything
     kept = args.epochs // args.save_every if args.save_every else 0
     needed = int(1.1 * (2 * last + (2 + kept) * student)) + 10_000_000
     there, free = nearest(trainer.folder), free_bytes(trainer.folder)

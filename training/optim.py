@@ -1,4 +1,4 @@
-"""Optimizers and learning-rate schedules by name, as pure functions of the step."""
+"""Optimizers and learning-rate schedules by name, and the two with the loss scaler as one object."""
 
 from __future__ import annotations
 
@@ -73,3 +73,36 @@ def make_scheduler(
     return torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: learning_rate_factor(step, total_steps, warmup_steps, schedule)
     )
+
+
+class Optimization:
+    """Optimizer, learning-rate schedule and fp16 loss scaler, which passes all through where it is not enabled."""
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        scheduler: torch.optim.lr_scheduler.LambdaLR,
+        scaler: torch.amp.GradScaler,
+        device: torch.device,
+    ):
+        self.optimizer, self.scheduler, self.scaler = optimizer, scheduler, scaler
+        self._one = torch.ones((), device=device)
+        self._skipped = torch.zeros((), dtype=torch.int64, device=device)
+
+    @property
+    def moments(self) -> list[torch.Tensor]:
+        """What the optimizer keeps of the gradients."""
+        return [value for state in self.optimizer.state.values() for value in state.values()]
+
+    def update_scale(self) -> None:
+        """Adapt the loss scale after a step, and count the step if it was skipped: the scale shrinks then."""
+        if self.scaler.is_enabled():
+            scale = self.scaler.scale(self._one)  # as a tensor: get_scale() would wait for the GPU
+            self.scaler.update()
+            self._skipped += self.scaler.scale(self._one) < scale
+
+    def take_skipped(self) -> int:
+        """Steps skipped since the last call; the device is waited for."""
+        skipped = int(self._skipped)
+        self._skipped.zero_()
+        return skipped

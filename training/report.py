@@ -1,12 +1,39 @@
-"""What a training run says of itself: the line after each epoch and the sections of report.txt."""
+"""What a training run says of itself: the row and the line of each epoch, and the sections of report.txt."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from basics.text import clock
+from scoring.protocol import Evaluation
+from training.optim import Optimization
 from training.state import Progress
+
+
+def epoch_row(
+    progress: Progress,
+    losses: Mapping[str, float],
+    evaluation: Evaluation | None,
+    optimization: Optimization,
+    images: int,
+) -> dict[str, Any]:
+    """An epoch's row of metrics.csv; ``losses`` are the means of terms and total, ``images`` those trained on."""
+    row = {
+        "epoch": progress.epoch + 1,
+        "step": progress.step,
+        "lr": optimization.optimizer.param_groups[0]["lr"],
+        "train_loss": losses["loss"],
+        **{f"train_{name}": value for name, value in losses.items() if name != "loss"},
+        "val_loss": evaluation.loss if evaluation else None,
+        "val_miou": evaluation.scores.miou if evaluation else None,
+        "val_pixel_accuracy": evaluation.scores.pixel_accuracy if evaluation else None,
+        "images_per_s": images / progress.epoch_s,
+        "epoch_s": progress.epoch_s,
+        "elapsed_s": progress.elapsed_s,
+    }
+    return row | ({"skipped_steps": progress.skipped_steps} if optimization.scaler.is_enabled() else {})
 
 
 def epoch_line(row: Mapping, losses: Mapping[str, float], epochs: int, total_steps: int) -> str:

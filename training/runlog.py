@@ -12,11 +12,14 @@ one that resumes calls `RunLog.truncate_after` with its checkpoint's epoch: no r
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 from basics.errors import UserError
 from basics.files import replacing, write_text
@@ -25,6 +28,7 @@ from basics.text import csv_text, format_report
 from training.curves import draw_curves
 
 Cell = float | int | str | None
+Row = dict[str, Any]  # an epoch's cells by column; "epoch" is an int
 
 CONFIG, METRICS, CURVES, REPORT = "config.json", "metrics.csv", "curves.png", "report.txt"
 
@@ -60,16 +64,16 @@ class RunLog:
                 "pass --resume auto to go on with it, or another --name"
             )
         self._writer_class = _import_tensorboard() if tensorboard else None
-        self._writer = None
+        self._writer: Any = None
         wandb_module = _import_wandb() if wandb else None
-        self.config = _jsonable(dict(config))
+        self.config: dict[str, Any] = {key: _jsonable(value) for key, value in config.items()}
         starts = self._earlier_starts() if resume else []
         self.starts = [*starts, describe_start(str(self.config.get("device", "auto")))]
         content = {"arguments": self.config, "seed": self.config.get("seed"), "starts": self.starts}
         write_text(self.folder / CONFIG, json.dumps(content, indent=2) + "\n")
         self._wandb_run = self._start_wandb(wandb_module) if wandb_module else None
 
-    def log_epoch(self, row: Mapping[str, Cell]) -> None:
+    def log_epoch(self, row: Mapping[str, Any]) -> None:
         """Add an epoch's row and write it through to the disk.
 
         ``row["epoch"]`` is an int greater than the last one's. A row may lack columns (an epoch
@@ -82,7 +86,7 @@ class RunLog:
         self._write_metrics()
         numbers = {key: value for key, value in row.items() if isinstance(value, int | float)}
         if self._writer_class:
-            self._log_tensorboard(numbers)
+            self._log_tensorboard(self._writer_class, numbers)
         if self._wandb_run:
             self._wandb_run.log(numbers, step=row["epoch"])
 
@@ -93,7 +97,7 @@ class RunLog:
             self._rows = kept
             self._write_metrics()
 
-    def rows(self) -> list[dict[str, Cell]]:
+    def rows(self) -> list[Row]:
         """The rows so far, oldest first, each with every column; an empty cell is None."""
         columns = self._columns()
         return [{column: row.get(column) for column in columns} for row in self._rows]
@@ -148,17 +152,17 @@ class RunLog:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path} is not a run's configuration ({error}): mend or remove it") from error
 
-    def _log_tensorboard(self, numbers: Mapping[str, float]) -> None:
+    def _log_tensorboard(self, writer_class: Callable[..., Any], numbers: Mapping[str, float]) -> None:
         epoch = numbers["epoch"]
         if self._writer is None:
             # Events of epochs that a killed run logged beyond its checkpoint are purged.
-            self._writer = self._writer_class(str(self.folder / "tensorboard"), purge_step=epoch)
+            self._writer = writer_class(str(self.folder / "tensorboard"), purge_step=epoch)
         for key, value in numbers.items():
             if key != "epoch":
                 self._writer.add_scalar(key, value, epoch)
         self._writer.flush()
 
-    def _start_wandb(self, module):
+    def _start_wandb(self, module: ModuleType) -> Any:
         # The id is kept in the folder, so that a resumed run goes on in the same chart.
         path = self.folder / "wandb_id.txt"
         if not path.exists():
@@ -173,7 +177,7 @@ class RunLog:
         )
 
 
-def read_metrics(path: str | Path) -> list[dict[str, Cell]]:
+def read_metrics(path: str | Path) -> list[Row]:
     """Read a metrics.csv: ints, floats (exactly as they were), text, None for an empty cell.
 
     A missing file has no rows. A file that is not a table with an ``epoch`` column is a `UserError`.
@@ -192,7 +196,7 @@ def read_metrics(path: str | Path) -> list[dict[str, Cell]]:
     return rows
 
 
-def _plain(value: object) -> Cell:
+def _plain(value: Any) -> Cell:
     """A Python number from what PyTorch and NumPy hand out; text and None as they are."""
     if value is None or isinstance(value, str):
         return value
@@ -205,10 +209,8 @@ def _parse(cell: str) -> Cell:
     if cell == "":
         return None
     for kind in (int, float):
-        try:
+        with contextlib.suppress(ValueError):
             return kind(cell)
-        except ValueError:
-            pass
     return cell
 
 
@@ -222,7 +224,7 @@ def _jsonable(value: object) -> object:
     return str(value)
 
 
-def _import_tensorboard():
+def _import_tensorboard() -> Callable[..., Any]:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
@@ -230,7 +232,7 @@ def _import_tensorboard():
     return SummaryWriter
 
 
-def _import_wandb():
+def _import_wandb() -> ModuleType:
     try:
         import wandb
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""What a training run must remember to go on as if it had never stopped, and the signals that make it stop."""
+"""What a training run must remember to go on as if it had never stopped: saved and restored as one object."""
 
 from __future__ import annotations
 
@@ -6,19 +6,17 @@ import hashlib
 import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 
 from basics import distributed
 from basics.checkpoint import is_plain
+from basics.device import exact_dtype
 from basics.errors import UserError
-
-# Arguments that may differ when a run is resumed: where and how it runs, not what is computed.
-FREE_ARGUMENTS = {
-    "allow_changed", "cache_dir", "compile", "data_dir", "decode_cache", "device", "dist_timeout", "dry_run",
-    "eval_batch_size", "eval_every", "max_steps", "name", "output_dir", "patience", "resume", "save_every",
-    "save_steps", "tensorboard", "wandb", "workers",
-}  # fmt: skip
+from training.arguments import MAY_CHANGE
+from training.optim import Optimization
 
 # What each optimizer keeps for a parameter.
 MOMENTS = {torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"}, torch.optim.SGD: {"momentum_buffer"}}
@@ -89,64 +87,179 @@ def fingerprint(ids: Sequence[str]) -> str:
     return hashlib.sha256("\n".join(ids).encode()).hexdigest()[:16]
 
 
-def training_state(
-    progress: Progress,
-    arguments: Mapping[str, object],
-    loss_sums: torch.Tensor,
-    parts: Mapping[str, object],
-    device: torch.device,
-) -> dict[str, object]:
-    """The plain dict under ``training`` in last.pth; ``parts`` are the things with a ``state_dict()``.
+class Part(Protocol):
+    """Something whose state last.pth keeps."""
 
-    In a distributed run all ranks must call it: it gathers their random states.
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: Any) -> Any: ...
+
+
+class LossSums:
+    """Sums of the losses of an epoch under way, on the device: looking at them in every step would wait for it.
+
+    Args:
+        terms: their names, the total last.
     """
-    return {
-        "progress": asdict(progress),
-        "arguments": dict(arguments),
-        "loss_sums": distributed.gather(loss_sums.cpu()),
-        "rng": distributed.gather(rng_state(device)),
-        **{name: part.state_dict() for name, part in parts.items()},
-    }
+
+    def __init__(self, terms: Sequence[str], device: torch.device):
+        self.terms = list(terms)
+        # The last sum counts the steps whose losses are in the others.
+        self.values = torch.zeros(len(self.terms) + 1, dtype=exact_dtype(device), device=device)
+
+    def add(self, losses: torch.Tensor) -> None:
+        """Take in a step's losses (terms,); those of a step that fp16 scaling skips are not finite, and left out."""
+        counted = torch.cat([losses, losses.new_ones(1)])
+        self.values += torch.where(losses.isfinite().all(), counted, 0)
+
+    def means(self) -> dict[str, float]:
+        """Mean of each term over the epoch so far, and over the ranks, all of which must call it."""
+        *sums, count = distributed.add_up(self.values.clone()).tolist()
+        return {name: value / max(count, 1) for name, value in zip(self.terms, sums, strict=True)}
+
+    def clear(self) -> None:
+        """An epoch ends."""
+        self.values.zero_()
 
 
-def restore_training(
-    state: Mapping[str, object],
-    loss_sums: torch.Tensor,
-    parts: Mapping[str, object],
-    where: str,
-    device: torch.device,
-) -> Progress:
-    """Load `training_state` into ``loss_sums`` and ``parts``; returns the progress.
+@dataclass(frozen=True)
+class MadeFrom:
+    """What a run is made from; a resumed one must be made from the same.
 
-    Raises:
-        UserError: the state is damaged, or of a run that was set up otherwise; nothing is loaded then.
+    Attributes:
+        arguments: as in `Arguments.as_plain`.
+        images: `fingerprint` of the training split.
+        weight_files: hashes of the files that student and teacher come from, by role.
     """
-    try:
-        progress = Progress(**state["progress"])
+
+    arguments: Mapping[str, object]
+    images: str
+    weight_files: Mapping[str, str]
+
+    def refuse_other(self, saved: Mapping[str, object], path: Path, *, allow: bool) -> None:
+        """A `UserError` that names what differs in the state ``saved`` in ``path``, unless ``allow``."""
+        arguments = saved.get("arguments")
+        if not isinstance(arguments, Mapping):
+            raise UserError(f"{path}: damaged: the arguments of its run are missing")
+        if allow:
+            return
+        refuse_changes(arguments, self.arguments, str(path))
+        if saved.get("images") != self.images:
+            raise UserError(
+                f"{path} was made with other images in the split {self.arguments['train_split']}: "
+                "bring the list back, or pass --allow-changed"
+            )
+        files = saved.get("weight_files")
+        teacher = files.get("teacher") if isinstance(files, dict) else None
+        if teacher and teacher != self.weight_files.get("teacher"):
+            raise UserError(
+                f"{path} was taught by another network than {self.arguments['teacher_weights']} now holds: "
+                "bring that file back, or pass --allow-changed"
+            )
+
+    def other_steps(self, saved: Mapping[str, Any]) -> bool:
+        """Whether the steps of an epoch are of another size or other images than in the state ``saved``."""
+        return saved.get("images") != self.images or any(
+            saved["arguments"].get(name) != self.arguments[name]
+            for name in ("batch_size", "freeze_batch_size", "freeze_epochs")
+        )
+
+
+class RunState:
+    """All that a run must remember beside its student, to go on as if it had never stopped.
+
+    Attributes:
+        progress: how far it has come.
+        losses: of the epoch under way.
+        made_from: what it is made from.
+    """
+
+    def __init__(
+        self,
+        made_from: MadeFrom,
+        losses: LossSums,
+        adapters: torch.nn.Module,
+        optimization: Optimization,
+        device: torch.device,
+    ):
+        self.progress = Progress()
+        self.made_from, self.losses, self.device = made_from, losses, device
+        self.adapters, self.optimization = adapters, optimization
+
+    @property
+    def parts(self) -> dict[str, Part]:
+        """What keeps its own state, by its name in last.pth."""
+        optimization = self.optimization
+        return {
+            "adapters": self.adapters,
+            "optimizer": optimization.optimizer,
+            "scheduler": optimization.scheduler,
+            "scaler": optimization.scaler,
+        }
+
+    def to_dict(self) -> dict[str, object]:
+        """The plain dict under ``training`` in last.pth.
+
+        In a distributed run all ranks must call it: it gathers their random states.
+        """
+        return {
+            "progress": asdict(self.progress),
+            "arguments": dict(self.made_from.arguments),
+            "loss_sums": distributed.gather(self.losses.values.cpu()),
+            "rng": distributed.gather(rng_state(self.device)),
+            **{name: part.state_dict() for name, part in self.parts.items()},
+            "images": self.made_from.images,
+            "weight_files": dict(self.made_from.weight_files),
+        }
+
+    def restore(self, saved: Mapping[str, Any], path: Path) -> None:
+        """Take over `to_dict`; learning rates and weight decay stay those of the arguments (--allow-changed).
+
+        Raises:
+            UserError: the state is damaged, or of a run that was set up otherwise; nothing is loaded then.
+        """
+        groups, scheduler = self.optimization.optimizer.param_groups, self.optimization.scheduler
+        given = [(group["initial_lr"], group["weight_decay"]) for group in groups]
+        try:
+            self.progress = self._load(saved)
+        except (LookupError, TypeError, ValueError, RuntimeError, AttributeError, ArithmeticError) as error:
+            raise UserError(f"{path}: its training state does not fit this run ({error})") from error
+        groups = self.optimization.optimizer.param_groups  # loading has made new ones
+        for index, (rate, decay) in enumerate(given):
+            factor = scheduler.lr_lambdas[index](scheduler.last_epoch)
+            scheduler.base_lrs[index] = rate
+            groups[index] |= {"initial_lr": rate, "weight_decay": decay, "lr": rate * factor}
+        progress = self.progress
+        if progress.step_in_epoch and self.made_from.other_steps(saved):
+            print(f"epoch {progress.epoch + 1} begins anew: its steps were of another size or other images")
+            progress.step_in_epoch, progress.epoch_s = 0, 0.0
+            self.losses.clear()
+
+    def _load(self, saved: Mapping[str, Any]) -> Progress:
+        """Look at all of it first, then load; any error of Python's means that it does not fit."""
+        progress = Progress(**saved["progress"])
         _check_progress(progress)
-        sums = state["loss_sums"]
-        _check_like(sums, [loss_sums] * len(sums), "loss_sums")
-        for name, part in parts.items():
+        own, sums = self.losses.values, saved["loss_sums"]
+        _check_like(sums, [own] * len(sums), "loss_sums")
+        for name, part in self.parts.items():
             if isinstance(part, torch.optim.Optimizer):
-                _check_optimizer(state[name], part)
+                _check_optimizer(saved[name], part)
             else:
-                _check_like(state[name], part.state_dict(), name)
-        for name, part in parts.items():
-            part.load_state_dict(state[name])
+                _check_like(saved[name], part.state_dict(), name)
+        for name, part in self.parts.items():
+            part.load_state_dict(saved[name])
         # Only the mean over ranks is ever read: if there are more or fewer now, each goes on from it.
         same = len(sums) == distributed.world_size()
-        loss_sums.copy_(sums[distributed.rank()] if same else sum(sums) / len(sums))
-        restore_rng_state(state["rng"], device)
+        own.copy_(sums[distributed.rank()] if same else sum(sums) / len(sums))
+        restore_rng_state(saved["rng"], self.device)
         return progress
-    except (LookupError, TypeError, ValueError, RuntimeError, AttributeError, ArithmeticError) as error:
-        raise UserError(f"{where}: its training state does not fit this run ({error})") from error
 
 
 def _check_progress(progress: Progress) -> None:
     for field in fields(Progress):
-        value = getattr(progress, field.name)
-        kinds = (int,) if isinstance(field.default, int) else (int, float)
-        if not isinstance(value, kinds) or isinstance(value, bool) or value < min(field.default, 0):
+        value, default = getattr(progress, field.name), getattr(Progress, field.name)
+        kinds = int if isinstance(default, int) else int | float
+        if not isinstance(value, kinds) or isinstance(value, bool) or value < min(default, 0):
             raise ValueError(f"{field.name} is {reprlib.repr(value)}")
 
 
@@ -161,7 +274,7 @@ def _check_optimizer(saved: Mapping, optimizer: torch.optim.Optimizer) -> None:
             _check_like(value, torch.empty(()) if name == "step" else parameters[index], f"optimizer: {name}")
 
 
-def _check_like(saved: object, own: object, where: str) -> None:
+def _check_like(saved: Any, own: object, where: str) -> None:
     """A `ValueError` unless ``saved`` is built as ``own``: keys, lengths, kinds of values, shapes of tensors.
 
     Tensors must be finite floats on the CPU. Walks as deep as ``own`` goes, however deep ``saved`` is.
@@ -187,25 +300,23 @@ def _check_like(saved: object, own: object, where: str) -> None:
             _check_like(one, other, f"{where}/{index}")
 
 
-def _same_argument(saved: object, now: object) -> bool:
-    return not isinstance(saved, torch.Tensor) and saved == now  # a tensor's comparison is no yes or no
-
-
-def refuse_changes(saved: object, now: Mapping[str, object], allow: bool, where: str) -> None:
+def refuse_changes(saved: Mapping, now: Mapping[str, object], where: str) -> None:
     """Name the arguments that differ from the saved run's and would make the rest of it another run.
 
     Raises:
-        UserError: some differ and ``allow`` is false, or ``saved`` holds no arguments at all.
+        UserError: some differ.
     """
-    if not isinstance(saved, Mapping):
-        raise UserError(f"{where}: damaged: the arguments of its run are missing")
     changed = [
         f"--{name.replace('_', '-')} was {reprlib.repr(saved.get(name))}, is {now[name]!r}"
         for name in now
-        if name not in FREE_ARGUMENTS and not _same_argument(saved.get(name), now[name])
+        if name not in MAY_CHANGE and not _same_argument(saved.get(name), now[name])
     ]
-    if changed and not allow:
+    if changed:
         raise UserError(
             f"{where} was made with other arguments: {'; '.join(changed)}; resume with the same ones, "
             "or pass --allow-changed"
         )
+
+
+def _same_argument(saved: object, now: object) -> bool:
+    return not isinstance(saved, torch.Tensor) and saved == now  # a tensor's comparison is no yes or no

@@ -1,0 +1,400 @@
+"""Every flag of a training, each as one field: default, help, bounds, scope, and whether it may change on resume.
+
+    args = get_args_parser(__doc__).parse_args()    # an `Arguments`
+    check_arguments(args)
+    recipe = make_recipe(args)
+
+The parser, the checks, what a resumed run may change and what the methods of a comparison may set are derived from
+the fields of `Arguments`; a new flag is a new field.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import typing
+from collections.abc import Iterator, Sequence
+from dataclasses import MISSING, Field, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from basics import distributed
+from basics.device import add_device_argument
+from basics.errors import UserError, choose
+from dataset import add_data_arguments
+from kd.cache_store import DTYPES
+from kd.distiller import Recipe
+from kd.losses import LOSSES, PAPER_LAMBDAS, PRESETS
+from kd.teacher_cache import DEFAULT_FOLDER as TEACHER_FOLDER
+from segdata.decode_cache import DEFAULT_FOLDER as DECODED_FOLDER
+from training.optim import OPTIMIZERS, SCHEDULES
+
+# budget: what all methods of a comparison share.  method: what a method is.  teacher: a part of that which means
+# nothing without a teacher.  machine: where and how a run works, not what it computes.  run: which run it is, given
+# by compare.py itself.
+Scope = Literal["budget", "method", "teacher", "machine", "run"]
+
+GROUPS = {
+    "data": "data",
+    "models": "models (python zoo.py lists them)",
+    "losses": "losses",
+    "optimization": "optimization",
+    "machine": "machine",
+    "run": "run",
+}
+
+
+@dataclass(frozen=True)
+class Flag:
+    """What a field of `Arguments` says of its flag; see `argparse.ArgumentParser.add_argument` for the second half.
+
+    Attributes:
+        group: its heading in the help, a key of `GROUPS`.
+        scope: what it is about.
+        may_change: a resumed run may have another value.
+        least, above, most: bounds of its number.
+        shared: other scripts have it, too; one of their functions adds it.
+    """
+
+    group: str
+    scope: Scope
+    help: str | None = None
+    may_change: bool = False
+    least: float | None = None
+    above: float | None = None
+    most: float = math.inf
+    shared: bool = False
+    option: str | None = None
+    metavar: str | tuple[str, ...] | None = None
+    choices: Sequence[str] | None = None
+    nargs: int | str | None = None
+    const: object = None
+
+
+def flag(group: str, scope: Scope, default: Any, help: str | None = None, **about: Any) -> Any:
+    """A field of `Arguments`; ``about`` are further attributes of its `Flag`."""
+    about_it = {"flag": Flag(group, scope, help, **about)}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=about_it)
+    return field(default=default, metadata=about_it)
+
+
+@dataclass
+class Arguments(argparse.Namespace):
+    """The arguments of one training run."""
+
+    dataset: str = flag("data", "budget", "voc", shared=True)
+    data_dir: Path = flag("data", "machine", Path("data"), may_change=True, shared=True)
+    train_split: str = flag("data", "budget", "train", shared=True)
+    val_split: str = flag("data", "budget", "val", shared=True)
+
+    student: str = flag("models", "run", "standard", "the network that is trained")
+    student_weights: str = flag(
+        "models",
+        "budget",
+        "default",
+        "start of the student: ImageNet backbone, random, or a file",
+        metavar="default|none|PATH",
+    )
+    qat: bool = flag(
+        "models",
+        "budget",
+        False,
+        "train with the rounding of INT8; give a trained student by --student-weights and a small --lr, then make the "
+        "file with quantize.py",
+    )
+    teacher: str = flag("models", "teacher", "fcn_resnet50", "built only if a loss needs it")
+    teacher_weights: str = flag(
+        "models",
+        "teacher",
+        "default",
+        "torchvision's COCO_WITH_VOC_LABELS weights, or a file; .onnx: any network",
+        metavar="default|PATH",
+    )
+    cache_teacher: str | None = flag(
+        "models",
+        "teacher",
+        None,
+        "compute the teacher's outputs once and read them ever after; as fp16, or uint8 in half the space",
+        nargs="?",
+        const="fp16",
+        choices=sorted(DTYPES),
+    )
+    cache_dir: Path = flag(
+        "models",
+        "teacher",
+        TEACHER_FOLDER,
+        f"where the teacher's caches lie ({TEACHER_FOLDER})",
+        may_change=True,
+        metavar="DIR",
+    )
+
+    preset: str | None = flag(
+        "losses", "method", None, f"a published mix: {', '.join(sorted(PRESETS))}", metavar="NAME"
+    )
+    alpha: float | None = flag("losses", "method", None, "weight of the temperature-scaled KL on logits (0)")
+    beta: float | None = flag("losses", "method", None, "weight of the cosine feature loss (0)")
+    temperature: float | None = flag("losses", "method", None, "T of the losses on softened logits (4)")
+    loss: list[str] = flag(
+        "losses",
+        "method",
+        [],
+        f"any further term, or another weight of ce (1): {', '.join(sorted(LOSSES))}",
+        metavar="NAME=WEIGHT",
+    )
+    class_weights: str | None = flag(
+        "losses",
+        "method",
+        None,
+        "weights of the hard losses: inverse class frequencies, or a file (dataset.py --stats writes one)",
+        metavar="auto|PATH",
+    )
+    pa_lambda: float | None = flag(
+        "losses", "method", None, "weight of pairwise, in its paper's scale", option="--pa_lambda"
+    )
+    pi_lambda: float | None = flag(
+        "losses", "method", None, "weight of pixelwise, in its paper's scale", option="--pi_lambda"
+    )
+
+    epochs: int = flag("optimization", "budget", 60, least=1)
+    batch_size: int = flag("optimization", "budget", 16, least=1)
+    lr: float = flag("optimization", "budget", 5e-4, "base learning rate", above=0)
+    backbone_lr_factor: float = flag(
+        "optimization",
+        "budget",
+        1.0,
+        "the pretrained backbone learns at F times that rate",
+        least=0,
+        metavar="F",
+    )
+    weight_decay: float = flag("optimization", "budget", 1e-2, least=0)
+    optimizer: str = flag("optimization", "budget", "adamw", choices=OPTIMIZERS)
+    schedule: str = flag("optimization", "budget", "poly", choices=sorted(SCHEDULES))
+    warmup_epochs: float = flag("optimization", "budget", 1.0, least=0)
+    crop_size: int = flag("optimization", "budget", 384, "side of the square training crop, pixels", least=32)
+    scale_range: list[float] = flag(
+        "optimization",
+        "budget",
+        [0.5, 2.0],
+        "images are magnified by a factor drawn from this range before the crop (0.5 2)",
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+    )
+    freeze_epochs: int = flag(
+        "optimization", "budget", 0, "train without the backbone for the first N epochs", least=0, metavar="N"
+    )
+    freeze_batch_size: int | None = flag(
+        "optimization", "budget", None, "batch size of those epochs (--batch-size)", least=1
+    )
+    freeze_crop_size: int | None = flag(
+        "optimization", "budget", None, "crop size of those epochs (--crop-size)", least=32
+    )
+    max_steps: int | None = flag(
+        "optimization",
+        "budget",
+        None,
+        "end after so many optimizer steps (smoke runs)",
+        may_change=True,
+        least=1,
+    )
+
+    device: str = flag("machine", "machine", "auto", may_change=True, shared=True)
+    amp: str = flag("machine", "budget", "off", "mixed precision", choices=["off", "bf16", "fp16"])
+    compile: bool = flag("machine", "machine", False, "torch.compile the student", may_change=True)
+    decode_cache: Path | None = flag(
+        "machine",
+        "machine",
+        None,
+        f"decode the training images once, into a file in DIR ({DECODED_FOLDER})",
+        may_change=True,
+        nargs="?",
+        const=DECODED_FOLDER,
+        metavar="DIR",
+    )
+    workers: int = flag(
+        "machine", "machine", 2, "loader processes; does not change the result", may_change=True, least=0
+    )
+    seed: int = flag("machine", "run", 0, least=0, most=2**32 - 1)
+    deterministic: bool = flag("machine", "budget", False, "the same numbers at every run on a GPU, too")
+    dist_timeout: float = flag(
+        "machine",
+        "machine",
+        distributed.TIMEOUT_S,
+        "torchrun: how long a process waits for the others (600)",
+        may_change=True,
+        above=0,
+        metavar="SECONDS",
+    )
+
+    output_dir: Path = flag("run", "run", Path("checkpoints"), may_change=True)
+    name: str | None = flag(
+        "run", "run", None, "run folder below --output-dir; made from the arguments by default", may_change=True
+    )
+    eval_every: int = flag("run", "budget", 1, may_change=True, least=1, metavar="EPOCHS")
+    eval_batch_size: int = flag(
+        "run", "machine", 1, "only images of equal size share a batch", may_change=True, least=1
+    )
+    patience: int = flag(
+        "run",
+        "budget",
+        0,
+        "stop after so many evaluations without a gain; 0: never",
+        may_change=True,
+        least=0,
+    )
+    save_every: int = flag(
+        "run", "machine", 0, "also keep epoch_N.pth; 0: never", may_change=True, least=0, metavar="EPOCHS"
+    )
+    save_steps: int = flag(
+        "run", "machine", 0, "save last.pth within epochs; 0: never", may_change=True, least=0, metavar="STEPS"
+    )
+    resume: str | None = flag(
+        "run",
+        "run",
+        None,
+        "a last.pth, or auto: the run folder's own if there is one",
+        may_change=True,
+        metavar="PATH|auto",
+    )
+    allow_changed: bool = flag("run", "run", False, "resume even with other arguments", may_change=True)
+    dry_run: bool = flag(
+        "run", "run", False, "check all that the run needs, say all that is wrong, end", may_change=True
+    )
+    tensorboard: bool = flag("run", "machine", False, may_change=True)
+    wandb: bool = flag("run", "machine", False, may_change=True)
+
+    def as_plain(self) -> dict[str, object]:
+        """By name, paths as text: for config.json and last.pth."""
+        return {key: str(value) if isinstance(value, Path) else value for key, value in vars(self).items()}
+
+    @property
+    def run_folder(self) -> Path:
+        """OUTPUT_DIR/NAME, once `name_run` has filled in the name."""
+        assert self.name is not None
+        return self.output_dir / self.name
+
+
+# -- derived from the fields -------------------------------------------------------------------------
+
+
+def flags() -> Iterator[tuple[Field, Flag]]:
+    """Every field of `Arguments` with what it says of its flag."""
+    return ((each, each.metadata["flag"]) for each in fields(Arguments))
+
+
+def names_of(*scopes: Scope) -> frozenset[str]:
+    """The arguments of these scopes."""
+    return frozenset(each.name for each, about in flags() if about.scope in scopes)
+
+
+# What may differ when a run is resumed: where and how it runs, not what is computed.
+MAY_CHANGE = frozenset(each.name for each, about in flags() if about.may_change)
+
+
+def option_of(name: str) -> str:
+    """The flag of an argument, as people type it."""
+    about = next(about for each, about in flags() if each.name == name)
+    return about.option or f"--{name.replace('_', '-')}"
+
+
+class Parser(argparse.ArgumentParser):
+    """Gives `Arguments` instead of a bare namespace."""
+
+    def parse_args(self, args=None, namespace=None) -> Arguments:  # type: ignore[no-untyped-def, override]
+        return super().parse_args(args, namespace or Arguments())
+
+
+def get_args_parser(description: str | None = None, kind: type[Parser] = Parser) -> Parser:
+    """The parser of a training's command line; ``kind`` decides what becomes of mistakes."""
+    parser = kind(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_data_arguments(parser)
+    groups = {name: parser.add_argument_group(title) for name, title in GROUPS.items() if name != "data"}
+    hints = typing.get_type_hints(Arguments)
+    for each, about in flags():
+        if each.name == "device":
+            add_device_argument(groups[about.group])
+        elif not about.shared:
+            groups[about.group].add_argument(option_of(each.name), **_parser_options(each, about, hints[each.name]))
+    return parser
+
+
+def _parser_options(each: Field, about: Flag, hint: Any) -> dict[str, Any]:
+    """Keywords of `add_argument` for a field of the type ``hint``."""
+    options: dict[str, Any] = {"dest": each.name, "help": about.help}
+    if hint is bool:
+        return options | {"action": "store_true"}
+    options["default"] = each.default_factory() if each.default_factory is not MISSING else each.default
+    given = {name: getattr(about, name) for name in ("metavar", "choices", "nargs", "const")}
+    options |= {name: value for name, value in given.items() if value is not None}
+    kinds = [kind for kind in typing.get_args(hint) or (hint,) if kind is not type(None)]
+    if typing.get_origin(hint) is list and about.nargs is None:
+        options["action"] = "append"
+    return options | ({"type": kinds[0]} if kinds[0] is not str else {})
+
+
+def check_arguments(args: Arguments) -> None:
+    """Refuse numbers that make no sense, all of them at once, before any work is done.
+
+    Raises:
+        UserError: naming each flag and its bound.
+    """
+    faults = []
+    for each, about in flags():
+        value = getattr(args, each.name)
+        if value is None or (about.least is None and about.above is None):
+            continue
+        if about.above is not None and not about.above < value < math.inf:
+            faults.append(f"{option_of(each.name)} must be above {about.above:g}, not {value}")
+        elif about.least is not None and not (about.least <= value <= about.most and value < math.inf):
+            bounds = f"at least {about.least:g}" if about.most == math.inf else f"from {about.least:g} to {about.most}"
+            faults.append(f"{option_of(each.name)} must be {bounds}, not {value}")
+    low, high = args.scale_range
+    if not 0.1 <= low <= high <= 10:
+        faults.append(f"--scale-range must be two factors from 0.1 to 10, the lower first, not {low:g} {high:g}")
+    if args.qat:
+        clashes = {"--amp": args.amp != "off", "--compile": args.compile, "--freeze-epochs": args.freeze_epochs > 0}
+        faults += [f"--qat and {name} exclude each other" for name, given in clashes.items() if given]
+    if faults:
+        raise UserError("; ".join(faults))
+
+
+# -- what they mean together -------------------------------------------------------------------------
+
+
+def make_recipe(args: Arguments) -> Recipe:
+    """The losses of the command line: the preset's, or cross-entropy; then what is given explicitly.
+
+    Raises:
+        UserError: an unknown loss or preset, or a weight that is none.
+    """
+    preset = choose(PRESETS, args.preset, "preset") if args.preset else None
+    weights = dict(preset.weights) if preset else {"ce": 1.0}
+    explicit = {"kl": args.alpha, "cosine": args.beta}
+    for option, (name, factor) in PAPER_LAMBDAS.items():
+        value = getattr(args, option)
+        explicit[name] = None if value is None else factor * value
+    weights |= {name: weight for name, weight in explicit.items() if weight is not None}
+    for term in args.loss:
+        name, _, weight = term.partition("=")
+        choose(LOSSES, name, "loss")
+        try:
+            weights[name] = float(weight)
+        except ValueError:
+            raise UserError(f"--loss {term}: give NAME=WEIGHT, such as --loss {name}=0.5") from None
+    temperature = args.temperature
+    if temperature is None:
+        temperature = preset.temperature if preset else 4.0
+    return Recipe(weights, temperature=temperature, adaptive=bool(preset and preset.adaptive))
+
+
+def name_run(args: Arguments, recipe: Recipe) -> None:
+    """Fill in --name: the resumed run's own, or one that tells runs of different settings apart."""
+    if args.name:
+        return
+    if args.resume and args.resume != "auto":
+        folder = Path(args.resume).resolve().parent
+        args.output_dir, args.name = folder.parent, folder.name
+        return
+    terms = "_".join(f"{name}{weight:g}" for name, weight in recipe.weights.items() if (name, weight) != ("ce", 1.0))
+    qat = "_qat" if args.qat else ""
+    args.name = f"{args.dataset}_{args.student}_{terms or 'baseline'}{qat}_seed{args.seed}"

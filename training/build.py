@@ -1,0 +1,244 @@
+"""What a run is built of, from its arguments: its place and log, the data, the networks, the optimizer.
+
+Each function returns an object and needs no more than it is given. `Trainer` calls them in turn.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from basics import distributed
+from basics.checkpoint import file_sha256
+from basics.errors import UserError
+from basics.files import remove_stale
+from basics.signals import ignore_stop_signals
+from dataset import EpochSampler, SegmentationDataset, build_dataset
+from deploy.quantized import FakeQuantModel
+from kd.distiller import DistilledStudent, Distiller, LiveTeacher, Recipe, Teacher
+from kd.teacher_cache import open_teacher_cache
+from networks.base import SegmentationModel
+from networks.folding import fold_batchnorm
+from segdata.stats import class_weights
+from segdata.transforms import TrainTransform
+from training.arguments import Arguments
+from training.optim import Optimization, make_optimizer, make_scheduler
+from training.runlog import METRICS, RunLog, read_metrics
+from training.stages import Stage, Stages
+from training.state import RunState, fingerprint, part_random_streams
+from zoo import create_model, load_model_state, load_teacher, model_file_dict, teacher_name
+
+
+def locate_run(args: Arguments) -> Path | None:
+    """The last.pth to go on from; None for a run that begins.
+
+    Raises:
+        UserError: --resume auto, and the run folder holds a history without its last.pth.
+    """
+    if args.resume and args.resume != "auto":
+        return Path(args.resume)
+    last = args.run_folder / "last.pth"
+    if not args.resume or last.exists():
+        return last if args.resume else None
+    epochs = len(read_metrics(args.run_folder / METRICS))
+    if epochs > 1:  # a kill leaves at most one before the first last.pth
+        raise UserError(
+            f"{args.run_folder} holds a run of {epochs} epochs, but not the last.pth to go on from: bring it back, "
+            "or name another run with --name"
+        )
+    return None
+
+
+def open_log(args: Arguments, recipe: Recipe, state: RunState, resume_from: Path | None) -> RunLog:
+    """The run folder, which this process has locked, rid of what a killed run left there; see `RunLog`."""
+    folder, made_from = args.run_folder, state.made_from
+    remove_stale(folder)
+    own = resume_from is not None and resume_from.resolve().parent == folder.resolve()
+    config = {
+        **made_from.arguments,
+        "recipe": dict(recipe.weights),
+        "processes": distributed.world_size(),
+        "weight_files": made_from.weight_files,
+    }
+    return RunLog(
+        folder,
+        config,
+        tensorboard=args.tensorboard,
+        wandb=args.wandb,
+        resume=args.resume == "auto" or own,  # "auto" also after a kill before the first last.pth
+    )
+
+
+# -- data --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Data:
+    """The two splits of a run, and the order in which it sees its training images.
+
+    Attributes:
+        images: a short name for the list of training images.
+    """
+
+    train_set: SegmentationDataset
+    val_set: SegmentationDataset
+    sampler: EpochSampler
+    images: str
+
+    def loader(self, stage: Stage, args: Arguments, device: torch.device) -> DataLoader:
+        """This rank's batches of an epoch of the stage; set the sampler's epoch before each pass."""
+        self.train_set.transform = TrainTransform(stage.crop_size, args.scale_range)
+        return DataLoader(
+            self.train_set,
+            batch_size=stage.batch_size // distributed.world_size(),
+            sampler=self.sampler,
+            drop_last=True,
+            num_workers=args.workers,
+            persistent_workers=args.workers > 0,
+            pin_memory=device.type == "cuda",
+            worker_init_fn=ignore_stop_signals if args.workers else None,
+            generator=torch.Generator(),  # its own: making an iterator leaves the global one alone
+        )
+
+
+def build_data(args: Arguments, *, resumed: bool) -> Data:
+    """Find both splits; all ranks must call it.
+
+    Raises:
+        UserError: data are missing or have no masks, or the ranks see different files.
+    """
+    with distributed.main_first():  # it fills the decoded cache
+        decode_cache = None if args.dry_run else args.decode_cache
+        train_set = build_dataset(args.dataset, args.data_dir, args.train_split, decode_cache=decode_cache)
+    val_set = build_dataset(args.dataset, args.data_dir, args.val_split)
+    train_set.require_masks()
+    val_set.require_masks()
+    images = fingerprint(train_set.ids)
+    seen = distributed.gather((images, fingerprint(val_set.ids), resumed))
+    if any(other != seen[0] for other in seen):
+        raise UserError("the processes see different files: --data-dir and --output-dir must be shared by all")
+    sampler = EpochSampler(len(train_set), args.seed, rank=distributed.rank(), world_size=distributed.world_size())
+    return Data(train_set, val_set, sampler, images)
+
+
+# -- networks ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Models:
+    """The networks of a run.
+
+    Attributes:
+        plain: the student as it is saved.
+        student: the student as it is trained and scored: ``plain``, or with --qat a graph of it that rounds as INT8
+            does, on the same parameters.
+        model: the student with its adapters: what the optimizer trains.
+        distiller: computes the losses.
+    """
+
+    plain: SegmentationModel
+    student: SegmentationModel
+    model: DistilledStudent
+    distiller: Distiller
+
+    def student_file(self, args: Arguments, data: Data, **info: object) -> dict[str, object]:
+        """The student alone, as a checkpoint that needs no flags to be used."""
+        content = model_file_dict(args.student, self.plain, data.train_set, info=info)
+        return content | ({"qat": self.student.ranges()} if isinstance(self.student, FakeQuantModel) else {})
+
+    def load(self, checkpoint: Mapping, path: Path) -> None:
+        """Take over the student of a checkpoint; a `UserError` if it is another network."""
+        load_model_state(self.plain, checkpoint, path)
+        if isinstance(self.student, FakeQuantModel):
+            self.student.load_ranges(checkpoint.get("qat", {}))
+
+    def enter(self, stage: Stage, device: torch.device, *, compiled: bool) -> None:
+        """Set what is trained in the stage."""
+        self.student.backbone.requires_grad_(not stage.frozen)
+        model = distributed.wrap(self.model, device)
+        self.distiller.model = torch.compile(model) if compiled else model
+
+    def train(self, stage: Stage) -> None:
+        """Training mode, as far as the stage trains."""
+        self.model.train()
+        if stage.frozen:
+            self.student.backbone.eval()  # its BatchNorm keeps the pretrained statistics, too
+
+
+def build_models(args: Arguments, recipe: Recipe, data: Data, device: torch.device) -> Models:
+    """Student, adapters and, if the recipe asks for one, the teacher, on ``device``; all ranks must call it.
+
+    Raises:
+        UserError: unknown names, weights that cannot be had or do not fit, a map that a loss needs and a network lacks.
+    """
+    torch.manual_seed(args.seed)
+    teacher = None
+    with distributed.main_first():  # it fetches weights and fills the teacher's cache; the other ranks find them
+        student = create_model(args.student, data.train_set.num_classes, args.student_weights).to(device)
+        if recipe.needs_teacher:
+            teacher = _make_teacher(args, recipe, data, device)
+    plain = distributed.synchronize_batchnorm(student, device)
+    trained = _fake_quantized(plain) if args.qat else plain
+    model = DistilledStudent(trained, recipe, teacher).to(device)
+    # Seeded anew: how many numbers the adapters took must not change the student's dropout.
+    torch.manual_seed(args.seed)
+    part_random_streams()
+    weights = None
+    if args.class_weights:
+        weights = class_weights(args.class_weights, data.train_set.layout, args.train_split).to(device)
+    return Models(plain, trained, model, Distiller(model, trained, recipe, teacher, weights, amp=args.amp))
+
+
+def _fake_quantized(student: SegmentationModel) -> SegmentationModel:
+    if distributed.world_size() > 1:
+        raise UserError("--qat trains in one process, whose ranges are those of all images: leave torchrun out")
+    return FakeQuantModel(student)
+
+
+def _make_teacher(args: Arguments, recipe: Recipe, data: Data, device: torch.device) -> Teacher:
+    """The teacher of the command line: run on every batch, or read from its cache."""
+    train_set = copy.copy(data.train_set)
+    model = load_teacher(args.teacher, train_set.num_classes, args.teacher_weights, train_set.class_names)
+    if args.cache_teacher:
+        train_set.transform = TrainTransform(args.crop_size, args.scale_range)
+        cached = open_teacher_cache(
+            args.cache_dir,
+            model,
+            teacher_name(args.teacher, args.teacher_weights),
+            train_set,
+            recipe=recipe,
+            dtype=args.cache_teacher,
+            device=device,
+            batch_size=max(args.batch_size // distributed.world_size(), 1),
+            workers=args.workers,
+            build=not args.dry_run,
+        )
+        if cached:
+            return cached
+    return LiveTeacher(fold_batchnorm(model).to(device), args.amp)
+
+
+def weight_files(args: Arguments, recipe: Recipe) -> dict[str, str]:
+    """The hashes of the files that student and teacher come from, by role."""
+    given = {"student": args.student_weights} | ({"teacher": args.teacher_weights} if recipe.needs_teacher else {})
+    return {role: file_sha256(weights) for role, weights in given.items() if weights not in ("default", "none")}
+
+
+# -- optimization ------------------------------------------------------------------------------------
+
+
+def build_optimization(
+    args: Arguments, model: nn.Module, student: SegmentationModel, stages: Stages, device: torch.device
+) -> Optimization:
+    """For the parameters of ``model``; those of the backbone of ``student``, a part of it, learn at their own rate."""
+    optimizer = make_optimizer(
+        model, args.optimizer, args.lr, args.weight_decay, student.backbone, args.backbone_lr_factor
+    )
+    scheduler = make_scheduler(optimizer, stages.total_steps, stages.warmup_steps, args.schedule)
+    return Optimization(optimizer, scheduler, torch.amp.GradScaler(device.type, enabled=args.amp == "fp16"), device)
