@@ -12,25 +12,31 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("basics", "kd", "networks", "segdata", "scoring", "deploy", "training", "comparison", "benchmarks")
+# A module imports from its own layer and those before it; what is in no layer is a script, from which nothing imports.
+LAYERS = [
+    {"basics"},
+    {"kd", "networks", "segdata", "student_model", "dataset"},
+    {"zoo"},
+    {"scoring"},
+    {"deploy"},
+    {"training"},
+    {"comparison", "benchmarks"},
+]
+ROOMS = [name for layer in LAYERS for name in sorted(layer) if (ROOT / name).is_dir()]
 SCRIPTS = sorted(path.stem for path in ROOT.glob("*.py"))
 
-# A module imports from its own layer and those before it. Scripts not named here are the last layer.
-LAYERS = [
-    {"basics"}, {"kd", "networks", "segdata", "student_model", "dataset"}, {"zoo"}, {"scoring"}, {"deploy"},
-    {"evaluate"},
-    {"training"}, {"comparison", "benchmarks"},
-]  # fmt: skip
+
+def room(module: str) -> str:
+    return module.partition(".")[0]
 
 
 def layer(module: str) -> int:
-    top = module.partition(".")[0]
-    return next((number for number, names in enumerate(LAYERS) if top in names), len(LAYERS))
+    return next((number for number, names in enumerate(LAYERS) if room(module) in names), len(LAYERS))
 
 
 def local_modules() -> dict[str, Path]:
     """Dotted name -> file of every module of the project, tests apart."""
-    files = [*ROOT.glob("*.py"), *(file for package in PACKAGES for file in (ROOT / package).rglob("*.py"))]
+    files = [*ROOT.glob("*.py"), *(file for package in ROOMS for file in (ROOT / package).rglob("*.py"))]
     names = {file: file.relative_to(ROOT).with_suffix("").parts for file in files}
     return {".".join(parts).removesuffix(".__init__"): file for file, parts in names.items()}
 
@@ -52,18 +58,31 @@ def imported(file: Path) -> set[str]:
 
 @pytest.mark.parametrize("module", sorted(local_modules()))
 def test_arrows_run_one_way(module):
-    for other in imported(local_modules()[module]):
+    for other in imported(local_modules()[module]) - {module}:
+        assert layer(other) < len(LAYERS), f"{module} imports the script {other}: what both need belongs in a room"
         assert layer(other) <= layer(module), f"{module} imports {other}, which stands above it"
-        if module.partition(".")[0] == "segdata":
-            assert other != "dataset", f"{module}: segdata serves dataset.py, not the other way round"
 
 
-def test_no_cycles():
-    graph = {module: imported(file) - {module} for module, file in local_modules().items()}
+def assert_no_cycles(graph: dict[str, set[str]], what: str) -> None:
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
-        pytest.fail(f"modules import each other in a circle: {' -> '.join(error.args[1])}")
+        pytest.fail(f"{what} import each other in a circle: {' -> '.join(error.args[1])}")
+
+
+def test_no_cycles_of_modules_nor_of_rooms():
+    graph = {module: imported(file) - {module} for module, file in local_modules().items()}
+    assert_no_cycles(graph, "modules")
+    rooms: dict[str, set[str]] = {}
+    for module, others in graph.items():
+        rooms.setdefault(room(module), set()).update(room(other) for other in others if room(other) != room(module))
+    assert_no_cycles(rooms, "rooms")
+
+
+def test_every_folder_of_code_is_a_room():
+    """A folder that no layer names would be out of reach of these tests."""
+    folders = {path.parent.name for path in ROOT.glob("*/__init__.py")}
+    assert folders == {*ROOMS, "tests"}
 
 
 def test_importing_scripts_has_no_side_effect(tmp_path):
