@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.util
 import math
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterable
@@ -22,7 +21,7 @@ from basics import distributed
 from basics.batch import VOID, prepare_batch
 from basics.device import check_amp, pick_device
 from basics.errors import UserError
-from basics.files import free_bytes, nearest
+from basics.files import free_bytes, nearest, require_room
 from basics.memory import explain_memory, free_memory
 from dataset import SegmentationDataset, build_dataset
 from networks.weights import read_weights
@@ -189,13 +188,8 @@ def check_shared_memory(args: Arguments) -> str | None:
         return None
     batch = args.batch_size * args.crop_size**2 * BYTES_PER_PIXEL
     needed = batch * args.workers * 3  # two fetched ahead by each, one at work
-    free = shutil.disk_usage(shared).free
-    if needed > free:
-        raise UserError(
-            f"{args.workers} workers need about {needed / GB:.2f} GB of /dev/shm, {free / GB:.2f} GB are free: "
-            "lower --workers, or enlarge it (docker run --shm-size)"
-        )
-    return f"{args.workers}, with {free / GB:.1f} GB of shared memory"
+    require_room(shared, needed, f"{args.workers} workers", "lower --workers, or enlarge it (docker run --shm-size)")
+    return f"{args.workers}, with {free_bytes(shared) / GB:.1f} GB of shared memory"
 
 
 # -- models ----------------------------------------------------------------------------------------
@@ -277,10 +271,6 @@ def check_disk(trainer: Trainer) -> str:
     last = student + 3 * _bytes(trainer.models.model.parameters())  # adapters, and two moments of everything
     kept = args.epochs // args.save_every if args.save_every else 0
     needed = int(1.1 * (2 * last + (2 + kept) * student)) + 10_000_000
-    there, free = nearest(trainer.folder), free_bytes(trainer.folder)
-    if needed > free:
-        raise UserError(
-            f"{there}: the run's files take about {needed / GB:.2f} GB, {free / GB:.2f} GB are free: "
-            "free some, name another --output-dir, or raise --save-every"
-        )
-    return f"the run's files take about {needed / GB:.2f} GB, {free / GB:.1f} GB are free in {there}"
+    there = nearest(trainer.folder)
+    require_room(there, needed, "the run's files", "free some, name another --output-dir, or raise --save-every")
+    return f"the run's files take about {needed / GB:.2f} GB, {free_bytes(there) / GB:.1f} GB are free in {there}"
