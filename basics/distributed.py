@@ -24,6 +24,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.autograd.function import FunctionCtx
 from torch.nn.parallel import DistributedDataParallel
 
 from basics.device import pick_device
@@ -82,8 +83,8 @@ def session(device: str = "auto", timeout_s: float = TIMEOUT_S) -> Iterator[None
     started = time.monotonic()
     try:
         dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
-        _Control.group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
-        _Control.patient = dist.new_group(backend="gloo", timeout=MAIN_FIRST_TIMEOUT)
+        _Control.group = _gloo_group(timedelta(seconds=timeout_s))
+        _Control.patient = _gloo_group(MAIN_FIRST_TIMEOUT)
         with contextlib.ExitStack() as stack:
             if number > 0:
                 nowhere = stack.enter_context(open(os.devnull, "w"))  # noqa: PTH123
@@ -103,6 +104,13 @@ def session(device: str = "auto", timeout_s: float = TIMEOUT_S) -> Iterator[None
         ) from error
     finally:
         _Control.group = _Control.patient = None
+
+
+def _gloo_group(timeout: timedelta) -> dist.ProcessGroup:
+    """A group of all ranks."""
+    group = dist.new_group(backend="gloo", timeout=timeout)
+    assert isinstance(group, dist.ProcessGroup)  # a rank outside a group would get a number
+    return group
 
 
 def _choose_backend(device: str) -> str:
@@ -137,7 +145,7 @@ def gather(value: object) -> list:
     """The ranks' values in the order of the ranks, in every rank; all ranks must call it."""
     if world_size() == 1:
         return [value]
-    values = [None] * world_size()
+    values: list[object] = [None] * world_size()
     dist.all_gather_object(values, value, group=_Control.group)
     return values
 
@@ -190,11 +198,11 @@ def shared_count(count: torch.Tensor, least: float = 1) -> torch.Tensor:
 
 class _SumOverRanks(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, tensor):
+    def forward(ctx: FunctionCtx, tensor: torch.Tensor) -> torch.Tensor:
         return add_up(tensor.detach().clone(memory_format=torch.contiguous_format))
 
     @staticmethod
-    def backward(ctx, gradient):
+    def backward(ctx: FunctionCtx, gradient: torch.Tensor) -> torch.Tensor:
         return add_up(gradient.clone(memory_format=torch.contiguous_format))
 
 
@@ -244,6 +252,7 @@ class SyncedBatchNorm(nn.BatchNorm2d):
         """``images`` (N, C, H, W), this rank's share -> normalised alike."""
         if not self.training:
             return super().forward(images)
+        assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
         given = images.dtype
         images = images.to(torch.promote_types(given, torch.float32))  # autocast hands over half types
         dims = (0, 2, 3)
