@@ -136,7 +136,7 @@ def get_args_parser() -> argparse.ArgumentParser:
 def make_recipe(args: argparse.Namespace) -> Recipe:
     """The losses of the command line: the preset's, or cross-entropy; then what is given explicitly."""
     preset = choose(PRESETS, args.preset, "preset") if args.preset else None
-    weights = dict(preset.weights) if preset else {"ce": 1.0}
+    weights = preset.dials if preset else {"ce": 1.0}
     explicit = {"kl": args.alpha, "cosine": args.beta}
     for option, (name, factor) in PAPER_LAMBDAS.items():
         value = getattr(args, option)
