@@ -20,6 +20,7 @@ import re
 import time
 from collections.abc import Iterator
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -29,6 +30,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from basics.device import pick_device
 from basics.errors import UserError
+
+M = TypeVar("M", bound=nn.Module)
 
 TIMEOUT_S = 600.0
 MAIN_FIRST_TIMEOUT = timedelta(days=2)  # the main rank may be filling a cache
@@ -233,7 +236,7 @@ def _has_idle_parameters(model: nn.Module, device: torch.device) -> bool:
     return any(gradient is None for gradient in torch.autograd.grad(outputs, trained, allow_unused=True))
 
 
-def synchronize_batchnorm(model: nn.Module, device: torch.device) -> nn.Module:
+def synchronize_batchnorm(model: M, device: torch.device) -> M:
     """Let every BatchNorm of ``model`` take its statistics over all ranks; same parameters, same state_dict."""
     if world_size() == 1:
         return model
