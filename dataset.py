@@ -20,8 +20,8 @@ A sample is a dict:
 from __future__ import annotations
 
 import argparse
+import functools
 from collections.abc import Callable
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -29,15 +29,14 @@ from torch.utils.data import Dataset
 
 from basics.batch import VOID
 from basics.errors import UserError, choose, run_cli
-from segdata.archives import check_md5, extract, find_archive, unfinished
 from segdata.check import check_layout
-from segdata.decode_cache import open_cache
+from segdata.decode_cache import DecodeCache, open_cache
 from segdata.demo import find_demo
-from segdata.download import SOURCES, download
 from segdata.layouts import Layout, find_ade20k, find_folder, find_voc
 from segdata.reading import check_labels, check_sizes, read_image, read_mask
-from segdata.sampler import EpochSampler
-from segdata.stats import ClassStats, count_classes, save_stats
+from segdata.sampler import EpochSampler, seeded
+from segdata.setup import set_up
+from segdata.stats import count_classes, frequency_table, save_stats
 from segdata.transforms import full_sample
 
 __all__ = [
@@ -58,7 +57,7 @@ DATASETS: dict[str, Callable[[Path], Layout]] = {
 }
 
 
-class SegmentationDataset(Dataset):
+class SegmentationDataset(Dataset[dict]):
     """One split of a data set on disk.
 
     Args:
@@ -88,7 +87,7 @@ class SegmentationDataset(Dataset):
         self.name, self.root = layout.name, layout.root
         self.class_names, self.palette = layout.class_names, layout.palette
         self.num_classes = len(layout.class_names)
-        self._cache = None
+        self._cache: DecodeCache | None = None
         if decode_cache:
             folder = None if decode_cache is True else Path(decode_cache)
             self._cache = open_cache(layout, split, self.files, self._read_files, folder)
@@ -111,7 +110,7 @@ class SegmentationDataset(Dataset):
         return self.files.images[index]
 
     def mask_path(self, index: int) -> Path | None:
-        return self.files.masks[index] if self.has_masks else None
+        return self.files.masks[index] if self.files.masks is not None else None
 
     def __len__(self) -> int:
         return len(self.files.ids)
@@ -124,7 +123,7 @@ class SegmentationDataset(Dataset):
         if self.transform is None:
             sample = full_sample(image, mask)
         else:
-            with _seeded(seed):
+            with seeded(seed):
                 sample = self.transform(image, mask)
         return {**sample, "index": index, "id": self.ids[index], "size": torch.tensor(mask.shape)}
 
@@ -135,31 +134,14 @@ class SegmentationDataset(Dataset):
     def _read_files(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Decode image and mask and check them against each other."""
         image = read_image(self.image_path(index))
-        if not self.has_masks:
-            return image, torch.full(image.shape[1:], VOID, dtype=torch.uint8)
         path = self.mask_path(index)
+        if path is None:
+            return image, torch.full(image.shape[1:], VOID, dtype=torch.uint8)
         mask = read_mask(path)
         check_sizes(image, mask, self.image_path(index), path)
         mask = self.layout.to_labels(mask)
         check_labels(mask, self.num_classes, path)
         return image, torch.from_numpy(mask)
-
-
-@contextmanager
-def _seeded(seed: int | None):
-    """Draw from ``seed`` inside, leaving the global CPU generator as it was; None changes nothing.
-
-    `torch.manual_seed` would also reseed every GPU, hence the CPU generator by itself.
-    """
-    if seed is None:
-        yield
-        return
-    state = torch.get_rng_state()
-    torch.default_generator.manual_seed(seed)
-    try:
-        yield
-    finally:
-        torch.set_rng_state(state)
 
 
 def find_layout(name: str, data_dir: str | Path = "data") -> Layout:
@@ -203,78 +185,31 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> int | None:
-    layout = _set_up(args)
+    find = functools.partial(find_layout, args.dataset, args.data_dir)
+    layout = set_up(args.dataset, args.data_dir, find, fetch=args.download, verify=not args.no_verify)
     print(f"{layout.name}: {layout.root}, {len(layout.class_names)} classes")
     if args.check:
-        return _check(layout)
+        report = check_layout(layout)
+        print(report)
+        return 1 if report.faults else 0
     for split in layout.splits():
         print(f"  {split:<10} {_count_images(layout, split)}")
     splits = list(dict.fromkeys([args.train_split, args.val_split]))
     if not args.stats:  # just looking: what is not there is not asked for
         splits = [split for split in splits if split in layout.splits() and layout.scan(split)[0].masks]
     counted = [count_classes(layout, split) for split in splits]
-    _print_frequencies(counted)
+    if counted:
+        print(f"\n{frequency_table(counted)}")
     if args.stats:
         for stats in counted:
             print("saved", *save_stats(stats, args.output_dir))
     return None
 
 
-def _set_up(args: argparse.Namespace) -> Layout:
-    """Find the data set; failing that extract its archive, fetched first with --download."""
-    source = SOURCES.get(args.dataset)
-    if source is None:
-        if args.download:
-            known = ", ".join(SOURCES)
-            raise UserError(f"--download: nothing to fetch for --dataset {args.dataset}; there is for {known}")
-        return find_layout(args.dataset, args.data_dir)
-    archive = find_archive(args.data_dir, source.stem)
-    try:
-        layout = find_layout(args.dataset, args.data_dir)
-        # A VOC folder may hold the test set alone, and an extraction may have been stopped at its end.
-        if archive is None or ("train" in layout.splits() and not unfinished(archive, args.data_dir)):
-            return layout
-    except UserError:
-        if archive is None and not args.download:
-            raise
-    archive = archive or download(source, args.data_dir)
-    if source.md5 and not args.no_verify:
-        warning = check_md5(archive, source.md5)
-    else:
-        warning = f"{archive}: not compared with a published md5"
-    if warning:
-        print(f"warning: {warning}")
-    print(f"extracted {extract(archive, args.data_dir):,} files from {archive}")
-    return find_layout(args.dataset, args.data_dir)
-
-
 def _count_images(layout: Layout, split: str) -> str:
     files, faults = layout.scan(split)
     masks = "" if files.masks is not None else ", no masks"
     return f"{len(files.ids):6,} images{masks}" + f", {len(faults)} faults (see --check)" * bool(faults)
-
-
-def _check(layout: Layout) -> int:
-    report = check_layout(layout)
-    for split, count in report.images.items():
-        print(f"  {split:<10} {count:6,} images")
-    for remark in report.remarks:
-        print(f"remark: {remark}")
-    for fault in report.faults:
-        print(f"fault: {fault}")
-    print(f"{len(report.faults)} faults" if report.faults else "no faults")
-    return 1 if report.faults else 0
-
-
-def _print_frequencies(counted: list[ClassStats]) -> None:
-    """A table of pixel and image shares, a row a class and two columns a split."""
-    if not counted:
-        return
-    width = max(map(len, counted[0].class_names))
-    print(f"\n{'class':<{width}}" + "".join(f"  {stats.split + ' pixels':>16}  {'images':>7}" for stats in counted))
-    for label, name in enumerate(counted[0].class_names):
-        shares = ((stats.pixel_share[label], stats.image_share[label]) for stats in counted)
-        print(f"{name:<{width}}" + "".join(f"  {pixels:>16.3%}  {images:>7.1%}" for pixels, images in shares))
 
 
 if __name__ == "__main__":

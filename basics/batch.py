@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 import torch
 
@@ -12,13 +13,13 @@ VOID = 255  # in a mask: no class; neither trained on nor scored
 GREY = (0.299, 0.587, 0.114)  # luma of ITU-R BT.601, as in Pillow and torchvision
 
 
-def normalize(images: torch.Tensor, mean=MEAN, std=STD) -> torch.Tensor:
+def normalize(images: torch.Tensor, mean: Sequence[float] = MEAN, std: Sequence[float] = STD) -> torch.Tensor:
     """``images`` (N, 3, H, W) of 0..255 -> float32, ``(images / 255 - mean) / std`` per channel, where they lie.
 
     Images that are float32 already are overwritten.
     """
-    mean, std = (255 * _constant(tuple(values), images.device).view(3, 1, 1) for values in (mean, std))
-    return images.to(torch.float32).sub_(mean).div_(std)
+    offset, scale = (255 * _constant(tuple(values), images.device).view(3, 1, 1) for values in (mean, std))
+    return images.to(torch.float32).sub_(offset).div_(scale)
 
 
 @functools.lru_cache

@@ -30,7 +30,7 @@ def pick_device(name: str = "auto") -> torch.device:
     return torch.device(name)
 
 
-def autocast(device: torch.device, amp: str = "off"):
+def autocast(device: torch.device, amp: str = "off") -> contextlib.AbstractContextManager[object]:
     """An autocast context for ``amp`` in off, bf16, fp16; ``off`` costs nothing."""
     if amp == "off":
         return contextlib.nullcontext()
@@ -58,7 +58,8 @@ def make_deterministic() -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.backends.cudnn.benchmark = False
-    torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that costs time
+    # A debugging aid that costs time; it is a property of the module's class, which mypy does not see.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def check_amp(device: torch.device, amp: str) -> None:

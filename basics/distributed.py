@@ -20,14 +20,18 @@ import re
 import time
 from collections.abc import Iterator
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.autograd.function import FunctionCtx
 from torch.nn.parallel import DistributedDataParallel
 
 from basics.device import pick_device
 from basics.errors import UserError
+
+M = TypeVar("M", bound=nn.Module)
 
 TIMEOUT_S = 600.0
 MAIN_FIRST_TIMEOUT = timedelta(days=2)  # the main rank may be filling a cache
@@ -82,8 +86,8 @@ def session(device: str = "auto", timeout_s: float = TIMEOUT_S) -> Iterator[None
     started = time.monotonic()
     try:
         dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
-        _Control.group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
-        _Control.patient = dist.new_group(backend="gloo", timeout=MAIN_FIRST_TIMEOUT)
+        _Control.group = _gloo_group(timedelta(seconds=timeout_s))
+        _Control.patient = _gloo_group(MAIN_FIRST_TIMEOUT)
         with contextlib.ExitStack() as stack:
             if number > 0:
                 nowhere = stack.enter_context(open(os.devnull, "w"))  # noqa: PTH123
@@ -103,6 +107,13 @@ def session(device: str = "auto", timeout_s: float = TIMEOUT_S) -> Iterator[None
         ) from error
     finally:
         _Control.group = _Control.patient = None
+
+
+def _gloo_group(timeout: timedelta) -> dist.ProcessGroup:
+    """A group of all ranks."""
+    group = dist.new_group(backend="gloo", timeout=timeout)
+    assert isinstance(group, dist.ProcessGroup)  # a rank outside a group would get a number
+    return group
 
 
 def _choose_backend(device: str) -> str:
@@ -137,7 +148,7 @@ def gather(value: object) -> list:
     """The ranks' values in the order of the ranks, in every rank; all ranks must call it."""
     if world_size() == 1:
         return [value]
-    values = [None] * world_size()
+    values: list[object] = [None] * world_size()
     dist.all_gather_object(values, value, group=_Control.group)
     return values
 
@@ -190,11 +201,11 @@ def shared_count(count: torch.Tensor, least: float = 1) -> torch.Tensor:
 
 class _SumOverRanks(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, tensor):
+    def forward(ctx: FunctionCtx, tensor: torch.Tensor) -> torch.Tensor:
         return add_up(tensor.detach().clone(memory_format=torch.contiguous_format))
 
     @staticmethod
-    def backward(ctx, gradient):
+    def backward(ctx: FunctionCtx, gradient: torch.Tensor) -> torch.Tensor:
         return add_up(gradient.clone(memory_format=torch.contiguous_format))
 
 
@@ -225,7 +236,7 @@ def _has_idle_parameters(model: nn.Module, device: torch.device) -> bool:
     return any(gradient is None for gradient in torch.autograd.grad(outputs, trained, allow_unused=True))
 
 
-def synchronize_batchnorm(model: nn.Module, device: torch.device) -> nn.Module:
+def synchronize_batchnorm(model: M, device: torch.device) -> M:
     """Let every BatchNorm of ``model`` take its statistics over all ranks; same parameters, same state_dict."""
     if world_size() == 1:
         return model
@@ -244,6 +255,7 @@ class SyncedBatchNorm(nn.BatchNorm2d):
         """``images`` (N, C, H, W), this rank's share -> normalised alike."""
         if not self.training:
             return super().forward(images)
+        assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
         given = images.dtype
         images = images.to(torch.promote_types(given, torch.float32))  # autocast hands over half types
         dims = (0, 2, 3)

@@ -9,7 +9,7 @@ import multiprocessing
 import signal
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 T = TypeVar("T")
 
@@ -27,7 +27,7 @@ def choose(registry: Mapping[str, T], name: str, what: str) -> T:
     raise UserError(f"unknown {what} {name!r}{hint}; known: {', '.join(sorted(registry))}")
 
 
-def run_cli(main: Callable[[Any], object], get_args_parser: Callable[[], argparse.ArgumentParser]):
+def run_cli(main: Callable[[Any], object], get_args_parser: Callable[[], argparse.ArgumentParser]) -> NoReturn:
     """Parse the command line, run ``main(args)`` and turn a `UserError` into one line on stderr.
 
     Exit status: 0 when ``main`` returns None or 0, its own status when it returns another int,

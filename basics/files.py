@@ -5,17 +5,17 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
 from basics.errors import UserError
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
+if sys.platform == "win32":
     import msvcrt
+else:
+    import fcntl
 
 
 @contextlib.contextmanager
@@ -75,16 +75,24 @@ def free_bytes(path: Path) -> int:
     return shutil.disk_usage(nearest(path)).free
 
 
-def require_room(folder: Path, needed: int, what: str, advice: str) -> None:
+def file_bytes(path: Path) -> int:
+    """The size of a file; 0 where there is none."""
+    with contextlib.suppress(OSError):
+        return path.stat().st_size
+    return 0
+
+
+def require_room(folder: Path, needed: int, what: str, advice: str, error: type[UserError] = UserError) -> None:
     """A `UserError` if ``needed`` bytes are more than are free in ``folder``.
 
     Args:
         what: that needs them, as the message begins.
         advice: what to do, as it ends.
+        error: a subclass to raise instead.
     """
     free = free_bytes(folder)
     if needed > free:
-        raise UserError(f"{what}: {needed / 1e9:.2f} GB are needed in {folder}, {free / 1e9:.2f} GB are free; {advice}")
+        raise error(f"{what}: {needed / 1e9:.2f} GB are needed in {folder}, {free / 1e9:.2f} GB are free; {advice}")
 
 
 def _first_os_error(error: BaseException | None) -> OSError | None:
@@ -125,11 +133,11 @@ def try_lock(file: IO) -> bool:
         OSError: the file system knows no locks.
     """
     try:
-        if fcntl:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        else:
+        if sys.platform == "win32":
             file.seek(0)
             msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         return False
     return True

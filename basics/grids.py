@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch.nn import functional as F
 
@@ -14,8 +16,8 @@ def pad_to_stride(images: torch.Tensor, stride: int) -> torch.Tensor:
     return F.pad(images, (0, -width % stride, 0, -height % stride))
 
 
-def upsample_logits(logits: torch.Tensor, logit_stride: int, size: tuple[int, int]) -> torch.Tensor:
-    """Strided logits (N, C, h, w) -> (N, C, H, W): bilinear by the whole stride, then cropped to ``size``."""
+def upsample_logits(logits: torch.Tensor, logit_stride: int, size: Sequence[int]) -> torch.Tensor:
+    """Strided logits (N, C, h, w) -> (N, C, H, W): bilinear by the whole stride, then cropped to ``size`` (H, W)."""
     if logit_stride > 1:
         full = (logits.shape[-2] * logit_stride, logits.shape[-1] * logit_stride)
         logits = F.interpolate(logits, size=full, mode="bilinear", align_corners=False)

@@ -21,7 +21,7 @@ class StopSignal:
     run each rank has its own ``requested``; `poll` makes them agree.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.requested = False
         self.agreed = False
         self._since = 0.0

@@ -17,7 +17,6 @@ two levels. All numbers are little-endian.
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import os
 import time
@@ -29,11 +28,12 @@ import numpy as np
 import torch
 
 from basics.errors import UserError
-from basics.files import free_bytes, try_lock, write_text
+from basics.files import file_bytes, free_bytes, require_room, try_lock
+from basics.record_file import RecordFile, read_manifest, record_offsets
 
 FORMAT = 1
-OUTPUTS = "outputs.bin"
-DTYPES = {"fp16": np.dtype("<f2"), "uint8": np.dtype("u1")}
+OUTPUTS, MANIFEST, BUILDING, JOURNAL = "outputs.bin", "manifest.json", "building.json", "journal.txt"
+DTYPES: dict[str, np.dtype[Any]] = {"fp16": np.dtype("<f2"), "uint8": np.dtype("u1")}
 RANGE_BYTES = 8  # lowest value and step of a uint8 map
 LEVELS = 255
 COMMIT_SECONDS = 10.0
@@ -62,11 +62,12 @@ class RecordLayout:
 
     def __init__(self, made_from: Mapping[str, Any]):
         self.dtype = DTYPES[made_from["dtype"]]
-        self.maps = {name: tuple(spec) for name, spec in made_from["maps"].items()}
+        self.maps = {name: (channels, stride) for name, (channels, stride) in made_from["maps"].items()}
         pad = made_from["pad"]
         self.sizes = [(height + -height % pad, width + -width % pad) for _, height, width, _ in made_from["images"]]
-        lengths = [sum(self._length(name, i) for name in self.maps) for i in range(len(self.sizes))]
-        self.offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+        self.offsets = record_offsets(
+            sum(self._length(name, index) for name in self.maps) for index in range(len(self.sizes))
+        )
 
     def shape(self, name: str, index: int) -> tuple[int, int, int]:
         """(C, h, w) of one map of one image."""
@@ -108,16 +109,20 @@ class RecordLayout:
 
 
 class CacheReader:
-    """Reads windows of the maps in a finished ``outputs.bin``; the operating system keeps what is used in memory."""
+    """Reads windows of the maps in a finished ``outputs.bin``.
+
+    Raises:
+        UserError: the file is not as long as its records.
+    """
 
     def __init__(self, folder: Path, made_from: Mapping[str, Any]):
         self.layout = RecordLayout(made_from)
-        path = folder / OUTPUTS
-        size = path.stat().st_size if path.exists() else 0
-        if size != self.layout.total_bytes:
-            raise UserError(f"{path}: damaged: {size} bytes instead of {self.layout.total_bytes}; remove {folder}")
-        # Copy on write: torch wants a writable array, and nothing ever writes to it.
-        self._bytes = np.memmap(path, np.uint8, mode="c")
+        self.file = RecordFile(folder / OUTPUTS, self.layout.offsets)
+        if not self.file.is_whole():
+            raise UserError(
+                f"{self.file.path}: damaged: {file_bytes(self.file.path)} bytes instead of {self.layout.total_bytes}; "
+                f"remove {folder}"
+            )
 
     def windows(
         self, name: str, indices: Sequence[int], rows: Sequence[tuple[int, int]], columns: Sequence[tuple[int, int]]
@@ -147,12 +152,12 @@ class CacheReader:
     def _values(self, name: str, index: int) -> torch.Tensor:
         """One map as stored (C, h, w), a view of the file."""
         shape, start = self.layout.shape(name, index), self.layout.start(name, index)
-        values = self._bytes[start : start + math.prod(shape) * self.layout.dtype.itemsize]
+        values = self.file.data[start : start + math.prod(shape) * self.layout.dtype.itemsize]
         return torch.from_numpy(values.view(self.layout.dtype)).view(shape)
 
     def _range(self, name: str, index: int) -> tuple[float, float]:
         start = self.layout.start(name, index)
-        low, step = np.frombuffer(self._bytes[start - RANGE_BYTES : start].tobytes(), "<f4")
+        low, step = np.frombuffer(self.file.data[start - RANGE_BYTES : start].tobytes(), "<f4")
         return float(low), float(step)
 
 
@@ -165,7 +170,7 @@ class CacheWriter:
 
     def __init__(self, folder: Path, layout: RecordLayout):
         self.folder, self.layout = folder, layout
-        data, journal = folder / OUTPUTS, folder / "journal.txt"
+        data, journal = folder / OUTPUTS, folder / JOURNAL
         with writing(folder):
             self.done = self._records_on_disk(data, journal)
             self._data = data.open("r+b" if self.done else "wb")
@@ -180,7 +185,7 @@ class CacheWriter:
         # The last line may have been cut short by a kill: only what ends in a newline counts.
         lines = journal.read_text(encoding="ascii").split("\n")[:-1]
         done = int(lines[-1]) if lines and lines[-1].isdigit() else 0
-        whole = int(np.searchsorted(self.layout.offsets, data.stat().st_size, side="right")) - 1
+        whole = int(np.searchsorted(self.layout.offsets, file_bytes(data), side="right")) - 1
         return min(done, whole)
 
     def append(self, record: bytes) -> None:
@@ -222,30 +227,22 @@ def writing(folder: Path) -> Iterator[None]:
 
 def check_room(folder: Path, needed: int) -> None:
     """Say what will be written to ``folder``; a `UserError` if ``needed`` bytes are more than are free."""
-    free = free_bytes(folder)
-    print(f"teacher cache: {needed / 1e9:.2f} GB to write in {folder} ({free / 1e9:.1f} GB free)")
-    if needed > free:
-        raise UserError(
-            f"the teacher cache needs {needed / 1e9:.2f} GB more in {folder}, only {free / 1e9:.2f} GB are free: make "
-            "room, name another --cache-dir, pass --cache-teacher uint8 (half the size) or train live"
-        )
+    print(f"teacher cache: {needed / 1e9:.2f} GB to write in {folder} ({free_bytes(folder) / 1e9:.1f} GB free)")
+    advice = "make room, name another --cache-dir, pass --cache-teacher uint8 (half the size) or train live"
+    require_room(folder, needed, "the teacher cache", advice)
 
 
-def load_manifest(folder: Path, name: str = "manifest.json") -> dict[str, Any] | None:
+def load_manifest(folder: Path, name: str = MANIFEST) -> dict[str, Any] | None:
     """The manifest in ``folder``, or None if there is none; a damaged one is a `UserError`."""
     path = folder / name
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = read_manifest(path)
         manifest["made_from"]["maps"].items()
         return manifest
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: cannot be read ({type(error).__name__}: {error}); remove {folder}") from error
-
-
-def save_manifest(folder: Path, manifest: Mapping[str, Any], name: str = "manifest.json") -> None:
-    write_text(folder / name, json.dumps(manifest, indent=1, allow_nan=False) + "\n")
 
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:

@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypedDict
 
 import torch
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import default_collate
 from torchvision.ops import roi_align
 
 from basics.batch import prepare_batch
@@ -26,6 +26,37 @@ from kd.distiller import LiveTeacher, TeacherOutput, pad_batch
 from kd.projection import Projection
 
 AGREEMENT_CROPS = 32
+
+
+class TrainingSplit(Protocol):
+    """What a cache asks of the images it is made for; `dataset.SegmentationDataset` is one.
+
+    Attributes:
+        transform: makes a training sample of an image and its mask; None gives the whole image.
+    """
+
+    name: str
+    split: str
+    transform: Callable | None
+
+    @property
+    def ids(self) -> list[str]: ...
+
+    def image_path(self, index: int) -> Path: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, key: int | tuple[int, int]) -> dict:
+        """The sample at an index, or at ``(index, seed)`` with its augmentation drawn from that seed alone."""
+
+
+class Agreement(TypedDict):
+    """How far a cache is from the teacher itself, on so many crops with so many cells of logits inside the image."""
+
+    crops: int
+    cells: int
+    mean_abs_dp: float  # mean over cells and classes of |p_cached - p_live|
+    argmax_agreement: float  # share of cells
 
 
 class CachedTeacher:
@@ -101,15 +132,14 @@ def load_projections(folder: Path, taps: Sequence[str]) -> dict[str, Projection]
 
 @torch.no_grad()
 def measure_agreement(
-    cached: CachedTeacher, live: LiveTeacher, dataset: Dataset, device: torch.device, batch_size: int
-) -> tuple[dict[str, float | int], float | None]:
+    cached: CachedTeacher, live: LiveTeacher, dataset: TrainingSplit, device: torch.device, batch_size: int
+) -> tuple[Agreement, float | None]:
     """How far the cached logits of random training crops are from the teacher's own on these crops.
 
     Both as softmax at T = 1, on the teacher's logit grid, over cells that lie in the image.
 
     Returns:
-        ``crops``, ``cells``, ``mean_abs_dp`` (mean over cells and classes of |p_cached - p_live|) and
-        ``argmax_agreement`` (share of cells); and the median seconds the live teacher took a crop.
+        the agreement, and the median seconds the live teacher took a crop.
     """
     count = min(AGREEMENT_CROPS, len(dataset))
     indices = [position * len(dataset) // count for position in range(count)]
@@ -127,16 +157,16 @@ def measure_agreement(
             p_cached = cached(batch).logits.softmax(1)
             valid = valid_cells(batch["valid"], cached.logit_stride)
             distance += ((p_cached - p_live).abs().mean(1) * valid).sum().item()
-            agreed += ((p_cached.argmax(1) == p_live.argmax(1)) & valid).sum().item()
-            cells += valid.sum().item()
+            agreed += int(((p_cached.argmax(1) == p_live.argmax(1)) & valid).sum())
+            cells += int(valid.sum())
     share = max(cells, 1)
-    agreement = {"crops": count, "cells": cells, "mean_abs_dp": distance / share, "argmax_agreement": agreed / share}
+    agreement = Agreement(crops=count, cells=cells, mean_abs_dp=distance / share, argmax_agreement=agreed / share)
     return agreement, statistics.median(seconds) if seconds else None
 
 
 def _by_size(samples: list[dict]) -> list[list[dict]]:
     """Groups of samples that can share a batch; one group, but for data sets without a crop."""
-    groups = {}
+    groups: dict[tuple[int, ...], list[dict]] = {}
     for sample in samples:
         groups.setdefault(tuple(sample["mask"].shape), []).append(sample)
     return list(groups.values())

@@ -7,8 +7,9 @@ state_dict. `Distiller` brings both sides to common grids and computes what the 
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+import functools
+import operator
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -18,67 +19,36 @@ from torch.nn import functional as F
 
 from basics.batch import VOID
 from basics.device import autocast
-from basics.errors import UserError, choose
+from basics.errors import UserError
 from basics.grids import adaptive_average, common_stride, to_stride, upsample_logits, valid_cells
 from kd.loss_tools import wide
-from kd.losses import LOSSES, adaptive_weights
-
-
-def pixels_together(data: torch.Tensor | nn.Module):
-    """``data`` in memory with a pixel's channels side by side, where PyTorch's convolutions are faster for it.
-
-    On a CPU that is 4 to 8 % of a student's step, and 9 % of FCN-ResNet50's forward pass. Values stay the same.
-    """
-    module = isinstance(data, nn.Module)
-    device = next(data.parameters(), torch.empty(0)).device if module else data.device
-    if device.type == "mps":  # its kernels want the plain layout
-        return data
-    layout = torch.channels_last
-    return data.to(memory_format=layout) if module else data.contiguous(memory_format=layout)
-
+from kd.losses import LOSSES, LossSpec, Recipe, adaptive_weights
 
 # A teacher runs so many images at a time on a CPU: the maps of more do not fit its caches (8 % of the time of
 # FCN-ResNet50).
 CPU_IMAGES = 2
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """Which losses make up the total, with which weights.
+class Grids(Protocol):
+    """Where the outputs of a network lie.
 
     Attributes:
-        weights: weight by loss name, as in `kd.losses.LOSSES`; terms of weight 0 are left out.
-        temperature: the T of every loss that softens logits.
-        adaptive: shift weight from the soft and feature terms to the hard ones (see `adaptive_weights`).
+        stride: inputs are padded to a multiple of it.
+        logit_stride: pixels per logit cell.
+        tap_channels, tap_strides: channels, and pixels per cell, of each named feature map.
     """
 
-    weights: Mapping[str, float]
-    temperature: float = 1.0
-    adaptive: bool = False
+    stride: int
+    logit_stride: int
+    tap_channels: dict[str, int]
+    tap_strides: dict[str, int]
 
-    def __post_init__(self):
-        for name, weight in self.weights.items():
-            choose(LOSSES, name, "loss")
-            if not math.isfinite(weight) or weight < 0:
-                raise UserError(f"the weight of loss {name!r} must be finite and >= 0, not {weight}")
-        if not self.temperature > 0:
-            raise UserError(f"--temperature must be > 0, not {self.temperature}")
-        object.__setattr__(self, "weights", {name: w for name, w in self.weights.items() if w != 0})
-        if not self.names("hard"):
-            raise UserError("no hard loss is left: give at least one of ce, focal, dice a weight above 0")
 
-    def names(self, *kinds: str) -> list[str]:
-        """Names of the terms of these kinds (hard, logits, features), in the recipe's order."""
-        return [name for name in self.weights if LOSSES[name].kind in kinds]
+class Network(Grids, Protocol):
+    """A module that distillation can look into, as a student or a teacher: any `networks.base.SegmentationModel`."""
 
-    @property
-    def needs_teacher(self) -> bool:
-        return bool(self.names("logits", "features"))
-
-    @property
-    def taps(self) -> list[str]:
-        """The feature maps that the recipe's feature losses look at."""
-        return sorted({tap for name in self.names("features") for tap in LOSSES[name].taps})
+    def forward_taps(self, images: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """``images`` (N, 3, H, W) -> strided logits and feature maps by tap name."""
 
 
 @dataclass(frozen=True)
@@ -94,23 +64,21 @@ class TeacherOutput:
     taps: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
-class Teacher(Protocol):
+class Teacher(Grids, Protocol):
     """What the distiller needs to know of a teacher, live or cached."""
-
-    stride: int
-    logit_stride: int
-    tap_channels: dict[str, int]
-    tap_strides: dict[str, int]
 
     def __call__(self, batch: dict) -> TeacherOutput:
         """``batch`` is a prepared batch whose images are padded to a multiple of the stride."""
 
 
 class LiveTeacher:
-    """A frozen `SegmentationModel`, run on every batch: eval mode, no gradient, never trained, never saved."""
+    """A frozen network, run on every batch: eval mode, no gradient, never trained, never saved."""
 
-    def __init__(self, model: nn.Module, amp: str = "off"):
-        self.model = pixels_together(model.eval().requires_grad_(False))
+    def __init__(self, model: Network, amp: str = "off"):
+        assert isinstance(model, nn.Module)
+        self.model = model.eval().requires_grad_(False)
+        if likes_pixels_together(next(model.parameters(), torch.empty(0)).device):
+            self.model.to(memory_format=torch.channels_last)
         self.amp = amp
         self.stride, self.logit_stride = model.stride, model.logit_stride
         self.tap_channels, self.tap_strides = model.tap_channels, model.tap_strides
@@ -133,7 +101,7 @@ class DistilledStudent(nn.Module):
     """The student and the 1x1 adapters that lift its feature maps to the teacher's channels.
 
     Args:
-        student: any `SegmentationModel`.
+        student: the network to train.
         recipe: decides which adapters there are: one for each tap of each feature loss that wants them.
         teacher: gives channels and strides; None where the recipe has hard terms only.
 
@@ -141,18 +109,18 @@ class DistilledStudent(nn.Module):
         UserError: student or teacher lacks a feature map that the recipe needs.
     """
 
-    def __init__(self, student: nn.Module, recipe: Recipe, teacher: Teacher | None = None):
+    def __init__(self, student: Network, recipe: Recipe, teacher: Teacher | None = None):
         super().__init__()
         self.student = student
         self.adapters = nn.ModuleDict()
-        self.feature_terms = []
+        self.feature_terms: list[tuple[str, str]] = []
         if teacher is None:
             return
         for name in recipe.names("features"):
             for tap in LOSSES[name].taps:
-                for role, model in (("student", student), ("teacher", teacher)):
-                    if tap not in model.tap_channels:
-                        known = ", ".join(model.tap_channels) or "none"
+                for role, network in (("student", student), ("teacher", teacher)):
+                    if tap not in network.tap_channels:
+                        known = ", ".join(network.tap_channels) or "none"
                         raise UserError(
                             f"loss {name!r} needs the feature map {tap!r}, which this {role} lacks (it has: {known})"
                         )
@@ -192,7 +160,7 @@ class Distiller:
     def __init__(
         self,
         model: nn.Module,
-        student: nn.Module,
+        student: Network,
         recipe: Recipe,
         teacher: Teacher | None = None,
         class_weights: torch.Tensor | None = None,
@@ -224,45 +192,71 @@ class Distiller:
             losses[name] = self._logit_loss(name, logits, told.logits, valid)
         for name in self.recipe.names("features"):
             taps = LOSSES[name].taps
-            losses[name] = sum(
-                self._feature_loss(name, adapted[f"{name}_{tap}"], told.taps[tap], tap, valid) for tap in taps
-            ) / len(taps)
+            by_tap = (self._feature_loss(name, adapted[f"{name}_{tap}"], told.taps[tap], tap, valid) for tap in taps)
+            losses[name] = _sum(by_tap) / len(taps)
         return losses
 
     def total(self, losses: Mapping[str, torch.Tensor], progress: float = 0.0) -> torch.Tensor:
         """Weighted sum of ``losses``; ``progress`` in 0..1 is the share of training done (adaptive recipes)."""
         hard_factor, soft_factor = adaptive_weights(progress) if self.recipe.adaptive else (1.0, 1.0)
-        return sum(
+        return _sum(
             weight * (hard_factor if LOSSES[name].kind == "hard" else soft_factor) * losses[name]
             for name, weight in self.recipe.weights.items()
         )
 
-    def _logit_loss(self, name, student_logits, teacher_logits, valid) -> torch.Tensor:
+    def _logit_loss(
+        self, name: str, student_logits: torch.Tensor, teacher_logits: torch.Tensor, valid: torch.Tensor
+    ) -> torch.Tensor:
+        assert self.teacher is not None
         spec = LOSSES[name]
         target = common_stride(self.student.logit_stride, self.teacher.logit_stride)
         student_logits = to_stride(student_logits, self.student.logit_stride, target)
         teacher_logits = to_stride(teacher_logits.float().contiguous(), self.teacher.logit_stride, target)
         options = {"temperature": self.recipe.temperature} if spec.uses_temperature else {}
-        return self._on_bounded_grid(spec, student_logits, teacher_logits, valid_cells(valid, target), **options)
+        return _on_bounded_grid(spec, student_logits, teacher_logits, valid_cells(valid, target), **options)
 
-    def _feature_loss(self, name, student_map, teacher_map, tap, valid) -> torch.Tensor:
+    def _feature_loss(
+        self, name: str, student_map: torch.Tensor, teacher_map: torch.Tensor, tap: str, valid: torch.Tensor
+    ) -> torch.Tensor:
+        assert self.teacher is not None
         spec = LOSSES[name]
         stride = self.teacher.tap_strides[tap]
         target = common_stride(self.student.tap_strides[tap], stride)
         # Element by element with the student's map: with two layouts that takes several times as long.
         teacher_map = pixels_together(to_stride(teacher_map, stride, target))
-        return self._on_bounded_grid(spec, student_map, teacher_map, valid_cells(valid, target))
+        return _on_bounded_grid(spec, student_map, teacher_map, valid_cells(valid, target))
 
-    @staticmethod
-    def _on_bounded_grid(spec, student_map, teacher_map, valid, **options) -> torch.Tensor:
-        """Average both maps to at most ``max_grid`` cells a side, for losses that compare every pair of cells."""
-        height, width = valid.shape[-2:]
-        if spec.max_grid and max(height, width) > spec.max_grid:
-            size = (min(height, spec.max_grid), min(width, spec.max_grid))
-            student_map = adaptive_average(wide(student_map), size)
-            teacher_map = adaptive_average(wide(teacher_map), size)
-            valid = adaptive_average((~valid)[:, None].float(), size)[:, 0] == 0
-        return spec.fn(student_map, teacher_map, valid, **options)
+
+def _on_bounded_grid(
+    spec: LossSpec, student_map: torch.Tensor, teacher_map: torch.Tensor, valid: torch.Tensor, **options: float
+) -> torch.Tensor:
+    """The loss of two maps; one that compares every pair of cells has them averaged to ``max_grid`` a side first."""
+    height, width = valid.shape[-2:]
+    if spec.max_grid and max(height, width) > spec.max_grid:
+        size = (min(height, spec.max_grid), min(width, spec.max_grid))
+        student_map = adaptive_average(wide(student_map), size)
+        teacher_map = adaptive_average(wide(teacher_map), size)
+        valid = adaptive_average((~valid)[:, None].float(), size)[:, 0] == 0
+    return spec.fn(student_map, teacher_map, valid, **options)
+
+
+def _sum(terms: Iterable[torch.Tensor]) -> torch.Tensor:
+    """Of one term at least; the builtin would have it that the sum may be the number 0."""
+    return functools.reduce(operator.add, terms)
+
+
+def likes_pixels_together(device: torch.device) -> bool:
+    """Whether PyTorch's convolutions are faster there with a pixel's channels side by side in memory.
+
+    On a CPU that is 4 to 8 % of a student's step, and 9 % of FCN-ResNet50's forward pass; the kernels of MPS want the
+    plain layout.
+    """
+    return device.type != "mps"
+
+
+def pixels_together(images: torch.Tensor) -> torch.Tensor:
+    """``images`` (N, D, H, W), the same values, in the memory layout that suits their device."""
+    return images.contiguous(memory_format=torch.channels_last) if likes_pixels_together(images.device) else images
 
 
 def pad_batch(batch: dict, stride: int) -> dict:

@@ -74,8 +74,8 @@ def at(student: torch.Tensor, teacher: torch.Tensor, valid: torch.Tensor) -> tor
     position. The authors' code takes the mean over positions, so that its beta = 1000 is 1000 / (h*w) here.
     Void and padding: void counts, padding has no attention and is left out of the norm.
     """
-    attention = [features.square().mean(dim=1).flatten(1) for features in (student, teacher)]  # (N, h*w) each
-    return mean_over_images(2 * cosine_distance(*attention, dim=1), valid)
+    map_s, map_t = (features.square().mean(dim=1).flatten(1) for features in (student, teacher))  # (N, h*w) each
+    return mean_over_images(2 * cosine_distance(map_s, map_t, dim=1), valid)
 
 
 @soft_loss

@@ -5,12 +5,15 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
+from typing import Concatenate, ParamSpec
 
 import torch
 from torch.nn import functional as F
 
 from basics.distributed import shared_count
 
+P = ParamSpec("P")
+SoftLoss = Callable[Concatenate[torch.Tensor, torch.Tensor, torch.Tensor, P], torch.Tensor]
 Dims = int | tuple[int, ...]
 
 # A vector whose root mean square lies below this has no direction: dividing by its norm would blow up the gradient.
@@ -22,7 +25,7 @@ def wide(x: torch.Tensor) -> torch.Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def soft_loss(fn: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+def soft_loss(fn: SoftLoss[P]) -> SoftLoss[P]:
     """Turn ``fn(student, teacher, valid, ...)`` into a loss that keeps the rules common to all soft losses.
 
     The two maps arrive in ``fn`` in float32 with autocast off, the teacher detached, and both 0 wherever
@@ -33,7 +36,9 @@ def soft_loss(fn: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
     """
 
     @functools.wraps(fn)
-    def loss(student: torch.Tensor, teacher: torch.Tensor, valid: torch.Tensor, *args, **kwargs) -> torch.Tensor:
+    def loss(
+        student: torch.Tensor, teacher: torch.Tensor, valid: torch.Tensor, *args: P.args, **kwargs: P.kwargs
+    ) -> torch.Tensor:
         grid = (student.shape[0], *student.shape[2:])
         if grid != (teacher.shape[0], *teacher.shape[2:]) or grid != valid.shape or valid.dtype != torch.bool:
             raise ValueError(

@@ -34,10 +34,15 @@ from tqdm import tqdm
 from basics.batch import MEAN, STD, prepare_batch
 from basics.checkpoint import save_atomic
 from basics.errors import UserError, choose
+from basics.files import file_bytes
 from basics.grids import to_stride
+from basics.record_file import write_manifest
 from kd.cache_store import (
+    BUILDING,
     DTYPES,
     FORMAT,
+    JOURNAL,
+    MANIFEST,
     OUTPUTS,
     CacheWriter,
     RecordLayout,
@@ -45,12 +50,12 @@ from kd.cache_store import (
     differences,
     load_manifest,
     locked,
-    save_manifest,
     writing,
 )
-from kd.cached_teacher import CachedTeacher, load_projections, measure_agreement
+from kd.cached_teacher import CachedTeacher, TrainingSplit, load_projections, measure_agreement
 from kd.distiller import LiveTeacher, Recipe, pad_batch
 from kd.projection import DIMS, KEPT_LOSSES, Projection, fit_projection, projected_channels
+from networks.base import SegmentationModel
 from networks.folding import fold_batchnorm
 
 DEFAULT_FOLDER = Path("data/teacher_cache")
@@ -64,9 +69,9 @@ PROJECTION_CELLS = 256  # and how many vectors of each
 
 def open_teacher_cache(
     cache_dir: Path | str,
-    model: nn.Module,
+    model: SegmentationModel,
     name: str,
-    dataset: Dataset,
+    dataset: TrainingSplit,
     *,
     recipe: Recipe | None = None,
     dtype: str = "fp16",
@@ -79,7 +84,7 @@ def open_teacher_cache(
 
     Args:
         cache_dir: where caches lie, one folder each.
-        model: the teacher, a `SegmentationModel`.
+        model: the teacher.
         name: what it is called in file names and messages.
         dataset: the training split with its training transform; the crops it draws are what the agreement is
             measured on, the cache itself is made of its full images.
@@ -95,48 +100,51 @@ def open_teacher_cache(
             has a loss that needs more of the teacher than a cache keeps.
     """
     choose(DTYPES, dtype, "storage type of the teacher cache")
+    if recipe:
+        _check_losses(recipe, model)
     taps = recipe.taps if recipe else []
-    _check_losses(recipe, model)
     here = describe(model, name, dataset, taps, dtype)
     stem = re.sub(r"[^\w.+-]+", "_", f"{dataset.name}_{dataset.split}_{name}_{dtype}")
     folder = Path(cache_dir) / "_".join([stem, *taps])
     # A finished cache with more feature maps than needed serves as well; this run's own name comes first.
-    others = sorted(path.parent for path in Path(cache_dir).glob(f"{stem}*/manifest.json"))
+    others = sorted(path.parent for path in Path(cache_dir).glob(f"{stem}*/{MANIFEST}"))
     for candidate in dict.fromkeys([folder, *others]):
         manifest = load_manifest(candidate)
-        found = differences(manifest["made_from"], here) if manifest else ["nothing there"]
+        if manifest is None:
+            continue
+        found = differences(manifest["made_from"], here)
         if not found:
             print(f"teacher cache: {candidate}; {agreement_line(manifest)}")
             return CachedTeacher(candidate, manifest, taps)
-        if manifest and candidate == folder:
+        if candidate == folder:
             _refuse(folder, found)
     if not build:
-        begun = folder / OUTPUTS
-        check_room(folder, RecordLayout(here).total_bytes - (begun.stat().st_size if begun.exists() else 0))
+        check_room(folder, RecordLayout(here).total_bytes - file_bytes(folder / OUTPUTS))
         return None
     with locked(folder / "lock"):
-        manifest = load_manifest(folder)
-        if manifest is None:
+        if load_manifest(folder) is None:
             return CacheBuilder(folder, here, model, dataset, torch.device(device)).build(batch_size, workers)
     return open_teacher_cache(  # another run has built it meanwhile: look at it as at any other
         cache_dir, model, name, dataset, recipe=recipe, dtype=dtype, device=device, batch_size=batch_size
     )
 
 
-def _check_losses(recipe: Recipe | None, model: nn.Module) -> None:
-    for name in recipe.names("features") if recipe else []:
+def _check_losses(recipe: Recipe, model: SegmentationModel) -> None:
+    for name in recipe.names("features"):
         if name not in KEPT_LOSSES:
             raise UserError(
                 f"loss {name!r} needs the teacher's own channels, and a cache keeps a projection of them (enough for "
                 f"{', '.join(KEPT_LOSSES)}): leave out --cache-teacher, or the loss"
             )
-    for tap in recipe.taps if recipe else []:
+    for tap in recipe.taps:
         if tap not in model.tap_channels:
             known = ", ".join(model.tap_channels) or "none"
             raise UserError(f"a feature loss needs the map {tap!r}, which this teacher lacks (it has: {known})")
 
 
-def describe(model: nn.Module, name: str, dataset: Dataset, taps: Sequence[str], dtype: str) -> dict[str, Any]:
+def describe(
+    model: SegmentationModel, name: str, dataset: TrainingSplit, taps: Sequence[str], dtype: str
+) -> dict[str, Any]:
     """All that the content of a cache depends on, as plain values that survive JSON."""
     maps = {"logits": [model.num_classes, model.logit_stride]}
     for tap in taps:
@@ -155,7 +163,7 @@ def describe(model: nn.Module, name: str, dataset: Dataset, taps: Sequence[str],
     }
 
 
-def _describe_image(dataset: Dataset, index: int) -> list:
+def _describe_image(dataset: TrainingSplit, index: int) -> list[str | int]:
     """[id, height, width, bytes of the file], from the file's header alone."""
     path = dataset.image_path(index)
     try:
@@ -196,9 +204,16 @@ class CacheBuilder:
         dataset: the training split with its training transform.
     """
 
-    def __init__(self, folder: Path, here: dict[str, Any], model: nn.Module, dataset: Dataset, device: torch.device):
+    def __init__(
+        self,
+        folder: Path,
+        here: dict[str, Any],
+        model: SegmentationModel,
+        dataset: TrainingSplit,
+        device: torch.device,
+    ):
         self.folder, self.here, self.device = folder, here, device
-        self.maps = here["maps"]
+        self.maps: dict[str, list[int]] = here["maps"]  # name -> [channels, stride]
         self.taps = [name for name in self.maps if name != "logits"]
         self.teacher = LiveTeacher(fold_batchnorm(model).to(device))
         self.dataset, self.full = dataset, copy.copy(dataset)
@@ -206,10 +221,10 @@ class CacheBuilder:
 
     def build(self, batch_size: int, workers: int) -> CachedTeacher:
         """Write what is missing, measure the agreement with the teacher, and declare the cache whole."""
-        begun = load_manifest(self.folder, "building.json")
+        begun = load_manifest(self.folder, BUILDING)
         if begun and begun["made_from"] != self.here:
             _refuse(self.folder, differences(begun["made_from"], self.here) or ["more feature maps were asked for"])
-        save_manifest(self.folder, {"made_from": self.here}, "building.json")
+        write_manifest(self.folder / BUILDING, {"made_from": self.here})
         layout = RecordLayout(self.here)
         writer = CacheWriter(self.folder, layout)
         try:
@@ -220,7 +235,7 @@ class CacheBuilder:
             image_s = self._fill(writer, projections, workers)
         finally:
             writer.close()
-        manifest = {"made_from": self.here}
+        manifest: dict[str, Any] = {"made_from": self.here}
         cached = CachedTeacher(self.folder, manifest, self.taps)
         agreement, crop_s = measure_agreement(cached, self.teacher, self.dataset, self.device, batch_size)
         manifest |= {
@@ -232,9 +247,9 @@ class CacheBuilder:
             "device": str(self.device),
             "torch": torch.__version__,
         }
-        save_manifest(self.folder, manifest)
+        write_manifest(self.folder / MANIFEST, manifest)
         with writing(self.folder):
-            for leftover in ("building.json", "journal.txt"):
+            for leftover in (BUILDING, JOURNAL):
                 (self.folder / leftover).unlink(missing_ok=True)
         print(f"teacher cache: done; {agreement_line(manifest)}")
         if after := manifest["pays_after_epochs"]:
@@ -274,6 +289,7 @@ class CacheBuilder:
 
     def _full_images(self, indices: Sequence[int], workers: int) -> Iterator[dict]:
         """Batches of one whole image each, in order."""
+        assert isinstance(self.full, Dataset)  # torch's own word for what can be indexed
         subset = Subset(self.full, indices)
         return iter(DataLoader(subset, batch_size=1, num_workers=workers, generator=torch.Generator()))
 
@@ -295,7 +311,7 @@ class CacheBuilder:
             return load_projections(self.folder, self.taps)
         count = min(PROJECTION_IMAGES, len(self.full))
         indices = [position * len(self.full) // count for position in range(count)]
-        samples = {tap: [] for tap in self.taps}
+        samples: dict[str, list[torch.Tensor]] = {tap: [] for tap in self.taps}
         bar = tqdm(self._full_images(indices, 0), desc="projection", total=count, unit="img", leave=False, disable=None)
         for batch in bar:
             height, width = batch["image"].shape[-2:]

@@ -1,8 +1,11 @@
 """Unpack an archive a stranger packed: everything is judged from the headers before a byte is written.
 
-Only plain files and folders are taken, with names that stay below the destination. The files are written
-by this module itself, never by the archive's own rules, so that no link, device or permission can come
-out of it. What is finished stays: started again, the extraction goes on where it was stopped.
+Only plain files and folders are taken, with names that stay below the destination, and the standard library writes
+them: `tarfile` under its data filter (PEP 706), and `zipfile`. Both are weaker than that judgement, which therefore
+stays: they look at a member when its turn comes, with others written already; they put a bad name right in silence
+where it ought to raise doubts; the filter lets links pass that stay inside, and has been led out by chains of them
+(CVE-2025-4517); and neither has a limit. What is finished stays: started again, the extraction goes on where it was
+stopped.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import gzip
 import hashlib
 import io
 import os
+import platform
 import shutil
 import stat
 import struct
@@ -21,14 +25,18 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 from tqdm import tqdm
 
+from basics.errors import UserError
+from basics.files import require_room
 from segdata.reading import DataError
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz", ".zip")
 BLOCK = 1 << 20
+
+OpenArchive = tarfile.TarFile | zipfile.ZipFile
+Record = tarfile.TarInfo | zipfile.ZipInfo
 
 
 @dataclass(frozen=True)
@@ -51,7 +59,7 @@ class Member:
 
     path: Path
     size: int
-    record: tarfile.TarInfo | zipfile.ZipInfo
+    record: Record
 
 
 def find_archive(data_dir: Path, stem: str) -> Path | None:
@@ -69,7 +77,7 @@ def md5_of(path: Path) -> str:
             total=path.stat().st_size, desc="checking md5", unit="B", unit_scale=True, leave=False, disable=None
         ) as bar,
     ):
-        file: IO[bytes] = gzip.GzipFile(fileobj=raw) if path.suffix in (".gz", ".tgz") else raw
+        file: io.BufferedIOBase = gzip.GzipFile(fileobj=raw) if path.suffix in (".gz", ".tgz") else raw
         while block := file.read(BLOCK):
             digest.update(block)
             bar.update(raw.tell() - bar.n)
@@ -115,6 +123,7 @@ def extract(archive: Path, destination: Path, limits: Limits | None = None) -> i
         DataError: damaged or encrypted; a member that is absolute, climbs out, is a link or device, or
             comes twice; more than ``limits``; no room on the disk. Nothing was then written outside the
             hidden folder.
+        UserError: a tar, and a Python whose `tarfile` has no data filter.
     """
     archive, destination = Path(archive), Path(destination)
     with _reading(archive), _open(archive) as opened:
@@ -122,14 +131,15 @@ def extract(archive: Path, destination: Path, limits: Limits | None = None) -> i
         partial = _partial_folder(archive, destination)
         missing = [member for member in members if not _is_there(partial / member.path, member.size)]
         missing = [member for member in missing if not _is_there(destination / member.path, member.size)]
-        _check_room(archive, destination, sum(member.size for member in missing))
-        total = sum(member.size for member in members)
+        total, needed = (sum(member.size for member in some) for some in (members, missing))
+        require_room(destination, needed, str(archive), "make room, or name another --data-dir", DataError)
         with tqdm(
             total=total, desc=f"extracting {archive.name}", unit="B", unit_scale=True, leave=False, disable=None
         ) as bar:
-            bar.update(total - sum(member.size for member in missing))
+            bar.update(total - needed)
             for member in missing:
-                _write_member(opened, member, partial, bar, archive)
+                _write_member(opened, member, partial, archive)
+                bar.update(member.size)
     _move_into_place(partial, destination)
     return len(members)
 
@@ -151,7 +161,7 @@ def _reading(archive: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _open(archive: Path) -> Iterator[tarfile.TarFile | zipfile.ZipFile]:
+def _open(archive: Path) -> Iterator[OpenArchive]:
     with archive.open("rb") as raw:
         magic = raw.read(2)  # the content decides, whatever the name says
         raw.seek(0)
@@ -159,7 +169,12 @@ def _open(archive: Path) -> Iterator[tarfile.TarFile | zipfile.ZipFile]:
             with zipfile.ZipFile(raw) as opened:
                 yield opened
             return
-        plain = gzip.GzipFile(fileobj=raw) if magic == b"\x1f\x8b" else raw
+        if not hasattr(tarfile, "data_filter"):
+            raise UserError(
+                f"{archive}: the tarfile of Python {platform.python_version()} has no data filter, without which no "
+                "tar is unpacked here: update Python to 3.10.12, 3.11.4 or newer"
+            )
+        plain: io.BufferedIOBase = gzip.GzipFile(fileobj=raw) if magic == b"\x1f\x8b" else raw
         with tarfile.TarFile(fileobj=_SmallReads(plain), mode="r") as opened:
             yield opened
 
@@ -171,7 +186,7 @@ class _SmallReads(io.RawIOBase):
     before anybody could look at it.
     """
 
-    def __init__(self, file: IO[bytes]):
+    def __init__(self, file: io.BufferedIOBase):
         super().__init__()
         self.file = file
 
@@ -187,7 +202,7 @@ class _SmallReads(io.RawIOBase):
         return self.file.tell()
 
 
-def _judge(opened: tarfile.TarFile | zipfile.ZipFile, archive: Path, limits: Limits) -> list[Member]:
+def _judge(opened: OpenArchive, archive: Path, limits: Limits) -> list[Member]:
     """Read all headers and accept every member or raise; limits are watched while the headers come in."""
     members: dict[Path, Member] = {}
     total = 0
@@ -214,7 +229,7 @@ def _judge(opened: tarfile.TarFile | zipfile.ZipFile, archive: Path, limits: Lim
     return list(members.values())
 
 
-def _records(opened: tarfile.TarFile | zipfile.ZipFile, archive: Path) -> Iterator:
+def _records(opened: OpenArchive, archive: Path) -> Iterator[Record]:
     if isinstance(opened, zipfile.ZipFile):
         yield from opened.infolist()
         return
@@ -230,7 +245,7 @@ def _records(opened: tarfile.TarFile | zipfile.ZipFile, archive: Path) -> Iterat
         pass
 
 
-def _accept(record: tarfile.TarInfo | zipfile.ZipInfo, archive: Path) -> Member | None:
+def _accept(record: Record, archive: Path) -> Member | None:
     """The member to write, None for a folder, or `DataError` for anything that is not welcome."""
     if isinstance(record, zipfile.ZipInfo):
         name, size, folder = record.filename, record.file_size, record.is_dir()
@@ -268,30 +283,21 @@ def _is_there(path: Path, size: int) -> bool:
     return stat.S_ISREG(found.st_mode) and found.st_size == size
 
 
-def _check_room(archive: Path, destination: Path, needed: int) -> None:
-    destination.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(destination).free
-    if needed > free:
-        raise DataError(f"{archive}: needs {needed / 1e9:.1f} GB in {destination}, where {free / 1e9:.1f} GB are free")
+def _write_member(opened: OpenArchive, member: Member, folder: Path, archive: Path) -> None:
+    """Let the library write one file below ``folder``; it adds its own safeguards and compares checksums.
 
-
-def _write_member(opened, member: Member, folder: Path, bar: tqdm, archive: Path) -> None:
-    """Copy one file under a temporary name, then rename: what has its own name is whole."""
+    What has its full size is whole: a stop on the way leaves a shorter file, which is written anew.
+    """
     target = folder / member.path
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.part")
-    source = opened.open(member.record) if isinstance(opened, zipfile.ZipFile) else opened.extractfile(member.record)
-    written = 0
-    with source, temporary.open("wb") as file:
-        while block := source.read(BLOCK):
-            written += len(block)
-            if written > member.size:
-                raise DataError(f"{archive}: member {str(member.path)!r} is longer than its header says; refused")
-            file.write(block)
-            bar.update(len(block))
-    if written != member.size:
+    target.unlink(missing_ok=True)  # what is in the way, a link for one, is replaced and not written through
+    if isinstance(member.record, tarfile.TarInfo):
+        assert isinstance(opened, tarfile.TarFile)
+        opened.extract(member.record, folder, set_attrs=False, filter="data")
+    else:
+        assert isinstance(opened, zipfile.ZipFile)
+        target = Path(opened.extract(member.record, folder))  # on Windows it may have changed the name
+    if not _is_there(target, member.size):
         raise DataError(f"{archive}: member {str(member.path)!r} is cut short; get the archive again")
-    temporary.replace(target)
 
 
 def _move_into_place(partial: Path, destination: Path) -> None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 from segdata.layouts import Layout
 from segdata.parallel import map_in_order
 from segdata.reading import DataError, check_labels, check_sizes, read_image, read_mask
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @dataclass
@@ -17,6 +22,16 @@ class Report:
     images: dict[str, int] = field(default_factory=dict)
     faults: list[str] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        return "\n".join(
+            [
+                *(f"  {split:<10} {count:6,} images" for split, count in self.images.items()),
+                *(f"remark: {remark}" for remark in self.remarks),
+                *(f"fault: {fault}" for fault in self.faults),
+                f"{len(self.faults)} faults" if self.faults else "no faults",
+            ]
+        )
 
 
 def check_layout(layout: Layout) -> Report:
@@ -29,7 +44,8 @@ def check_layout(layout: Layout) -> Report:
         report.faults += faults
         report.images[split] = len(files.ids)
         split_ids[split] = set(files.ids)
-        pairs |= dict.fromkeys(zip(files.images, files.masks or [None] * len(files.ids), strict=True))
+        masks: Sequence[Path | None] = files.masks or [None] * len(files.ids)
+        pairs |= dict.fromkeys(zip(files.images, masks, strict=True))
     if not report.images:
         report.faults.append(f"{layout.root}: no splits; ImageSets/Segmentation/ has no lists")
     found = map_in_order(lambda pair: check_pair(*pair, layout), pairs, desc="checking", total=len(pairs))
@@ -57,9 +73,10 @@ def check_pair(image_path: Path, mask_path: Path | None, layout: Layout) -> list
     return faults
 
 
-def _attempt(faults: list[str], function, *args):
+def _attempt(faults: list[str], function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
+    """What ``function`` returns, or None and its complaint among ``faults``."""
     try:
-        return function(*args)
+        return function(*args, **kwargs)
     except DataError as error:
         faults.append(str(error))
         return None

@@ -1,9 +1,9 @@
 """Decoded images and masks of a split in one file, memory-mapped: for many epochs on few cores.
 
-The file holds, one sample after the other, the image's bytes (H, W, 3) and the mask's (H, W) at native
-size. Beside it lies a manifest with the samples' sizes and with what they were made from: names, sizes
-and modification times of the source files. The manifest is written last and the cache's name is a digest
-of the sources, so that a cache is whole and fits, or is not used.
+A record of the file is the image's bytes (H, W, 3) and the mask's (H, W) at native size. Beside it lies a manifest
+with the samples' sizes and with what they were made from: names, sizes and modification times of the source files.
+The manifest is written last and the cache's name is a digest of the sources, so that a cache is whole and fits, or is
+not used.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from basics.errors import UserError
-from basics.files import free_bytes, write_text
+from basics.files import free_bytes, require_room
+from basics.record_file import RecordFile, read_manifest, record_offsets, write_manifest
 from segdata.layouts import Layout, SplitFiles
 from segdata.parallel import map_in_order
 from segdata.reading import DataError, image_size
@@ -30,36 +30,26 @@ FORMAT = 1
 DEFAULT_FOLDER = Path("data/decoded")
 STALE_SECONDS = 3600  # a temporary file that nobody wrote to for so long belongs to a run that was killed
 
+Shape = tuple[int, int]  # (H, W)
 ReadPair = Callable[[int], tuple[torch.Tensor, torch.Tensor]]
 
 
 class DecodeCache:
-    """Read access to a finished cache; made by `open_cache`.
+    """Read access to a finished cache of images of these ``shapes`` (H, W); made by `open_cache`."""
 
-    It holds no open file when it is pickled, so that DataLoader workers of any start method map it anew.
-    """
-
-    def __init__(self, path: Path, shapes: list[tuple[int, int]]):
-        self.path = path
+    def __init__(self, path: Path, shapes: list[Shape]):
         self.shapes = shapes
-        self.offsets = np.cumsum([0] + [4 * height * width for height, width in shapes], dtype=np.int64)
-        self._bytes: np.ndarray | None = None
+        self.file = RecordFile(path, record_offsets(map(_record_bytes, shapes)))
 
     def read(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Image uint8 (3, H, W) in channels-last memory and mask uint8 (H, W), both views of the file.
 
         Nothing is read before a pixel is looked at. Writing to them changes a private copy (copy on write).
         """
-        if self._bytes is None:
-            self._bytes = np.memmap(self.path, np.uint8, mode="c")
         height, width = self.shapes[index]
-        start, end = self.offsets[index], self.offsets[index + 1]
-        sample = torch.from_numpy(self._bytes[start:end])
+        sample = torch.from_numpy(self.file.record(index))
         image = sample[: 3 * height * width].view(height, width, 3).permute(2, 0, 1)
         return image, sample[3 * height * width :].view(height, width)
-
-    def __getstate__(self) -> dict:
-        return self.__dict__ | {"_bytes": None}
 
 
 def open_cache(
@@ -68,7 +58,7 @@ def open_cache(
     """The decoded cache of a split, built first if there is none for just these files.
 
     Args:
-        read_pair: gives the checked pair of an index, as `SegmentationDataset._read` does.
+        read_pair: gives the checked pair of an index, as `SegmentationDataset._read_files` does.
         folder: where caches lie (default: data/decoded). Two runs may share it: both may build, and
             the first to finish puts its file in place.
 
@@ -83,27 +73,22 @@ def open_cache(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(folder)
-        shapes = _build(data, files, read_pair)
+        cache = _build(data, files, read_pair)
     except OSError as error:
         raise UserError(f"--decode-cache: {folder} cannot be written: {error.strerror or error}") from None
     about = {"format": FORMAT, "data_set": layout.name, "split": split, "root": str(layout.root.resolve())}
-    write_text(data.with_suffix(".json"), json.dumps(about | {"shapes": shapes, "sources": sources}))
-    return DecodeCache(data, shapes)
+    write_manifest(data.with_suffix(".json"), about | {"shapes": cache.shapes, "sources": sources})
+    return cache
 
 
 def room_needed(layout: Layout, split: str, files: SplitFiles, folder: Path) -> int:
     """Bytes that `open_cache` would write; 0 if the cache is there."""
-    return 0 if _load(*_locate(layout, split, files, folder)) else _total_bytes(_shapes(files))
+    return 0 if _load(*_locate(layout, split, files, folder)) else sum(map(_record_bytes, _shapes(files)))
 
 
 def check_room(folder: Path, needed: int) -> None:
     """A `UserError` if ``needed`` bytes are more than are free in ``folder``."""
-    free = free_bytes(folder)
-    if needed > free:
-        raise UserError(
-            f"--decode-cache: {needed / 1e9:.2f} GB are needed in {folder}, {free / 1e9:.2f} GB are free; "
-            "leave the option out or make room"
-        )
+    require_room(folder, needed, "--decode-cache", "leave the option out or make room")
 
 
 def _locate(layout: Layout, split: str, files: SplitFiles, folder: Path) -> tuple[Path, list[list]]:
@@ -113,13 +98,15 @@ def _locate(layout: Layout, split: str, files: SplitFiles, folder: Path) -> tupl
     return folder / f"{layout.name}_{split}_{digest}.bin", sources
 
 
-def _shapes(files: SplitFiles) -> list[tuple[int, int]]:
+def _shapes(files: SplitFiles) -> list[Shape]:
     """(H, W) of each image, from the files' headers."""
-    return [image_size(path)[::-1] for path in files.images]
+    sizes = map(image_size, files.images)
+    return [(height, width) for width, height in sizes]
 
 
-def _total_bytes(shapes: list[tuple[int, int]]) -> int:
-    return sum(4 * height * width for height, width in shapes)
+def _record_bytes(shape: Shape) -> int:
+    height, width = shape
+    return 4 * height * width
 
 
 def describe_sources(layout: Layout, files: SplitFiles) -> list[list]:
@@ -138,21 +125,21 @@ def describe_sources(layout: Layout, files: SplitFiles) -> list[list]:
 def _load(data: Path, sources: list[list]) -> DecodeCache | None:
     """The cache if manifest and file are whole and of just these sources, otherwise None."""
     try:
-        about = json.loads(data.with_suffix(".json").read_text(encoding="utf-8"))
+        about = read_manifest(data.with_suffix(".json"))
         if about["format"] != FORMAT or about["sources"] != sources:
             return None
         cache = DecodeCache(data, [(int(height), int(width)) for height, width in about["shapes"]])
-        return cache if data.stat().st_size == cache.offsets[-1] else None
+        return cache if cache.file.is_whole() else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def _build(data: Path, files: SplitFiles, read_pair: ReadPair) -> list[tuple[int, int]]:
-    """Decode everything into ``data`` by way of a temporary file; return the sizes (H, W)."""
-    shapes = _shapes(files)
-    total = _total_bytes(shapes)
+def _build(data: Path, files: SplitFiles, read_pair: ReadPair) -> DecodeCache:
+    """Decode everything into ``data`` by way of a temporary file."""
+    cache = DecodeCache(data, _shapes(files))
+    total = int(cache.file.offsets[-1])
     free = free_bytes(data.parent)
-    print(f"decoded cache: {len(shapes):,} images, {total / 1e9:.2f} GB in {data} ({free / 1e9:.1f} GB free)")
+    print(f"decoded cache: {len(files.ids):,} images, {total / 1e9:.2f} GB in {data} ({free / 1e9:.1f} GB free)")
     check_room(data.parent, total)
 
     def encode(index: int) -> bytes:
@@ -163,16 +150,16 @@ def _build(data: Path, files: SplitFiles, read_pair: ReadPair) -> list[tuple[int
     temporary = data.with_name(f".decoding-{uuid.uuid4().hex}")
     try:
         with temporary.open("xb") as file:
-            for sample in map_in_order(encode, range(len(shapes)), desc="decoding", total=len(shapes)):
+            for sample in map_in_order(encode, range(len(files.ids)), desc="decoding", total=len(files.ids)):
                 file.write(sample)
             file.flush()
             os.fsync(file.fileno())
         # Another run may have been quicker; what it mapped cannot be replaced on Windows, and is the same.
-        if not data.exists() or data.stat().st_size != total:
+        if not cache.file.is_whole():
             temporary.replace(data)
     finally:
         temporary.unlink(missing_ok=True)
-    return shapes
+    return cache
 
 
 def _remove_leftovers(folder: Path) -> None:

@@ -17,8 +17,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from basics.batch import VOID
+from segdata.borders import find_borders
 from segdata.layouts import LISTS, Layout, folder_layout
-from segdata.palettes import distinct_palette
+from segdata.palettes import colour_table, distinct_palette
+from segdata.pictures import palette_image
 from segdata.reading import DataError
 
 CLASSES = ("background", "disk", "square", "triangle", "star", "ring", "cross")
@@ -83,9 +85,7 @@ def make_demo(root: Path, num_train: int = NUM_TRAIN, num_val: int = NUM_VAL, se
     """
     for folder in ("JPEGImages", "SegmentationClass", LISTS):
         (root / folder).mkdir(parents=True)
-    palette = np.zeros((256, 3), np.uint8)
-    palette[: len(CLASSES)] = distinct_palette(list(CLASSES))
-    palette[VOID] = (224, 224, 192)  # VOC's cream
+    colours = colour_table(distinct_palette(list(CLASSES)))
     splits = {"train": (0, num_train), "val": (1, num_val)}
     bar = tqdm(total=num_train + num_val, desc="making demo data", unit="img", leave=False, disable=None)
     for split, (stream, count) in splits.items():
@@ -93,9 +93,7 @@ def make_demo(root: Path, num_train: int = NUM_TRAIN, num_val: int = NUM_VAL, se
         for number, name in enumerate(ids):
             image, mask = draw_picture(np.random.default_rng([seed, stream, number]))
             Image.fromarray(image).save(root / "JPEGImages" / f"{name}.jpg", quality=92)
-            indexed = Image.fromarray(mask)
-            indexed.putpalette(palette.tobytes())  # makes it a palette image
-            indexed.save(root / "SegmentationClass" / f"{name}.png")
+            palette_image(mask, colours).save(root / "SegmentationClass" / f"{name}.png")
             bar.update()
         (root / LISTS / f"{split}.txt").write_text("".join(f"{name}\n" for name in ids))
     bar.close()
@@ -122,19 +120,8 @@ def draw_picture(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         objects[distance < 0] = number
     light = 1 + rng.uniform(-0.25, 0.25) * (x / width - 0.5) + rng.uniform(-0.25, 0.25) * (y / height - 0.5)
     image = image * light[..., None] + rng.normal(0, 6, image.shape)
-    mask[_borders(objects)] = VOID
+    mask[find_borders(objects)] = VOID
     return np.clip(image, 0, 255).astype(np.uint8), mask
-
-
-def _borders(objects: np.ndarray) -> np.ndarray:
-    """The pixels (H, W) on either side of a line between two objects."""
-    border = np.zeros(objects.shape, bool)
-    rows, columns = objects[1:] != objects[:-1], objects[:, 1:] != objects[:, :-1]
-    border[1:] |= rows
-    border[:-1] |= rows
-    border[:, 1:] |= columns
-    border[:, :-1] |= columns
-    return border
 
 
 def _outline(rng: np.random.Generator, kind: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import http.client
 import time
 import urllib.error
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from basics.files import file_bytes
 from segdata.reading import DataError
 
 BLOCK = 1 << 18
@@ -112,7 +112,7 @@ def _fetch(address: str, partial: Path) -> None:
     """Fetch one address into ``partial``, trying again where the line breaks; `_Unreachable` if it will not do."""
     failures = 0  # in a row, without a byte
     while True:
-        before = _size(partial)
+        before = file_bytes(partial)
         try:
             _fetch_rest(address, partial)
             return
@@ -124,14 +124,14 @@ def _fetch(address: str, partial: Path) -> None:
             partial.unlink()  # ours is longer than theirs, so it is another file
             failures += 1
         except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
-            failures = 0 if _size(partial) > before else failures + 1
+            failures = 0 if file_bytes(partial) > before else failures + 1
             if failures == TRIES:
                 raise _Unreachable(str(getattr(error, "reason", None) or error)) from None
             time.sleep(failures)
 
 
 def _fetch_rest(address: str, partial: Path) -> None:
-    have = _size(partial)
+    have = file_bytes(partial)
     request = urllib.request.Request(address, headers={"User-Agent": "python-dataset-download"})
     if have:
         request.add_header("Range", f"bytes={have}-")
@@ -152,7 +152,7 @@ def _fetch_rest(address: str, partial: Path) -> None:
             while block := _read_block(answer):
                 file.write(block)
                 bar.update(len(block))
-    if total is not None and _size(partial) != total:
+    if total is not None and file_bytes(partial) != total:
         raise ConnectionError("the connection closed early")
 
 
@@ -162,9 +162,3 @@ def _read_block(answer: http.client.HTTPResponse) -> bytes:
         return answer.read(BLOCK)
     except OSError as error:
         raise ConnectionError(str(error)) from None
-
-
-def _size(path: Path) -> int:
-    with contextlib.suppress(OSError):
-        return path.stat().st_size
-    return 0

@@ -7,15 +7,17 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.textpath import TextPath
 
 from basics.batch import VOID
-
-VOID_COLOR = (224, 224, 192)  # the cream that VOC's own masks show for it
+from segdata.borders import find_borders
+from segdata.palettes import VOID_COLOR, colour_table
 
 Palette = Sequence[Sequence[int]]
 LegendEntry = tuple[str, tuple[float, ...]]
@@ -23,10 +25,7 @@ LegendEntry = tuple[str, tuple[float, ...]]
 
 def colorize(mask: np.ndarray, palette: Palette) -> np.ndarray:
     """Class indices -> colours: ``mask`` (H, W) integers, 255 = void -> uint8 (H, W, 3) RGB."""
-    table = np.zeros((256, 3), dtype=np.uint8)
-    table[: len(palette)] = palette
-    table[VOID] = VOID_COLOR
-    return table[np.asarray(mask).astype(np.uint8)]
+    return colour_table(palette)[np.asarray(mask).astype(np.uint8)]
 
 
 def overlay(
@@ -51,7 +50,7 @@ def overlay(
     mask = np.asarray(mask)
     colors = colorize(mask, palette)
     mixed = np.rint((1 - opacity) * image + opacity * colors).astype(np.uint8)
-    mixed = np.where(_borders(mask)[..., None], colors, mixed)
+    mixed = np.where(find_borders(mask)[..., None], colors, mixed)
     painted = ~np.isin(mask, [VOID, *clear])
     return np.where(painted[..., None], mixed, image)
 
@@ -59,17 +58,6 @@ def overlay(
 def background_classes(class_names: Sequence[str]) -> tuple[int, ...]:
     """Indices of the classes that an overlay leaves clear: those named "background"."""
     return tuple(index for index, name in enumerate(class_names) if name.lower() == "background")
-
-
-def _borders(mask: np.ndarray) -> np.ndarray:
-    """True for pixels whose right or lower neighbour has another class, and for that neighbour: (H, W) bool."""
-    border = np.zeros(mask.shape, dtype=bool)
-    across, down = mask[:, 1:] != mask[:, :-1], mask[1:] != mask[:-1]
-    border[:, 1:] |= across
-    border[:, :-1] |= across
-    border[1:] |= down
-    border[:-1] |= down
-    return border
 
 
 @dataclass(frozen=True)
@@ -153,7 +141,7 @@ def _cell_size(shape: Sequence[int]) -> tuple[float, float]:
     return width * scale, height * scale
 
 
-def _axes(figure: Figure, left: float, bottom: float, width: float, height: float):
+def _axes(figure: Figure, left: float, bottom: float, width: float, height: float) -> Axes:
     total_width, total_height = figure.get_size_inches()
     axes = figure.add_axes((left / total_width, bottom / total_height, width / total_width, height / total_height))
     axes.set_xticks([])
@@ -163,7 +151,7 @@ def _axes(figure: Figure, left: float, bottom: float, width: float, height: floa
     return axes
 
 
-def _text(figure: Figure, x: float, y: float, text: str, **style) -> None:
+def _text(figure: Figure, x: float, y: float, text: str, **style: Any) -> None:
     width, height = figure.get_size_inches()
     # parse_math: an underscore or a dollar sign in a file's name is no formula.
     style = {"ha": "center", "va": "center_baseline"} | style

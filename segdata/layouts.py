@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from basics.batch import VOID
-from segdata.palettes import distinct_palette, voc_palette
+from segdata.palettes import Color, distinct_palette, voc_palette
 from segdata.reading import DataError
 
 VOC_CLASSES = [
@@ -24,6 +24,7 @@ VOC_FOLDERS = (
     "VOCtrainval_11-May-2012/VOC2012",
     ".",
 )
+USUAL_SPLITS: tuple[str, ...] = ("train", "train_aug", "val", "trainval", "test")
 LISTS = "ImageSets/Segmentation"
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")  # in this order where two files share a name
 ADE_CLASSES_FILE = Path(__file__).with_name("ade20k_classes.txt")
@@ -52,7 +53,7 @@ class Layout:
     name: str
     root: Path
     class_names: list[str]
-    palette: list[tuple[int, int, int]]
+    palette: list[Color]
     image_folders: dict[str | None, Path]
     mask_folders: dict[str | None, Path]
     split_lists: dict[str, Path] = field(default_factory=dict)
@@ -65,8 +66,9 @@ class Layout:
 
     def splits(self) -> list[str]:
         """The names of the splits that are there, `train` and `val` first."""
-        names = {*self.split_lists, *self.image_folders, *self.mask_folders} - {None}
-        first = [name for name in ("train", "train_aug", "val", "trainval", "test") if name in names]
+        named = (*self.split_lists, *self.image_folders, *self.mask_folders)
+        names = {name for name in named if name is not None}
+        first = [name for name in USUAL_SPLITS if name in names]
         return first + sorted(names - set(first))
 
     def scan(self, split: str) -> tuple[SplitFiles, list[str]]:
@@ -97,20 +99,18 @@ class Layout:
         # A test split usually has no masks; one that has some is a labelled split like any other.
         labelled = split != "test" or any(name in masks for name in ids)
         listed = f" (listed in {origin})" if origin else ""
-        files = SplitFiles([], [], [] if labelled else None)
         for name in ids:
             if name not in images:
                 faults.append(f"{image_folder / name}.jpg: no such image{listed}")
             if labelled and name not in masks:
                 faults.append(f"{mask_folder / name}.png: no such mask{listed}")
-            if name in images and (name in masks or not labelled):
-                files.ids.append(name)
-                files.images.append(images[name])
-                if labelled:
-                    files.masks.append(masks[name])
         if not ids:
             faults.append(f"{origin or image_folder}: the split {split!r} is empty")
-        return files, faults
+        whole = [name for name in ids if name in images and (name in masks or not labelled)]
+        return (
+            SplitFiles(whole, [images[name] for name in whole], [masks[name] for name in whole] if labelled else None),
+            faults,
+        )
 
     def files(self, split: str) -> SplitFiles:
         """As `scan`, but any fault is a `DataError` that names the first and counts the rest."""
@@ -191,7 +191,7 @@ def read_class_names(path: Path) -> list[str]:
     return names
 
 
-def _voc_like(name: str, root: Path, class_names: list[str], palette: list) -> Layout:
+def _voc_like(name: str, root: Path, class_names: list[str], palette: list[Color]) -> Layout:
     lists = {path.stem: path for path in sorted((root / LISTS).glob("*.txt")) if not path.name.startswith(".")}
     masks: dict[str | None, Path] = {None: root / "SegmentationClass"}
     augmented = root / "SegmentationClassAug"

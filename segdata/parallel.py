@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 from tqdm import tqdm
 
-T, R = TypeVar("T"), TypeVar("R")
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 def map_in_order(function: Callable[[T], R], items: Iterable[T], desc: str, total: int) -> Iterator[R]:
@@ -20,7 +21,7 @@ def map_in_order(function: Callable[[T], R], items: Iterable[T], desc: str, tota
         ThreadPoolExecutor(workers) as pool,
         tqdm(total=total, desc=desc, unit="img", leave=False, disable=None) as bar,
     ):
-        waiting = deque()
+        waiting: deque[Future[R]] = deque()
         try:
             for item in items:
                 waiting.append(pool.submit(function, item))

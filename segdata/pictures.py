@@ -89,7 +89,7 @@ def write_png(pixels: np.ndarray, path: Path, palette: Sequence[Sequence[int]] |
         image.save(temporary)
 
 
-def palette_image(mask: np.ndarray, palette: Sequence[Sequence[int]]) -> Image.Image:
+def palette_image(mask: np.ndarray, palette: Sequence[Sequence[int]] | np.ndarray) -> Image.Image:
     """Class numbers (H, W) as an image whose pixel values they are, shown in the colours of ``palette``."""
     table = np.zeros((256, 3), np.uint8)
     table[: len(palette)] = palette

@@ -59,8 +59,9 @@ def _open(file: IO[bytes], path: Path) -> Image.Image:
         raise DataError(f"{path}: the image has no pixels ({width}x{height})")
     if width * height > MAX_PIXELS:
         raise DataError(f"{path}: {width}x{height} pixels are over the limit of {MAX_PIXELS:,} (decompression bomb?)")
-    if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
-        raise DataError(f"{path}: an animated {image.format} with {image.n_frames} frames; save one frame")
+    frames = getattr(image, "n_frames", 1)  # formats of one frame may lack it
+    if image.format != "MPO" and frames > 1:
+        raise DataError(f"{path}: an animated {image.format} with {frames} frames; save one frame")
     return image
 
 
@@ -154,7 +155,7 @@ def check_labels(mask: np.ndarray, num_classes: int, path: Path) -> None:
     if mask.size and int((mask + np.uint8(1)).max()) > num_classes:
         wrong = [int(v) for v in np.unique(mask) if num_classes <= v < VOID]
         shown = ", ".join(map(str, wrong[:8])) + (", ..." if len(wrong) > 8 else "")
-        raise DataError(f"{path}: labels {shown} are neither a class (0..{num_classes - 1}) nor void (255)")
+        raise DataError(f"{path}: labels {shown} are neither a class (0..{num_classes - 1}) nor void ({VOID})")
 
 
 def check_sizes(image: torch.Tensor, mask: np.ndarray, image_path: Path, mask_path: Path) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
 from torch.utils.data import Sampler
 
 
-class EpochSampler(Sampler):
+class EpochSampler(Sampler[tuple[int, int]]):
     """Yields ``(index, sample_seed)`` pairs in a shuffled order.
 
     Order and seeds are functions of ``(seed, epoch)`` and ``(seed, epoch, index)``: no number of workers,
@@ -55,3 +56,20 @@ def mix_seed(*numbers: int) -> int:
     """One well-mixed 63-bit seed from several integers (NumPy's SeedSequence hash)."""
     words = [number % 2**64 for number in numbers]
     return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+@contextmanager
+def seeded(seed: int | None) -> Iterator[None]:
+    """Draw from ``seed`` inside, leaving the global CPU generator as it was; None changes nothing.
+
+    `torch.manual_seed` would also reseed every GPU, hence the CPU generator by itself.
+    """
+    if seed is None:
+        yield
+        return
+    state = torch.get_rng_state()
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(state)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,9 @@ import torch
 from basics.batch import VOID
 from basics.errors import UserError
 from basics.files import replacing, write_text
+from basics.text import csv_text, text_table
 from segdata.layouts import Layout
+from segdata.palettes import Color
 from segdata.parallel import map_in_order
 from segdata.reading import DataError, check_labels, read_mask
 
@@ -34,7 +36,7 @@ class ClassStats:
     name: str
     split: str
     class_names: list[str]
-    palette: list[tuple[int, int, int]]
+    palette: list[Color]
     pixels: np.ndarray
     images: np.ndarray
     num_images: int
@@ -101,17 +103,30 @@ def count_classes(layout: Layout, split: str) -> ClassStats:
     )
 
 
+def frequency_table(counted: Sequence[ClassStats]) -> str:
+    """Shares of pixels and of images: a row a class, two columns a split; one split at least."""
+    titles, columns = ["class"], [counted[0].class_names]
+    for stats in counted:
+        titles += [f"{stats.split + ' pixels':>16}", f"{'images':>7}"]
+        columns += [[f"{share:.3%}" for share in stats.pixel_share], [f"{share:.1%}" for share in stats.image_share]]
+    return text_table(titles, list(zip(*columns, strict=True)))
+
+
 def save_stats(stats: ClassStats, folder: Path) -> tuple[Path, Path]:
     """Write ``NAME_SPLIT_stats.csv`` and ``.png`` into ``folder``; return both paths."""
     stem = f"{stats.name}_{stats.split}_stats"  # may have dots, which are no suffix
     table, chart = Path(folder) / f"{stem}.csv", Path(folder) / f"{stem}.png"
-    columns = (stats.class_names, stats.pixels, stats.pixel_share, stats.images, stats.image_share, stats.weights)
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for label, (name, pixels, share, images, image_share, weight) in enumerate(zip(*columns, strict=True)):
-        writer.writerow([label, name, int(pixels), f"{share:.6g}", int(images), f"{image_share:.6g}", f"{weight:.6g}"])
-    write_text(table, text.getvalue())
+    columns = (
+        range(len(stats.class_names)),
+        stats.class_names,
+        stats.pixels,
+        [f"{share:.6g}" for share in stats.pixel_share],
+        stats.images,
+        [f"{share:.6g}" for share in stats.image_share],
+        [f"{weight:.6g}" for weight in stats.weights],
+    )
+    rows = [dict(zip(COLUMNS, values, strict=True)) for values in zip(*columns, strict=True)]
+    write_text(table, csv_text(rows, COLUMNS))
     with replacing(chart) as temporary:
         _plot(stats, temporary)
     return table, chart

@@ -54,7 +54,8 @@ class TrainTransform:
         flip: float = 0.5,
         jitter: tuple[float, float, float] | None = (0.3, 0.3, 0.3),
     ):
-        self.crop_size = (crop_size, crop_size) if isinstance(crop_size, int) else tuple(crop_size)
+        height, width = (crop_size, crop_size) if isinstance(crop_size, int) else crop_size
+        self.crop_size = height, width
         if min(self.crop_size) < 1:
             raise ValueError(f"crop_size must be positive, not {crop_size}")
         if not 0 < scale[0] <= scale[1]:

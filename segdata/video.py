@@ -9,12 +9,16 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from basics.errors import UserError
 from basics.files import replacing
 from segdata.reading import DataError
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
 
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv")
 CAMERA = "camera:"
@@ -88,7 +92,7 @@ def upright(pixels: np.ndarray, degrees: float) -> np.ndarray:
     return np.ascontiguousarray(np.rot90(pixels, round(degrees / 90) % 4))
 
 
-def _open_camera(av: ModuleType, source: str):
+def _open_camera(av: ModuleType, source: str) -> InputContainer:
     number = source.removeprefix(CAMERA)
     if not number.isdigit():
         raise UserError(f"{source}: give the camera's number, such as {CAMERA}0")

@@ -7,6 +7,7 @@ import hashlib
 import http.server
 import io
 import os
+import shutil
 import stat
 import tarfile
 import threading
@@ -160,6 +161,26 @@ def test_a_link_planted_in_the_way_is_not_followed(places):
     assert not (target / "b.bin").is_symlink()
 
 
+def test_a_linked_folder_in_the_way_is_not_followed(places):
+    """`tarfile`'s own safeguard, behind ours: the name is good, the place it stands for is not."""
+    source, target = places
+    outside = target.parent / "victim"
+    outside.mkdir()
+    (target / ".partial-data.tar").mkdir()
+    (target / ".partial-data.tar" / "folder").symlink_to(outside)
+    with pytest.raises(DataError, match="outside the destination"):
+        extract(pack(source / "data.tar", {"folder/x": b"1"}), target)
+    assert list(outside.iterdir()) == []
+
+
+def test_a_python_without_the_data_filter_unpacks_no_tar(places, monkeypatch):
+    source, target = places
+    monkeypatch.delattr(tarfile, "data_filter")
+    with pytest.raises(UserError, match=r"no data filter.*update Python"):
+        extract(pack(source / "data.tar", FILES), target)
+    assert extract(pack(source / "data.zip", FILES), target) == 3
+
+
 @pytest.mark.parametrize("packing", PACKINGS)
 def test_limits_are_watched_while_headers_come_in(places, packing):
     source, target = places
@@ -299,6 +320,18 @@ def test_an_interrupted_extraction_goes_on(places, monkeypatch):
     assert len(written) == 5 and tree(target) == files and not unfinished(archive, target)
 
 
+@pytest.mark.parametrize("packing", [".tar", ".zip"])
+def test_a_member_that_was_half_written_is_written_anew(places, packing):
+    """A kill in the middle of a file: its name is there, its size is not."""
+    source, target = places
+    archive = pack(source / f"data{packing}", FILES)
+    half = target / f".partial-{archive.name}" / "b.bin"
+    half.parent.mkdir()
+    half.write_bytes(b"garbage")
+    extract(archive, target)
+    assert tree(target) == FILES
+
+
 def test_lists_are_put_in_place_last(places, monkeypatch):
     source, target = places
     archive = pack(source / "data.tar", {"V/ImageSets/Segmentation/val.txt": b"a", "V/z.jpg": b"b", "V/A.jpg": b"c"})
@@ -312,7 +345,7 @@ def test_lists_are_put_in_place_last(places, monkeypatch):
 def test_no_room_is_told_before_writing(places, monkeypatch):
     source, target = places
     archive = pack(source / "data.tar", FILES)
-    monkeypatch.setattr(archives.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 100}))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: type("Usage", (), {"free": 100}))
     with pytest.raises(DataError, match="are free"):
         extract(archive, target)
     assert tree(target) == {}

@@ -9,8 +9,9 @@ import math
 import pytest
 import torch
 
+from basics.batch import VOID
 from basics.errors import UserError, choose
-from kd.losses import IGNORE, LOSSES, PAPER_LAMBDAS, PRESETS, adaptive_weights
+from kd.losses import LOSSES, PAPER_LAMBDAS, PRESETS, adaptive_weights
 
 HARD = [name for name, spec in LOSSES.items() if spec.kind == "hard"]
 SOFT = [name for name, spec in LOSSES.items() if spec.kind != "hard"]
@@ -33,7 +34,7 @@ def hard_inputs(seed: int = 0, n: int = 3, h: int = 4, w: int = 6):
     generator = torch.Generator().manual_seed(seed)
     logits = 2 * torch.randn(n, CHANNELS, h, w, generator=generator)
     mask = torch.randint(CHANNELS - 1, (n, h, w), generator=generator)
-    return logits, mask.masked_fill(torch.rand(n, h, w, generator=generator) < 0.2, IGNORE)
+    return logits, mask.masked_fill(torch.rand(n, h, w, generator=generator) < 0.2, VOID)
 
 
 def inputs(name: str, **kwargs):
@@ -87,7 +88,7 @@ def test_identical_maps_cost_nothing(name):
 @pytest.mark.parametrize("name", HARD)
 def test_perfect_prediction_costs_nothing(name):
     _, mask = hard_inputs()
-    logits = 100.0 * torch.nn.functional.one_hot(mask.where(mask != IGNORE, 0), CHANNELS).movedim(-1, 1)
+    logits = 100.0 * torch.nn.functional.one_hot(mask.where(mask != VOID, 0), CHANNELS).movedim(-1, 1)
     assert abs(LOSSES[name].fn(logits, mask).item()) < 1e-6
 
 
@@ -138,7 +139,7 @@ def test_what_lies_under_padding_changes_nothing(name):
 def test_what_lies_under_void_changes_nothing(name):
     logits, mask = hard_inputs()
     loss, grad = value_and_grad(name, logits, mask)
-    void = (mask == IGNORE)[:, None]
+    void = (mask == VOID)[:, None]
     assert grad.masked_select(void).abs().max() == 0
     for value in (1e30, -1e30):
         # One class far away, so that the softmax under void changes too.
@@ -187,7 +188,7 @@ def test_no_valid_position_gives_zero(name):
 def test_no_labelled_pixel_gives_zero(name, weighted):
     logits, mask = hard_inputs()
     weights = torch.rand(CHANNELS) if weighted else None
-    loss, grad = value_and_grad(name, logits, torch.full_like(mask, IGNORE), class_weights=weights)
+    loss, grad = value_and_grad(name, logits, torch.full_like(mask, VOID), class_weights=weights)
     assert loss.item() == 0
     assert grad.abs().max() == 0
 
@@ -300,7 +301,7 @@ def soft(name: str, student: torch.Tensor, teacher: torch.Tensor, **options) -> 
 
 def test_ce_by_hand():
     logits = torch.zeros(1, 4, 1, 3)
-    mask = torch.tensor([[[0, 3, IGNORE]]])
+    mask = torch.tensor([[[0, 3, VOID]]])
     assert LOSSES["ce"].fn(logits, mask).item() == pytest.approx(math.log(4))
     logits = torch.log(maps([0.75, 0.25], [0.5, 0.5]))
     mask = torch.tensor([[[0, 1]]])
@@ -311,7 +312,7 @@ def test_ce_by_hand():
 
 def test_focal_by_hand():
     logits = torch.log(maps([0.75, 0.25], [0.5, 0.5], [0.9, 0.1]))
-    mask = torch.tensor([[[0, 1, IGNORE]]])
+    mask = torch.tensor([[[0, 1, VOID]]])
     easy, even = -(0.25**2) * math.log(0.75), -(0.5**2) * math.log(0.5)
     assert LOSSES["focal"].fn(logits, mask).item() == pytest.approx((easy + even) / 2)
     weights = torch.tensor([1.0, 3.0])
@@ -323,11 +324,11 @@ def test_focal_by_hand():
 def test_dice_by_hand():
     # Two labelled pixels, both of class 0; class 1 is absent and left out.
     logits = torch.log(maps([0.75, 0.25], [0.5, 0.5], [0.1, 0.9]))
-    mask = torch.tensor([[[0, 0, IGNORE]]])
+    mask = torch.tensor([[[0, 0, VOID]]])
     score = 2 * (0.75 + 0.5) / (0.75**2 + 0.5**2 + 2)
     assert LOSSES["dice"].fn(logits, mask).item() == pytest.approx(1 - score)
     # Both present: the mean of the classes, weighted if asked for.
-    mask = torch.tensor([[[0, 1, IGNORE]]])
+    mask = torch.tensor([[[0, 1, VOID]]])
     first = 1 - 2 * 0.75 / (0.75**2 + 0.5**2 + 1)
     second = 1 - 2 * 0.5 / (0.25**2 + 0.5**2 + 1)
     assert LOSSES["dice"].fn(logits, mask).item() == pytest.approx((first + second) / 2)
@@ -450,9 +451,9 @@ def test_adaptive_weights_pass_from_teacher_to_labels():
 def test_preset_names_known_losses(name):
     preset = PRESETS[name]
     assert set(preset.weights) <= set(LOSSES)
-    assert all(LOSSES[term].kind == "hard" for term in preset.hard)
-    assert all(LOSSES[term].kind != "hard" for term in preset.other)
-    assert not {"kl", "cosine"} & set(preset.other), "alpha and beta are the dials of these two"
+    assert preset.names("hard", "logits", "features") == list(preset.weights)
+    assert {"kl", "cosine"} <= set(preset.dials), "alpha and beta are the dials of these two"
+    assert {term: weight for term, weight in preset.dials.items() if weight} == preset.weights
     assert all(weight >= 0 for weight in preset.weights.values())
     assert sum(weight for term, weight in preset.weights.items() if LOSSES[term].kind == "hard") > 0
     assert sum(weight for term, weight in preset.weights.items() if LOSSES[term].kind != "hard") > 0
@@ -460,7 +461,7 @@ def test_preset_names_known_losses(name):
     if preset.temperature != 1:
         assert any(weight and LOSSES[term].uses_temperature for term, weight in preset.weights.items())
     with pytest.raises(dataclasses.FrozenInstanceError):
-        preset.alpha = 2.0
+        preset.temperature = 2.0
 
 
 def test_presets_are_the_published_mixes():

@@ -368,7 +368,7 @@ def make_recipe(args: Arguments) -> Recipe:
         UserError: an unknown loss or preset, or a weight that is none.
     """
     preset = choose(PRESETS, args.preset, "preset") if args.preset else None
-    weights = dict(preset.weights) if preset else {"ce": 1.0}
+    weights = preset.dials if preset else {"ce": 1.0}
     explicit = {"kl": args.alpha, "cosine": args.beta}
     for option, (name, factor) in PAPER_LAMBDAS.items():
         value = getattr(args, option)
