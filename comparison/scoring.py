@@ -187,7 +187,7 @@ def _score(label: str, kept: Path, digest: str, load: Callable, run: Run, datase
         pick_device(run.args.device),
         batch_size=run.args.eval_batch_size,
         workers=run.args.workers,
-        agreement=images,
+        watcher=images,
     )
     row = summary_row(label, name, parameters, evaluation, dataset.class_names)
     content = {"made_from": made_from, "row": row, "images": images.images}
