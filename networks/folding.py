@@ -9,13 +9,15 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from networks.base import SegmentationModel
+
 PROBE_SIZE = 64
 TOLERANCE = 1e-3  # of the largest value of a map; rounding leaves 1e-5
 
 
 @torch.no_grad()
-def fold_batchnorm(model: nn.Module) -> nn.Module:
-    """A copy of ``model`` (``forward_taps``, eval mode) that does the same in fewer passes over memory.
+def fold_batchnorm(model: SegmentationModel) -> SegmentationModel:
+    """A copy of ``model``, in eval mode, that does the same in fewer passes over memory.
 
     A tenth of the time of FCN-ResNet50 on a CPU. Which convolution feeds which BatchNorm is seen by
     running the network; where the result differs, or nothing can be folded, ``model`` itself comes back.
@@ -37,7 +39,7 @@ def fold_batchnorm(model: nn.Module) -> nn.Module:
     return folded if same else model
 
 
-def _conv_norm_pairs(model: nn.Module, images: torch.Tensor) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
+def _conv_norm_pairs(model: SegmentationModel, images: torch.Tensor) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
     """Convolutions and BatchNorms that run once each, the one's output the other's input."""
     calls: list[tuple[nn.Module, torch.Tensor, torch.Tensor]] = []
 
