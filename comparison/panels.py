@@ -13,7 +13,7 @@ from PIL import Image
 
 from basics.batch import VOID
 from comparison.scoring import Comparison, Result
-from comparison.tables import Line
+from comparison.statistics import Line
 from dataset import SegmentationDataset
 from deploy.columns import Column, checkpoint_column, teacher_column
 from segdata.drawing import Palette, colorize
