@@ -11,40 +11,20 @@ random: they cost the same. The pictures without --dataset have VOC's size and a
 from __future__ import annotations
 
 import argparse
-import copy
 import json
-import os
-import platform
 import tempfile
 from pathlib import Path
 from typing import Any
 
-import torch
-import torchvision
-
 from basics.device import add_device_argument, pick_device
 from basics.errors import UserError, run_cli
 from basics.files import write_text
-from basics.machine import cpu_name
 from benchmarks.loading import bench_loading
-from benchmarks.pictures import make_pictures
+from benchmarks.pictures import first_images, make_pictures
+from benchmarks.report import PARTS, describe_machine, format_rates, format_ratios, format_steps
 from benchmarks.steps import TEACHER, bench_steps
 from benchmarks.validation import bench_validation
 from dataset import SegmentationDataset, build_dataset
-
-# What a machine with 2 CPU cores, crops of 256 pixels and batches of 8 must reach: at most, or at least.
-GOALS = {
-    "cached logits / plain": ("<=", 1.10),
-    "cached logits + features / plain": ("<=", 1.20),
-    "naive / cached logits": (">=", 12.0),
-    "naive / cached logits + features": (">=", 12.0),
-    "naive / lean live": (">=", 1.4),
-    "loader / naive": (">=", 2.0),
-    "loader + preparation here / naive": None,  # the device's part of the work counted in, on the CPU
-    "loader with decoded cache / naive": (">=", 4.0),
-    "validation / naive": (">=", 1.2),
-}
-PARTS = ("steps", "loader", "validation")
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -61,20 +41,6 @@ def get_args_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def describe_machine(device: torch.device) -> dict[str, Any]:
-    """The machine and the libraries, by name."""
-    return {
-        "processor": cpu_name(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-    }
-
-
 def choose_pictures(args: argparse.Namespace, folder: Path) -> SegmentationDataset:
     """The train split of --dataset, or pictures made up in ``folder``; at most as many as are looked at."""
     count = 8 if args.quick else 48
@@ -85,14 +51,6 @@ def choose_pictures(args: argparse.Namespace, folder: Path) -> SegmentationDatas
     size = (94, 125) if args.quick else (375, 500)
     make_pictures(folder / "pictures", count, size)
     return build_dataset("folder", folder / "pictures", "train")
-
-
-def first_images(dataset: SegmentationDataset, count: int) -> SegmentationDataset:
-    """The same split, its first ``count`` images alone."""
-    part, files = copy.copy(dataset), copy.copy(dataset.files)
-    files.ids, files.images, files.masks = files.ids[:count], files.images[:count], files.masks[:count]
-    part.files = files
-    return part
 
 
 def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -109,13 +67,13 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "teacher": TEACHER,
         "quick": args.quick,
     }
-    results = {"machine": describe_machine(device), "settings": settings}
+    results: dict[str, Any] = {"machine": describe_machine(device), "settings": settings}
     if "loader" in args.only:
         results["loader"] = bench_loading(dataset, folder / "decoded", crop_size=crop_size, rounds=30 * rounds)
-        print_rates("loading, one process and one thread", results["loader"])
+        print("\n" + format_rates("loading, one process and one thread", results["loader"]))
     if "validation" in args.only:
         results["validation"] = bench_validation(first_images(dataset, 16), device, rounds=10 * rounds)
-        print_rates("validation at native size", results["validation"])
+        print("\n" + format_rates("validation at native size", results["validation"]))
     if "steps" in args.only:
         results["steps"] = bench_steps(
             first_images(dataset, 2 * batch_size),
@@ -126,41 +84,8 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
             rounds=rounds,
             cheap_rounds=5 * rounds,
         )
-        print_steps(results["steps"])
+        print("\n" + format_steps(results["steps"]))
     return results
-
-
-def print_rates(title: str, part: dict[str, Any]) -> None:
-    print(f"\n{title:<40} {'images/s':>9}")
-    for name, rate in part["images_per_s"].items():
-        print(f"  {name:<38} {rate:9.1f}")
-    if "shares" in part:
-        print(f"  ours: {_shares(part['shares'])}")
-    if "same_as_torchmetrics" in part:
-        same, batched = part["same_as_torchmetrics"], part["batched_is_single"]
-        print(f"  scores: {'identical to' if same else 'DIFFERENT FROM'} torchmetrics', ", end="")
-        print(f"batched and single {'identical' if batched else 'DIFFERENT'}")
-
-
-def print_steps(part: dict[str, Any]) -> None:
-    print(f"\n{'training step':<40} {'seconds':>9}")
-    for name, times in part["steps"].items():
-        print(f"  {name:<38} {times['median_s']:9.3f}")
-        if name in part["shares"]:
-            print(f"    {_shares(part['shares'][name])}")
-
-
-def _shares(shares: dict[str, float]) -> str:
-    return ", ".join(f"{name} {100 * share:.0f} %" for name, share in shares.items())
-
-
-def print_ratios(results: dict[str, Any]) -> None:
-    """Every ratio beside its goal."""
-    ratios = {name: value for part in PARTS for name, value in results.get(part, {}).get("ratios", {}).items()}
-    print(f"\n{'ratio':<40} {'measured':>9}  goal (2 cores, crop 256, batch 8)")
-    for name, value in ratios.items():
-        goal = "{} {:g}".format(*GOALS[name]) if GOALS[name] else "-"
-        print(f"  {name:<38} {value:9.2f}  {goal}")
 
 
 def main(args: argparse.Namespace) -> None:
@@ -168,9 +93,8 @@ def main(args: argparse.Namespace) -> None:
         raise UserError("--rounds and --batch-size must be at least 1, --crop-size at least 32")
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         results = measure(args, Path(folder))
-    machine = results["machine"]
-    print_ratios(results)
-    print("\n" + ", ".join(f"{key} {value}" for key, value in machine.items()))
+    print("\n" + format_ratios(results))
+    print("\n" + ", ".join(f"{key} {value}" for key, value in results["machine"].items()))
     if args.json:
         write_text(args.json, json.dumps(results, indent=2, allow_nan=False) + "\n")
 

@@ -22,7 +22,8 @@ from comparison.plan import Plan, Run, check_files, load_plan
 from comparison.report import to_html
 from comparison.runs import state_of, train_missing
 from comparison.scoring import Comparison, gather
-from comparison.tables import runs_csv, summarize, summary_csv, to_tex
+from comparison.statistics import summarize
+from comparison.tables import runs_csv, summary_csv, to_tex
 
 
 def get_args_parser() -> argparse.ArgumentParser:

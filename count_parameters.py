@@ -21,6 +21,7 @@ from torch import nn
 from basics.device import add_device_argument, pick_device
 from basics.errors import UserError, choose, run_cli
 from basics.machine import device_name
+from basics.text import text_table
 from networks.cost import count_macs, file_megabytes, measure_latency, parameters_by_part
 from zoo import MODELS, build_model, load_checkpoint_model
 
@@ -58,28 +59,23 @@ def measure(title: str, model: nn.Module, size: int, device: torch.device, repea
 def format_table(costs: Sequence[Cost]) -> str:
     """Costs as columns; under them how many times smaller each is than the first."""
     parts = list(dict.fromkeys(part for cost in costs for part in cost.parts))
-    rows: list[tuple[str, list[str]]] = [("", [cost.title for cost in costs])]
-    for part in parts:
-        rows.append((f"  {part}", [f"{cost.parts[part]:,}" if part in cost.parts else "-" for cost in costs]))
-    rows.append(("parameters", [f"{cost.parameters:,}" for cost in costs]))
-    rows.append(("MACs (G)", [f"{cost.macs / 1e9:.2f}" for cost in costs]))
-    rows.append(("file, float32 (MB)", [f"{cost.megabytes:.1f}" for cost in costs]))
-    rows.append(("latency (ms)", [f"{cost.latency_ms:.1f}" for cost in costs]))
+    rows = [
+        [f"  {part}", *(f"{cost.parts[part]:,}" if part in cost.parts else "-" for cost in costs)] for part in parts
+    ]
+    rows += [
+        ["parameters", *(f"{cost.parameters:,}" for cost in costs)],
+        ["MACs (G)", *(f"{cost.macs / 1e9:.2f}" for cost in costs)],
+        ["file, float32 (MB)", *(f"{cost.megabytes:.1f}" for cost in costs)],
+        ["latency (ms)", *(f"{cost.latency_ms:.1f}" for cost in costs)],
+    ]
     if len(costs) > 1:
-        rows.append(("", [""] * len(costs)))
-        rows.append((f"{costs[0].title} has", [""] * len(costs)))
+        empty = [""] * len(costs)
+        rows += [["", *empty], [f"{costs[0].title} has", *empty]]
         ratios = {"parameters": "parameters", "MACs": "macs", "file": "megabytes", "latency": "latency_ms"}
         for label, attribute in ratios.items():
             first = getattr(costs[0], attribute)
-            rows.append((f"  x {label}", ["1.0", *(f"{first / getattr(cost, attribute):.1f}" for cost in costs[1:])]))
-    label_width = max(len(label) for label, _ in rows)
-    widths = [max(12, *(len(cells[column]) for _, cells in rows)) for column in range(len(costs))]
-    return "\n".join(
-        "  ".join(
-            [f"{label:<{label_width}}", *(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))]
-        ).rstrip()
-        for label, cells in rows
-    )
+            rows.append([f"  x {label}", "1.0", *(f"{first / getattr(cost, attribute):.1f}" for cost in costs[1:])])
+    return text_table(["", *(f"{cost.title:>12}" for cost in costs)], rows)
 
 
 def get_args_parser() -> argparse.ArgumentParser:

@@ -14,7 +14,7 @@ import argparse
 from basics.device import pick_device
 from basics.errors import run_cli
 from dataset import build_dataset
-from evaluate import add_evaluation_arguments, report
+from scoring.reporting import add_evaluation_arguments, report
 from scoring.tables import format_summary, write_results
 from zoo import load_teacher, teacher_name
 

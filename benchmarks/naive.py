@@ -41,7 +41,7 @@ class NaiveStep:
             weights=None, weights_backbone=None, num_classes=student.num_classes, aux_loss=True
         ).to(device)
         self.teacher.eval()
-        self.teacher_taps = {}
+        self.teacher_taps: dict[str, torch.Tensor] = {}
         for layer, tap in TAPS.items():
             self.teacher.backbone[layer].register_forward_hook(partial(self._keep, tap))
         self.adapters = nn.ModuleDict(
@@ -84,11 +84,13 @@ class NaiveDataset:
         self.jitter = T.ColorJitter(0.3, 0.3, 0.3)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        image = Image.open(self.dataset.image_path(index)).convert("RGB")
-        mask = Image.open(self.dataset.mask_path(index))
+        image: Image.Image = Image.open(self.dataset.image_path(index)).convert("RGB")
+        path = self.dataset.mask_path(index)
+        assert path is not None  # bench.py takes a split with masks
+        mask: Image.Image = Image.open(path)
         scale = random.uniform(0.5, 2.0)
         size = (round(image.width * scale), round(image.height * scale))
-        image, mask = image.resize(size, Image.BILINEAR), mask.resize(size, Image.NEAREST)
+        image, mask = image.resize(size, Image.Resampling.BILINEAR), mask.resize(size, Image.Resampling.NEAREST)
         crop = self.crop_size
         pad = (0, 0, max(crop - size[0], 0), max(crop - size[1], 0))
         if any(pad):
@@ -98,8 +100,8 @@ class NaiveDataset:
         image, mask = image.crop(window), mask.crop(window)
         if random.random() < 0.5:
             image, mask = TF.hflip(image), TF.hflip(mask)
-        image = TF.normalize(TF.to_tensor(self.jitter(image)), MEAN, STD)
-        return image, torch.from_numpy(np.array(mask)).long()
+        pixels = TF.normalize(TF.to_tensor(self.jitter(image)), MEAN, STD)
+        return pixels, torch.from_numpy(np.array(mask)).long()
 
 
 class NaiveValidation:

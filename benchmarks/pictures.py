@@ -1,22 +1,34 @@
-"""A data set of VOC's measure for benchmarks without data: 500 x 375 photographs in their cost, not in their content.
+"""The pictures that are measured on: the first of a data set, or some made up.
 
-JPEG decoding takes longer the more detail there is, so the pictures have a photograph's spectrum: noise whose
-contrast falls with its frequency.
+What is made up is a data set of VOC's measure: 500 x 375 photographs in their cost, not in their content. JPEG
+decoding takes longer the more detail there is, so the pictures have a photograph's spectrum: noise whose contrast
+falls with its frequency.
 """
 
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from basics.batch import VOID
+from dataset import SegmentationDataset
 from segdata.layouts import LISTS, VOC_CLASSES
 from segdata.palettes import voc_palette
 
 JPEG_QUALITY = 82
 COLOUR = 0.3  # with it a file has 93 kB, the mean of VOC's own
+
+
+def first_images(dataset: SegmentationDataset, count: int) -> SegmentationDataset:
+    """The same split, its first ``count`` images alone."""
+    part, files = copy.copy(dataset), dataset.files
+    masks = files.masks[:count] if files.masks else None
+    part.files = replace(files, ids=files.ids[:count], images=files.images[:count], masks=masks)
+    return part
 
 
 def make_pictures(root: Path, count: int, size: tuple[int, int] = (375, 500), seed: int = 0) -> None:

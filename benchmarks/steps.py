@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
+from torch import nn
 from torch.utils.data import default_collate
 
 from basics.batch import prepare_batch
 from basics.timing import PartTimer, Timings, interleave
 from benchmarks.naive import NaiveStep
 from dataset import SegmentationDataset
-from kd.distiller import DistilledStudent, Distiller, LiveTeacher, Recipe, Teacher
+from kd.cached_teacher import CachedTeacher
+from kd.distiller import DistilledStudent, Distiller, LiveTeacher, Recipe, Teacher, TeacherOutput
 from kd.teacher_cache import open_teacher_cache
+from networks.base import SegmentationModel
 from networks.folding import fold_batchnorm
 from segdata.transforms import TrainTransform
 from student_model import StudentNet
 from training.optim import make_optimizer
 from zoo import build_model
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 TEACHER = "fcn_resnet50"
 PLAIN, NAIVE, LIVE = "plain", "naive distillation", "lean live"
@@ -33,6 +39,11 @@ RECIPES = {
 }
 
 
+def untimed(name: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """In the place of a `PartTimer`."""
+    return function(*args, **kwargs)
+
+
 class Step:
     """One optimizer step as the trainer takes it."""
 
@@ -43,7 +54,7 @@ class Step:
         self.device = device
 
     def __call__(self, batch: dict, timer: PartTimer | None = None) -> None:
-        time = timer or (lambda name, function, *args: function(*args))
+        time = timer or untimed
         batch = time("preparation", prepare_batch, batch, self.device)
         losses = self.distiller.losses(batch)
         total = self.distiller.total(losses)
@@ -55,10 +66,9 @@ class Step:
         """Share of each part of a step; what the distiller spends beside both networks is the losses."""
         timer, whole = PartTimer(self.device), PartTimer(self.device)
         model, teacher = self.distiller.model, self.distiller.teacher
-        self.distiller.model = lambda images: timer("student forward", model, images)
+        self.distiller.model = _TimedModel(model, timer)
         if teacher is not None:
-            told = _Timed(teacher, timer)
-            self.distiller.teacher = told
+            self.distiller.teacher = _TimedTeacher(teacher, timer)
         try:
             for batch in batches:
                 whole("step", self, batch, timer)
@@ -68,16 +78,26 @@ class Step:
         return timer.shares()
 
 
-class _Timed:
+class _TimedModel(nn.Module):
+    """A distiller's model, its forward pass timed."""
+
+    def __init__(self, model: nn.Module, timer: PartTimer):
+        super().__init__()
+        self.model, self.timer = model, timer
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        return self.timer("student forward", self.model, images)
+
+
+class _TimedTeacher:
     """A teacher whose calls are timed."""
 
     def __init__(self, teacher: Teacher, timer: PartTimer):
+        self.stride, self.logit_stride = teacher.stride, teacher.logit_stride
+        self.tap_channels, self.tap_strides = teacher.tap_channels, teacher.tap_strides
         self._teacher, self._timer = teacher, timer
 
-    def __getattr__(self, name: str):
-        return getattr(self._teacher, name)
-
-    def __call__(self, batch: dict):
+    def __call__(self, batch: dict) -> TeacherOutput:
         return self._timer("teacher", self._teacher, batch)
 
 
@@ -111,14 +131,16 @@ def bench_steps(
     torch.manual_seed(0)
     teacher = build_model(TEACHER, data.num_classes).to(device)
     live = LiveTeacher(fold_batchnorm(teacher))
-    cached = {
-        name: open_teacher_cache(folder, teacher, TEACHER, data, recipe=RECIPES[name], device=device)
-        for name in (CACHED_FEATURES, CACHED)  # the second reads the first's file
-    }
-    teachers = {PLAIN: None, LIVE: live} | cached
+    # The second reads the first's file.
+    cached = {name: _open_cache(folder, teacher, data, name, device) for name in (CACHED_FEATURES, CACHED)}
+    teachers: dict[str, Teacher | None] = {PLAIN: None, LIVE: live, **cached}
     steps = {name: Step(_student(data, device), RECIPES[name], teachers[name], device) for name in teachers}
     naive = NaiveStep(_student(data, device).train())
-    variants = {name: (lambda n, step=step: step(batches[n % count])) for name, step in steps.items()}
+
+    def stepping(step: Step) -> Callable[[int], object]:
+        return lambda n: step(batches[n % count])
+
+    variants = {name: stepping(step) for name, step in steps.items()}
     variants[NAIVE] = lambda n: naive(prepare_batch(batches[n % count], device))
     cheap = {name: variants[name] for name in (PLAIN, CACHED, CACHED_FEATURES)}
     near = interleave(cheap, cheap_rounds, 3, device)
@@ -136,6 +158,14 @@ def bench_steps(
         "shares": {name: step.parts(batches[:3]) for name, step in steps.items()},
         "cache": manifest,
     }
+
+
+def _open_cache(
+    folder: Path, teacher: SegmentationModel, data: SegmentationDataset, variant: str, device: torch.device
+) -> CachedTeacher:
+    cached = open_teacher_cache(folder, teacher, TEACHER, data, recipe=RECIPES[variant], device=device)
+    assert cached is not None  # it is built where there is none
+    return cached
 
 
 def _student(data: SegmentationDataset, device: torch.device) -> StudentNet:

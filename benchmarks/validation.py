@@ -10,6 +10,7 @@ from torch.utils.data import default_collate
 from basics.batch import prepare_batch
 from basics.timing import PartTimer, interleave
 from benchmarks.naive import NaiveValidation
+from benchmarks.steps import untimed
 from dataset import SegmentationDataset
 from scoring.metrics import ConfusionMatrix
 from scoring.protocol import evaluate_model
@@ -32,7 +33,8 @@ def bench_validation(dataset: SegmentationDataset, device: torch.device, *, roun
     confusion = ConfusionMatrix(dataset.num_classes, device)
 
     @torch.inference_mode()
-    def lean(batch: dict, time=lambda name, function, *args: function(*args)) -> None:
+    def lean(batch: dict, timer: PartTimer | None = None) -> None:
+        time = timer or untimed
         batch = time("preparation", prepare_batch, batch, device)
         logits = time("forward", model, batch["image"])
         prediction = time("maximum", lambda: logits.max(1)[1])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from comparison.markup import Element, element
@@ -86,7 +86,7 @@ def curves_svg(name: str, curves: Sequence[Curve], teacher: float | None, label:
     return svg
 
 
-def _draw(curve: Curve, x, y) -> list[Element]:
+def _draw(curve: Curve, x: Callable[[float], float], y: Callable[[float], float]) -> list[Element]:
     lower = [f"{_fixed(x(epoch))},{_fixed(y(low))}" for epoch, (_, low, _) in curve.points.items()]
     upper = [f"{_fixed(x(epoch))},{_fixed(y(high))}" for epoch, (_, _, high) in curve.points.items()]
     means = [(_fixed(x(epoch)), _fixed(y(mean))) for epoch, (mean, _, _) in curve.points.items()]

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from comparison.notes import commands, made_with, plain_words, protocol, reading_notes
 from comparison.scoring import Comparison
-from comparison.tables import Line, columns_of, is_text, percent
+from comparison.statistics import Line
+from comparison.tables import columns_of, is_text, percent
 
 
 def escape(text: str) -> str:

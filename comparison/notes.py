@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from basics.machine import describe_start
-from comparison.plan import Plan
+from comparison.plan import Plan, Run
 from comparison.scoring import Comparison
-from comparison.tables import DASH, LEAST_PAIRS, Line, seeds_in_words, signed, spread_cell
+from comparison.statistics import DASH, LEAST_PAIRS, Line
+from comparison.tables import seeds_in_words, signed, spread_cell
 
 
 def reading_notes(comparison: Comparison) -> list[str]:
@@ -52,19 +54,22 @@ def plain_words(lines: Sequence[Line]) -> list[str]:
     """A sentence a student: which method is best, by how much, and which do not help."""
     sentences = []
     for student in dict.fromkeys(line.student for line in lines if line.kind != "teacher"):
-        methods = [line for line in lines if line.kind == "method" and line.student == student and line.difference]
+        methods = [
+            (line, line.difference)
+            for line in lines
+            if line.kind == "method" and line.student == student and line.difference
+        ]
         if not methods:
             continue
-        best = max(methods, key=lambda line: line.difference.mean)
-        gain = f"{signed(best.difference.mean)} points"
-        if best.difference.std is not None:
-            gain = f"{spread_cell(best.difference, sign=True)} points"
-        helping = [line.method for line in methods if line.helps == "yes"]
-        sentence = f"{student}: the largest difference to the baseline is {gain} ({best.method})."
-        if best.difference.std is None:
+        best, difference = max(methods, key=lambda pair: pair[1].mean)
+        several = difference.std is not None
+        gain = spread_cell(difference, sign=True) if several else signed(difference.mean)
+        sentence = f"{student}: the largest difference to the baseline is {gain} points ({best.method})."
+        if not several:
             sentence += " With one pair of runs nothing says whether that is chance."
         else:
-            others = [line.method for line in methods if line.helps != "yes"]
+            helping = [line.method for line, _ in methods if line.helps == "yes"]
+            others = [line.method for line, _ in methods if line.helps != "yes"]
             sentence += f" Helps: {', '.join(helping) or 'none'}; not shown to help: {', '.join(others) or 'none'}."
         sentences.append(sentence)
     return sentences
@@ -83,7 +88,7 @@ def made_with(comparison: Comparison) -> list[tuple[str, str]]:
         ("trained at commit", _distinct(start["git commit"] for start in starts)),
         ("trained with", _distinct(_versions(start["versions"]) for start in starts)),
     ]
-    now = describe_start(comparison.plan.args.device)
+    now: Mapping[str, Any] = describe_start(comparison.plan.args.device)
     return [
         *rows,
         ("tables made on", f"{now['device']}, {now['platform']}"),
@@ -93,22 +98,21 @@ def made_with(comparison: Comparison) -> list[tuple[str, str]]:
     ]
 
 
-def _versions(versions: dict) -> str:
+def _versions(versions: Mapping[str, str]) -> str:
     return ", ".join(f"{name} {version}" for name, version in versions.items())
 
 
-def _distinct(values) -> str:
+def _distinct(values: Iterable[object]) -> str:
     return "; ".join(dict.fromkeys(str(value or "unknown") for value in values))
 
 
 def commands(comparison: Comparison) -> list[tuple[str, str]]:
     """What to paste: the whole comparison, then the first finished run of each method and student."""
-    found = {}
+    firsts: dict[tuple[str, str], Run] = {}
     for result in comparison.results:
-        found.setdefault(f"{result.run.method}, {result.run.student}, seed {result.run.seed}", result.run)
-    firsts, seen = [], set()
-    for title, run in found.items():
-        if (run.method, run.student) not in seen:
-            seen.add((run.method, run.student))
-            firsts.append((title, run.command))
-    return [("everything", shlex.join(["python", "compare.py", comparison.plan.path.as_posix()])), *firsts]
+        firsts.setdefault((result.run.method, result.run.student), result.run)
+    everything = shlex.join(["python", "compare.py", comparison.plan.path.as_posix()])
+    return [
+        ("everything", everything),
+        *((f"{run.method}, {run.student}, seed {run.seed}", run.command) for run in firsts.values()),
+    ]

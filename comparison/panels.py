@@ -5,21 +5,18 @@ from __future__ import annotations
 import base64
 import io
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 
 from basics.batch import VOID
-from basics.device import pick_device
 from comparison.scoring import Comparison, Result
-from comparison.tables import Line
+from comparison.statistics import Line
 from dataset import SegmentationDataset
-from deploy.segmenter import load_segmenter
-from segdata.drawing import colorize
-from visualize import Column, find_ids, predict_mask
-from zoo import load_teacher
+from deploy.columns import Column, checkpoint_column, teacher_column
+from segdata.drawing import Palette, colorize
 
 SIDE = 300  # pixels of a picture's longer side
 MOST = 24  # pictures of a kind, so that the file stays small
@@ -85,31 +82,32 @@ def _of_seed(results: Sequence[Result], seed: int) -> Result:
     return next(result for result in results if result.run.seed == seed)
 
 
-def _load_columns(comparison: Comparison, results: Sequence[Result]) -> list[tuple[Column, dict[str, float]]]:
-    """The teacher, if there is one, and these runs, each with its mIoU of each image."""
-    plan, dataset = comparison.plan, comparison.dataset
-    device = pick_device(plan.args.device)
-    columns = []
-    if comparison.teacher:
-        name, weights = plan.teacher
-        teacher = load_teacher(name, dataset.num_classes, weights).to(device).eval()
-        columns.append((Column("Teacher", teacher, device), comparison.teacher.images))
+def _load_columns(comparison: Comparison, results: Sequence[Result]) -> list[tuple[Column, Mapping[str, float]]]:
+    """The teacher, if there is one, and these runs, each with its mIoU of each image; all were scored before."""
+    plan, dataset, device = comparison.plan, comparison.dataset, comparison.plan.args.device
+    columns: list[tuple[Column, Mapping[str, float]]] = []
+    if plan.teacher and comparison.teacher:
+        column = teacher_column("Teacher", *plan.teacher, dataset, device, check=False)
+        columns.append((column, comparison.teacher.images))
     for result in results:
-        segmenter = load_segmenter(result.run.folder / f"{plan.report.checkpoint}.pth", plan.args.device)
         title = "Baseline" if result.run.method == plan.baseline else f"Distilled ({result.run.method})"
-        columns.append((Column(title, segmenter.model, segmenter.device), result.images))
+        path = result.run.folder / f"{plan.report.checkpoint}.pth"
+        columns.append((checkpoint_column(title, path, dataset, device, check=False), result.images))
     return columns
 
 
-def _make_panel(dataset: SegmentationDataset, name: str, difference: float, columns: Sequence[tuple]) -> Panel:
-    sample = dataset[find_ids(dataset, [name])[0]]
-    photo = sample["image"].permute(1, 2, 0).numpy()
-    truth = sample["mask"].numpy()
-    masks = [("Truth", truth, "")]
+def _make_panel(
+    dataset: SegmentationDataset,
+    name: str,
+    difference: float,
+    columns: Sequence[tuple[Column, Mapping[str, float]]],
+) -> Panel:
+    sample = dataset[dataset.ids.index(name)]
+    masks = [("Truth", sample["mask"].numpy(), "")]
     for column, scores in columns:
-        prediction = predict_mask(column, sample["image"]).numpy()
+        prediction = column.segmenter.mask(sample["image"]).numpy()
         masks.append((column.title, prediction, f"mIoU {100 * scores[name]:.1f} %"))
-    pictures = [_photo(photo, name)]
+    pictures = [_photo(sample["image"].permute(1, 2, 0).numpy(), name)]
     for title, mask, note in masks:
         alt = f"{title} of {name}{note and ', '}{note}: {_areas(mask, dataset.class_names)}"
         pictures.append(_mask(mask, dataset.palette, title, note, alt))
@@ -134,7 +132,7 @@ def _photo(photo: np.ndarray, name: str) -> Picture:
     return Picture("Input", "", _uri(image, "jpeg", quality=82, optimize=True), f"Input image {name}", image.size)
 
 
-def _mask(mask: np.ndarray, palette, title: str, note: str, alt: str) -> Picture:
+def _mask(mask: np.ndarray, palette: Palette, title: str, note: str, alt: str) -> Picture:
     image = Image.fromarray(mask.astype(np.uint8))
     image = _fit(image, Image.Resampling.NEAREST)
     # 256 entries of the palette, void included, so that the file holds indices: a tenth of the colours' size.

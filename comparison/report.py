@@ -11,24 +11,13 @@ from comparison.markup import Cell, Column, Element, details, element, table, wr
 from comparison.notes import commands, made_with, plain_words, protocol, reading_notes
 from comparison.panels import Panel, make_panels
 from comparison.scoring import Comparison
-from comparison.tables import (
-    DASH,
-    HELPS,
-    Line,
-    amount,
-    best_method,
-    columns_of,
-    is_text,
-    percent,
-    signed,
-    spread_cell,
-)
+from comparison.statistics import DASH, Line, best_method
+from comparison.tables import HELPS, SortKey, amount, columns_of, is_text, percent, signed, spread_cell
 from segdata.drawing import VOID_COLOR
 
 HERE = Path(__file__).parent
 # The document may load nothing, from nowhere: even a mistake here cannot make it ask the network.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
-SECTIONS = ("Result", "IoU by class", "Training curves", "Pictures", "How it was made")
 MOST_EPOCHS = 25  # rows of the curves' table
 
 
@@ -97,7 +86,7 @@ def _result(comparison: Comparison, lines: Sequence[Line]) -> list[Element]:
     return [_figures(comparison, lines), main, element("h3", "How to read it"), notes]
 
 
-def _cell(title: str, text: str, key: object) -> Cell:
+def _cell(title: str, text: str, key: SortKey) -> Cell:
     if title.endswith(HELPS) and text != DASH:
         return Cell(element("span", text, class_=f"verdict {text.split()[0]}"), key)
     return Cell(text, key)
@@ -121,7 +110,7 @@ def _figures(comparison: Comparison, lines: Sequence[Line]) -> Element:
     if teacher:
         figures.append(("of the teacher's mIoU", f"{percent(best.share, 1)} %"))
     size = f"{amount(best.parameters, 1e6)} M"
-    if teacher and teacher.parameters and teacher.parameters > best.parameters:
+    if teacher and teacher.parameters and best.parameters and teacher.parameters > best.parameters:
         size += f", {teacher.parameters / best.parameters:.1f} x fewer than the teacher"
     figures.append(("parameters", size))
     return element(
@@ -162,19 +151,20 @@ def _bar_table(comparison: Comparison, lines: Sequence[Line], student: str) -> E
     baseline = next((line for line in lines if line.kind == "baseline"), None)
     best = next((line for line in lines if line.kind == "method"), None)
     columns = [Column("class", False), Column("bars", False, sortable=False), *(Column(line.method) for line in lines)]
-    gains = bool(baseline and best)
-    columns += [Column("gain")] if gains else []
+    columns += [Column("gain")] if baseline and best else []
     rows = []
     for name in comparison.dataset.class_names:
         values = [line.iou[name] for line in lines]
         bars = bars_svg([(_style(line), line.iou[name]) for line in lines])
         row = [Cell(name, name), Cell(bars, None), *(Cell(percent(value, 1), value) for value in values)]
-        if gains:
-            pair = best.iou[name], baseline.iou[name]
-            gain = None if None in pair else pair[0] - pair[1]
+        if baseline and best:
+            after, before = best.iou[name], baseline.iou[name]
+            gain = None if after is None or before is None else after - before
             row.append(Cell(DASH if gain is None else signed(gain, 1), gain))
         rows.append(row)
-    caption = f"IoU % by class, {student}, mean over seeds" + (f"; gain: {best.method} less baseline" if gains else "")
+    caption = f"IoU % by class, {student}, mean over seeds"
+    if baseline and best:
+        caption += f"; gain: {best.method} less baseline"
     return table(columns, rows, caption, sortable=True, class_="by-class")
 
 

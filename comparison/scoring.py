@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -23,14 +25,16 @@ from deploy.segmenter import load_segmenter
 from networks.cost import count_macs, count_parameters, measure_latency
 from networks.onnx_teacher import OnnxTeacher
 from scoring.metrics import image_miou
-from scoring.protocol import PROTOCOL, Agreement, check_classes, evaluate_model
-from scoring.tables import summary_row
+from scoring.protocol import PROTOCOL, check_classes, evaluate_model
+from scoring.tables import SummaryRow, summary_row
 from segdata.decode_cache import describe_sources
 from training.runlog import CONFIG, METRICS, read_metrics
 from training.state import fingerprint
 from zoo import build_model, load_teacher
 
 FORMAT = 1
+# Loads a network when it is needed: its name, itself, how many parameters it has.
+Load = Callable[[], tuple[str, nn.Module, int | None]]
 
 
 @dataclass(frozen=True)
@@ -38,11 +42,11 @@ class Scored:
     """A network's scores on the split.
 
     Attributes:
-        row: as `scoring.tables.summary_row` makes it; shares in 0..1.
+        row: of the whole split.
         images: mIoU of each image by its id, over the classes in its truth or the prediction.
     """
 
-    row: Mapping[str, object]
+    row: SummaryRow
     images: Mapping[str, float]
 
     @property
@@ -63,8 +67,8 @@ class Result(Scored):
 
     run: Run
     train_seconds: float
-    metrics: list[dict]
-    start: Mapping[str, object]
+    metrics: list[dict[str, Any]]
+    start: Mapping[str, Any]
 
     @property
     def checkpoint_epoch(self) -> int:
@@ -100,12 +104,12 @@ class Comparison:
         return sorted(found, key=lambda result: result.run.seed)
 
 
-class ImageScores(Agreement):
-    """Takes each prediction's mIoU while a split is scored."""
+class ImageScores:
+    """A `scoring.protocol.Watcher` that takes each prediction's mIoU."""
 
     def __init__(self, dataset: SegmentationDataset):
-        super().__init__()
-        self.dataset, self.images = dataset, {}
+        self.dataset = dataset
+        self.images: dict[str, float] = {}
 
     def update(self, indices: torch.Tensor, prediction: torch.Tensor) -> None:
         for index, mask in zip(indices.tolist(), prediction.cpu(), strict=True):
@@ -121,7 +125,6 @@ def gather(plan: Plan, finished: list[Run]) -> Comparison:
     dataset = build_dataset(args.dataset, args.data_dir, args.val_split)
     dataset.require_masks()
     results = [score_run(run, plan, dataset) for run in finished]
-    results = [result for result in results if result is not None]
     teacher = score_teacher(plan, dataset)
     done = {result.run.name for result in results}
     comparison = Comparison(plan, dataset, results, [run for run in plan.runs if run.name not in done], teacher)
@@ -136,14 +139,14 @@ def score_run(run: Run, plan: Plan, dataset: SegmentationDataset) -> Result:
     """Score a run's checkpoint; its folder keeps the result as scores_best.json (or scores_last.json)."""
     path = run.folder / f"{plan.report.checkpoint}.pth"
 
-    def load() -> tuple[str, nn.Module, int]:
+    def load() -> tuple[str, nn.Module, int | None]:
         segmenter = load_segmenter(path, run.args.device)
         check_classes(str(path), segmenter.class_names, dataset)
         return segmenter.name, segmenter.model, segmenter.parameters
 
     kept = run.folder / f"scores_{plan.report.checkpoint}.json"
     scored = _score(run.name, kept, _digest(path), load, run, dataset)
-    metrics = read_metrics(run.folder / METRICS)
+    metrics: list[dict[str, Any]] = read_metrics(run.folder / METRICS)
     starts = json.loads((run.folder / CONFIG).read_text(encoding="utf-8"))["starts"]
     seconds = sum(row["epoch_s"] for row in metrics)
     return Result(scored.row, scored.images, run, seconds, metrics, starts[-1])
@@ -156,7 +159,7 @@ def score_teacher(plan: Plan, dataset: SegmentationDataset) -> Scored | None:
     name, weights = plan.teacher
     device = pick_device(plan.args.device)
 
-    def load() -> tuple[str, nn.Module, int]:
+    def load() -> tuple[str, nn.Module, int | None]:
         model = load_teacher(name, dataset.num_classes, weights, dataset.class_names).to(device)
         return name, model, count_parameters(model)
 
@@ -165,7 +168,7 @@ def score_teacher(plan: Plan, dataset: SegmentationDataset) -> Scored | None:
 
 
 @explain_memory("--eval-batch-size in [common]")
-def _score(label: str, kept: Path, digest: str, load: Callable, run: Run, dataset: SegmentationDataset) -> Scored:
+def _score(label: str, kept: Path, digest: str, load: Load, run: Run, dataset: SegmentationDataset) -> Scored:
     """What ``kept`` holds, if it was made from the same weights and files; otherwise scored anew and kept."""
     made_from = {
         "format": FORMAT,
@@ -187,7 +190,7 @@ def _score(label: str, kept: Path, digest: str, load: Callable, run: Run, datase
         pick_device(run.args.device),
         batch_size=run.args.eval_batch_size,
         workers=run.args.workers,
-        agreement=images,
+        watcher=images,
     )
     row = summary_row(label, name, parameters, evaluation, dataset.class_names)
     content = {"made_from": made_from, "row": row, "images": images.images}
@@ -195,7 +198,7 @@ def _score(label: str, kept: Path, digest: str, load: Callable, run: Run, datase
     return Scored(row, images.images)
 
 
-def _read_json(path: Path) -> dict:
+def _read_json(path: Path) -> dict[str, Any]:
     """The JSON object in ``path``; {} where there is none that can be read: it is made anew then."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -219,24 +222,24 @@ def measure_costs(comparison: Comparison) -> None:
     plan, classes = comparison.plan, comparison.dataset.num_classes
     path = plan.folder / "costs.json"
     known, device = _read_json(path), plan.args.device
-    wanted: dict[str, tuple[str, Callable]] = {}
-    for student in plan.students:
-        wanted[student] = (f"{student}, {classes} classes", lambda student=student: build_model(student, classes))
+    wanted: dict[str, tuple[str, Callable[[], nn.Module]]] = {
+        student: (f"{student}, {classes} classes", partial(build_model, student, classes)) for student in plan.students
+    }
     if plan.teacher:
         name, weights = plan.teacher
-        wanted["teacher"] = (f"{name} {weights}", lambda: load_teacher(name, classes, weights))
+        wanted["teacher"] = (f"{name} {weights}", partial(load_teacher, name, classes, weights))
     for label, (title, load) in wanted.items():
         key = f"{title}, {plan.report.size} pixels, {device_name(device)}, torch {torch.__version__}"
         if key not in known:
-            known[key] = _measure(load().eval(), plan.report.size, device)
+            known[key] = asdict(_measure(load().eval(), plan.report.size, device))
             write_text(path, json.dumps(known, indent=1) + "\n")
         comparison.costs[label] = Cost(**known[key])
 
 
-def _measure(model: nn.Module, size: int, device: str) -> dict[str, object]:
-    return {
-        "parameters": count_parameters(model),
-        "macs": None if isinstance(model, OnnxTeacher) else count_macs(model, size),
-        "ms": measure_latency(model, size, pick_device(device)),
-        "device": device_name(device),
-    }
+def _measure(model: nn.Module, size: int, device: str) -> Cost:
+    return Cost(
+        parameters=count_parameters(model),
+        macs=None if isinstance(model, OnnxTeacher) else count_macs(model, size),
+        ms=measure_latency(model, size, pick_device(device)),
+        device=device_name(device),
+    )

@@ -1,204 +1,14 @@
-"""Statistics of a comparison, and the same table as Markdown, CSV and LaTeX.
-
-Means and standard deviations are over seeds; a difference is that of two runs of the same student and seed.
-"""
+"""A comparison's table as cells, CSV and LaTeX; as Markdown and HTML it is in `comparison.markdown` and `.report`."""
 
 from __future__ import annotations
 
-import csv
-import io
-import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from operator import attrgetter
+from collections.abc import Callable, Sequence
 
-from basics.text import clock
+from basics.text import clock, csv_text
 from comparison.plan import Plan
-from comparison.scoring import Comparison, Result, Scored
-from scoring.tables import lab_score
-
-DASH = "—"
-WITHIN = "within noise"
-LEAST_PAIRS = 3  # of two, without any difference, every fifth would be called one
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Mean and sample standard deviation (divided by ``n`` - 1) of ``n`` values; the latter is None of a single one."""
-
-    mean: float
-    std: float | None
-    n: int = 1
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Spread | None:
-        """None of no values."""
-        if not values:
-            return None
-        return cls(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, len(values))
-
-
-@dataclass(frozen=True)
-class Line:
-    """A row of the table; shares are in 0..1, None where there is nothing to say.
-
-    Attributes:
-        kind: teacher, baseline or method.
-        seeds: of the finished runs.
-        difference: paired, to the baseline.
-        chosen, chosen_difference: the same two of the mIoU over the plan's chosen classes; None where it chooses none.
-        share: of the teacher's mIoU.
-        macs, ms: for one square image.
-        train_seconds: median over seeds.
-        score: 4 * mIoU / (1 + millions of parameters), of the mean mIoU.
-        iou: mean over seeds by class.
-    """
-
-    kind: str
-    method: str
-    student: str
-    seeds: tuple[int, ...]
-    miou: Spread
-    pixel_accuracy: Spread
-    difference: Spread | None
-    chosen: Spread | None
-    chosen_difference: Spread | None
-    share: float | None
-    parameters: int | None
-    macs: int | None
-    ms: float | None
-    train_seconds: float | None
-    score: float | None
-    iou: Mapping[str, float | None]
-
-    @property
-    def pairs(self) -> int:
-        """How many runs the difference is of."""
-        return self.difference.n if self.difference else 0
-
-    @property
-    def helps(self) -> str:
-        """Whether the paired difference is larger than twice its standard deviation, in a word."""
-        return verdict(self.difference)
-
-
-def seeds_in_words(comparison: Comparison) -> str:
-    """How many seeds the plan has, and whether all runs of all methods are there."""
-    seeds = len(comparison.plan.seeds)
-    words = f"{seeds} seed{'s' * (seeds > 1)}"
-    return f"up to {words} (some runs are not finished: see the column seeds)" if comparison.missing else words
-
-
-def verdict(difference: Spread | None) -> str:
-    """yes, no (worse than the baseline) or within noise; a dash of fewer than `LEAST_PAIRS`, which say nothing."""
-    if difference is None or difference.n < LEAST_PAIRS:
-        return DASH
-    if abs(difference.mean) <= 2 * difference.std:
-        return WITHIN
-    return "yes" if difference.mean > 0 else "no"
-
-
-def paired(values: Mapping[int, float], baseline: Mapping[int, float]) -> list[float]:
-    """Differences of values by seed to the baseline's of the same seed, where there is one."""
-    return [value - baseline[seed] for seed, value in values.items() if seed in baseline]
-
-
-def chosen_miou(score: Scored, classes: Sequence[str]) -> float | None:
-    """Mean IoU (0..1) of these classes, those left out that occur in neither truth nor prediction; None of none."""
-    return _mean_of_known(score.row["iou"][name] for name in classes)
-
-
-def by_seed(results: Sequence[Result], value: Callable[[Result], float | None]) -> dict[int, float]:
-    """A value of each run by its seed; a run that has none is left out."""
-    values = {result.run.seed: value(result) for result in results}
-    return {seed: value for seed, value in values.items() if value is not None}
-
-
-def class_means(scores: Sequence[Scored]) -> dict[str, float | None]:
-    """IoU by class, the mean of those scores that have one."""
-    return {name: _mean_of_known(score.row["iou"][name] for score in scores) for name in scores[0].row["iou"]}
-
-
-def _mean_of_known(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return statistics.fmean(known) if known else None
-
-
-def summarize(comparison: Comparison) -> list[Line]:
-    """The table's rows: the teacher, then by student the baseline and the methods in the plan's order."""
-    plan = comparison.plan
-    lines = [_teacher_line(comparison)] if comparison.teacher else []
-    for student in plan.students:
-        baseline = comparison.of(plan.baseline, student)
-        for method in [plan.baseline, *(method for method in plan.methods if method != plan.baseline)]:
-            results = comparison.of(method, student)
-            if results:
-                lines.append(_line(comparison, method, student, results, baseline))
-    return lines
-
-
-def _line(
-    comparison: Comparison, method: str, student: str, results: Sequence[Result], baseline: Sequence[Result]
-) -> Line:
-    cost = comparison.costs[student]
-    is_baseline = method == comparison.plan.baseline
-
-    def spreads(value: Callable[[Result], float | None]) -> tuple[Spread | None, Spread | None]:
-        """Of a value of each run, and of its differences to the baseline."""
-        values = by_seed(results, value)
-        differences = [] if is_baseline else paired(values, by_seed(baseline, value))
-        return Spread.of(list(values.values())), Spread.of(differences)
-
-    miou, difference = spreads(lambda result: result.miou)
-    chosen, chosen_difference = spreads(lambda result: chosen_miou(result, comparison.plan.report.classes))
-    return Line(
-        kind="baseline" if is_baseline else "method",
-        method=method,
-        student=student,
-        seeds=tuple(result.run.seed for result in results),
-        miou=miou,
-        pixel_accuracy=Spread.of([result.row["pixel_accuracy"] for result in results]),
-        difference=difference,
-        chosen=chosen,
-        chosen_difference=chosen_difference,
-        share=miou.mean / comparison.teacher.miou if comparison.teacher and comparison.teacher.miou else None,
-        parameters=cost.parameters,
-        macs=cost.macs,
-        ms=cost.ms,
-        train_seconds=statistics.median(result.train_seconds for result in results),
-        score=lab_score(miou.mean, cost.parameters),
-        iou=class_means(results),
-    )
-
-
-def _teacher_line(comparison: Comparison) -> Line:
-    teacher, cost = comparison.teacher, comparison.costs["teacher"]
-    chosen = chosen_miou(teacher, comparison.plan.report.classes)
-    return Line(
-        kind="teacher",
-        method="teacher",
-        student=comparison.plan.teacher[0],
-        seeds=(),
-        miou=Spread(teacher.miou, None),
-        pixel_accuracy=Spread(teacher.row["pixel_accuracy"], None),
-        difference=None,
-        chosen=None if chosen is None else Spread(chosen, None),
-        chosen_difference=None,
-        share=1.0,
-        parameters=cost.parameters,
-        macs=cost.macs,
-        ms=cost.ms,
-        train_seconds=None,
-        score=None if cost.parameters is None else lab_score(teacher.miou, cost.parameters),
-        iou=class_means([teacher]),
-    )
-
-
-def best_method(lines: Sequence[Line], student: str) -> Line | None:
-    """The method of this student with the highest mean mIoU, the baseline apart."""
-    methods = [line for line in lines if line.kind == "method" and line.student == student]
-    return max(methods, key=lambda line: line.miou.mean, default=None)
-
+from comparison.scoring import Comparison
+from comparison.statistics import DASH, Line, Spread, verdict
+from scoring.tables import iou_columns
 
 # -- cells ---------------------------------------------------------------------------------------
 
@@ -225,14 +35,15 @@ def amount(value: float | None, unit: float = 1.0, decimals: int = 2) -> str:
 
 
 HELPS = "helps?"
+SortKey = float | str | None
 # A column of the table: heading, cell of a line, value to sort by.
-Column = tuple[str, Callable[[Line], str], Callable[[Line], object]]
-FIRST_COLUMNS = (
+Column = tuple[str, Callable[[Line], str], Callable[[Line], SortKey]]
+FIRST_COLUMNS: tuple[Column, ...] = (
     ("method", lambda line: line.method, lambda line: line.method),
     ("network", lambda line: line.student, lambda line: line.student),
     ("seeds", lambda line: str(len(line.seeds)) if line.seeds else DASH, lambda line: len(line.seeds)),
 )
-LAST_COLUMNS = (
+LAST_COLUMNS: tuple[Column, ...] = (
     ("of teacher %", lambda line: percent(line.share, 1), lambda line: line.share),
     ("pixel acc %", lambda line: percent(line.pixel_accuracy.mean), lambda line: line.pixel_accuracy.mean),
     ("params M", lambda line: amount(line.parameters, 1e6, 3), lambda line: line.parameters),
@@ -245,16 +56,29 @@ LAST_COLUMNS = (
 
 def columns_of(plan: Plan) -> tuple[Column, ...]:
     """The table's columns; those of the chosen classes only where the plan chooses some."""
-    columns = FIRST_COLUMNS + _miou_columns("mIoU %", "difference to baseline", HELPS, "miou", "difference")
+    columns = FIRST_COLUMNS + _miou_columns(
+        "mIoU %", "difference to baseline", HELPS, lambda line: line.miou, lambda line: line.difference
+    )
     if plan.report.classes:
         name = f"mIoU-{len(plan.report.classes)}"
-        columns += _miou_columns(f"{name} %", f"{name} difference", f"{name} {HELPS}", "chosen", "chosen_difference")
+        columns += _miou_columns(
+            f"{name} %",
+            f"{name} difference",
+            f"{name} {HELPS}",
+            lambda line: line.chosen,
+            lambda line: line.chosen_difference,
+        )
     return columns + LAST_COLUMNS
 
 
-def _miou_columns(title: str, gain_title: str, helps_title: str, miou: str, difference: str) -> tuple[Column, ...]:
-    """An mIoU, its difference to the baseline and the verdict on that; the last two name attributes of a `Line`."""
-    miou, difference = attrgetter(miou), attrgetter(difference)
+def _miou_columns(
+    title: str,
+    gain_title: str,
+    helps_title: str,
+    miou: Callable[[Line], Spread | None],
+    difference: Callable[[Line], Spread | None],
+) -> tuple[Column, ...]:
+    """An mIoU, its difference to the baseline and the verdict on that."""
     return (
         (title, lambda line: _miou_cell(line, miou(line)), lambda line: _mean(miou(line))),
         (gain_title, lambda line: spread_cell(difference(line), sign=True), lambda line: _mean(difference(line))),
@@ -279,6 +103,13 @@ def _time_cell(line: Line) -> str:
     return DASH if line.train_seconds is None else clock(line.train_seconds)
 
 
+def seeds_in_words(comparison: Comparison) -> str:
+    """How many seeds the plan has, and whether all runs of all methods are there."""
+    seeds = len(comparison.plan.seeds)
+    words = f"{seeds} seed{'s' * (seeds > 1)}"
+    return f"up to {words} (some runs are not finished: see the column seeds)" if comparison.missing else words
+
+
 # -- CSV -----------------------------------------------------------------------------------------
 
 
@@ -287,41 +118,39 @@ def runs_csv(comparison: Comparison) -> str:
     rows = []
     for result in comparison.results:
         run, cost = result.run, comparison.costs[result.run.student]
-        row = {"method": run.method, "student": run.student, "seed": run.seed}
-        row |= {key: result.row[key] for key in ("miou", "pixel_accuracy", "loss")}
-        row |= {
+        row = {
+            "method": run.method,
+            "student": run.student,
+            "seed": run.seed,
+            "miou": result.row["miou"],
+            "pixel_accuracy": result.row["pixel_accuracy"],
+            "loss": result.row["loss"],
             "parameters": cost.parameters,
             "macs": cost.macs,
             "ms": cost.ms,
             "train_seconds": result.train_seconds,
             "best_epoch": result.checkpoint_epoch,
             "score": result.row["score"],
+            **iou_columns(result.row["iou"]),
+            "protocol": result.row["protocol"],
+            "command": run.command,
         }
-        row |= {f"iou/{name}": value for name, value in result.row["iou"].items()}
-        rows.append(row | {"protocol": result.row["protocol"], "command": run.command})
-    return _csv(rows)
+        rows.append(row)
+    return csv_text(rows)
 
 
 def summary_csv(lines: Sequence[Line]) -> str:
     """A row a line of the table, full precision; standard deviations of single runs are empty."""
     rows = []
     for line in lines:
-        row = {"method": line.method, "student": line.student, "runs": len(line.seeds)}
+        row: dict[str, object] = {"method": line.method, "student": line.student, "runs": len(line.seeds)}
         for name in ("miou", "pixel_accuracy", "difference", "chosen", "chosen_difference"):
             spread = getattr(line, name)
             row |= {f"{name}_mean": spread and spread.mean, f"{name}_std": spread and spread.std}
         row |= {"pairs": line.pairs, "helps": "" if line.helps == DASH else line.helps, "share_of_teacher": line.share}
         row |= {key: getattr(line, key) for key in ("parameters", "macs", "ms", "train_seconds", "score")}
-        rows.append(row | {f"iou/{name}": value for name, value in line.iou.items()})
-    return _csv(rows)
-
-
-def _csv(rows: Sequence[Mapping[str, object]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+        rows.append(row | iou_columns(line.iou))
+    return csv_text(rows)
 
 
 # -- LaTeX ---------------------------------------------------------------------------------------

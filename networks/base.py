@@ -72,4 +72,5 @@ class SegmentationModel(nn.Module, ABC):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """``images`` (N, 3, H, W) -> logits (N, C, H, W), upsampled bilinearly (half-pixel centres)."""
         logits, _ = self.forward_taps(images)
-        return upsample_logits(logits, self.logit_stride, images.shape[-2:])
+        height, width = images.shape[-2:]
+        return upsample_logits(logits, self.logit_stride, (height, width))

@@ -5,10 +5,14 @@ from __future__ import annotations
 import tempfile
 from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from basics.errors import UserError
+
+if TYPE_CHECKING:  # an optional package
+    from onnxruntime import InferenceSession
 
 # Kernels that multiply integers, after ONNX Runtime has optimised a graph.
 INTEGER_KERNELS = ("QLinearConv", "QLinearMatMul", "MatMulIntegerToFloat", "QGemm", "ConvInteger", "MatMulInteger")
@@ -17,7 +21,7 @@ LAYER_KERNELS = (*INTEGER_KERNELS, "Conv", "FusedConv", "ConvTranspose", "MatMul
 
 def open_session(
     path: str | Path, content: bytes | None = None, *, device: str = "auto", optimized: Path | None = None
-):
+) -> InferenceSession:
     """An ONNX Runtime session for a file, or for the changed ``content`` of it.
 
     Args:

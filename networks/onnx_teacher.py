@@ -20,6 +20,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -32,6 +33,9 @@ from basics.errors import UserError
 from basics.grids import pad_to_stride
 from networks.base import TAPS, SegmentationModel
 from networks.onnx_session import open_session
+
+if TYPE_CHECKING:  # an optional package
+    from onnxruntime import InferenceSession
 
 FULL_SIZE_STRIDE = 8  # full-size logits are averaged to it
 UNKNOWN_STRIDE = 32  # images are padded to it where nobody knows what the network needs
@@ -66,7 +70,7 @@ class OnnxTeacher(SegmentationModel):
         self._check_input()
         metadata = self._session.get_modelmeta().custom_metadata_map
         self.class_names = self._read_list(metadata, "class_names")
-        mean, std = (self._read_list(metadata, key, default) for key, default in (("mean", MEAN), ("std", STD)))
+        mean, std = self._read_list(metadata, "mean") or MEAN, self._read_list(metadata, "std") or STD
         # ImageNet-normalised values to the file's own: one multiplication and one addition.
         scale = torch.tensor([i / own for i, own in zip(STD, std, strict=True)])
         shift = torch.tensor([(i - own) / s for i, own, s in zip(MEAN, mean, std, strict=True)])
@@ -101,10 +105,10 @@ class OnnxTeacher(SegmentationModel):
         if self._batch not in (None, 1):
             raise UserError(f"{wanted} and free N (or N = 1); it is {shapes}")
 
-    def _read_list(self, metadata: dict[str, str], key: str, default: Sequence | None = None) -> list | None:
-        """A JSON list of the metadata: strings for ``class_names``, three numbers otherwise."""
+    def _read_list(self, metadata: dict[str, str], key: str) -> list[Any] | None:
+        """A JSON list of the metadata: strings for ``class_names``, three numbers otherwise; None without the entry."""
         if key not in metadata:
-            return default
+            return None
         try:
             values = json.loads(metadata[key])
             if key == "class_names":
@@ -122,25 +126,26 @@ class OnnxTeacher(SegmentationModel):
             raise UserError(f"{self.path}: its metadata entry 'grid' must be one of {', '.join(GRIDS)}, not {grid!r}")
         names = [entry.name for entry in self._session.get_outputs()]
         probed = dict(zip(names, self._run(_noise(PROBE), names), strict=True))
-        maps = {name: values for name, values in probed.items() if exact_stride(values.shape, PROBE)}
-        strides = {
-            name: exact_stride(values.shape, PROBE)
-            for name, values in maps.items()
-            if values.shape[1] == self.num_classes and name not in TAPS
+        maps = {
+            name: (values.shape[1], stride)
+            for name, values in probed.items()
+            if name not in TAPS and (stride := exact_stride(values.shape, PROBE))
         }
+        strides = {name: stride for name, (channels, stride) in maps.items() if channels == self.num_classes}
         if not strides:
-            shapes = ", ".join(f"{name} {values.shape[1]}" for name, values in maps.items() if name not in TAPS)
+            shapes = ", ".join(f"{name} {channels}" for name, (channels, _) in maps.items())
             raise UserError(
                 f"{self.path}: the data set has {self.num_classes} classes, the channels of its outputs are: "
                 f"{shapes or 'none (no output is a map)'}"
             )
         whole = next((name for name, stride in strides.items() if stride == 1), None)
-        strided = max((name for name in strides if strides[name] > 1), key=strides.get, default=None)
+        strided = max((name for name in strides if strides[name] > 1), key=strides.__getitem__, default=None)
         if strided and grid is None:
             grid = self._find_grid(whole, strided, strides[strided]) if whole else "half_pixel"
         if strided and grid:
             self._logits, self._cell, self.grid = strided, strides[strided], grid
         else:
+            assert whole is not None  # a strided output alone would have a grid
             self._logits, self._cell, self.grid = whole, 1, "half_pixel"
         if self.grid == "corner":
             self.logit_stride = max(self._cell // 2, 4)
@@ -217,7 +222,7 @@ class OnnxTeacher(SegmentationModel):
             fitted[tap] = _fit(values, (height // stride, width // stride))
         return logits, fitted
 
-    def _run(self, images: np.ndarray, outputs: list[str], session=None) -> list[np.ndarray]:
+    def _run(self, images: np.ndarray, outputs: list[str], session: InferenceSession | None = None) -> list[np.ndarray]:
         """Run ``images`` (N, 3, H, W) float32; one by one where the file takes single images only."""
         images = images.astype(self._input_type, copy=False)
         parts = np.split(images, len(images)) if self._batch == 1 else [images]

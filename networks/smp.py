@@ -10,6 +10,7 @@ import socket
 import urllib.parse
 import urllib.request
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -17,6 +18,9 @@ from torch.nn import functional as F
 
 from basics.errors import UserError
 from networks.base import SegmentationModel
+
+if TYPE_CHECKING:  # an optional package
+    from segmentation_models_pytorch.base import SegmentationModel as SmpNetwork
 
 PROBE_TIMEOUT_S = 10
 
@@ -68,7 +72,7 @@ class SmpModel(SegmentationModel):
     """
 
     def __init__(
-        self, network: nn.Module, num_classes: int, last_block: nn.Sequential, strides: tuple[int, ...]
+        self, network: SmpNetwork, num_classes: int, last_block: nn.Sequential, strides: tuple[int, ...]
     ) -> None:
         super().__init__()
         if not isinstance(last_block[-1], nn.ReLU):
@@ -78,7 +82,7 @@ class SmpModel(SegmentationModel):
         self.backbone = network.encoder
         self.decoder = network.decoder
         self.segmentation_head = network.segmentation_head
-        channels = self.backbone.out_channels
+        channels = network.encoder.out_channels
         self.tap_channels = {
             "low": channels[2],
             "mid": channels[3],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import nn
@@ -16,6 +17,13 @@ RESNET_TAPS = {"layer1": "low", "layer2": "mid", "layer4": "high"}
 MOBILENET_TAPS = {"3": "low", "6": "mid", "16": "high"}
 
 
+class Network(Protocol):
+    """What `torchvision.models.segmentation` builds."""
+
+    backbone: nn.ModuleDict
+    classifier: nn.Module
+
+
 class TorchvisionModel(SegmentationModel):
     """A torchvision segmentation network: its ``backbone`` and ``classifier``, called child by child.
 
@@ -27,7 +35,9 @@ class TorchvisionModel(SegmentationModel):
         tap_layers: backbone child -> tap name.
     """
 
-    def __init__(self, builder: Callable[..., nn.Module], num_classes: int, tap_layers: dict[str, str]) -> None:
+    backbone: nn.ModuleDict
+
+    def __init__(self, builder: Callable[..., Network], num_classes: int, tap_layers: dict[str, str]) -> None:
         super().__init__()
         network = builder(weights=None, weights_backbone=None, num_classes=num_classes, aux_loss=False)
         self.num_classes = num_classes
@@ -48,7 +58,9 @@ class TorchvisionModel(SegmentationModel):
 class HeadModel(TorchvisionModel):
     """FCN and DeepLabV3: the classifier is a plain sequence, applied to the encoder's last map."""
 
-    def __init__(self, builder: Callable[..., nn.Module], num_classes: int, tap_layers: dict[str, str]) -> None:
+    classifier: nn.Sequential
+
+    def __init__(self, builder: Callable[..., Network], num_classes: int, tap_layers: dict[str, str]) -> None:
         super().__init__(builder, num_classes, tap_layers)
         # One BatchNorm in either head; the ReLU behind it is not in place.
         (self.norm,) = (index for index, block in enumerate(self.classifier) if isinstance(block, nn.BatchNorm2d))
@@ -69,10 +81,11 @@ class ResNetModel(HeadModel):
     stride = 8
     logit_stride = 8
 
-    def __init__(self, builder: Callable[..., nn.Module], num_classes: int) -> None:
+    def __init__(self, builder: Callable[..., Network], num_classes: int) -> None:
         super().__init__(builder, num_classes, RESNET_TAPS)
-        decoder_channels = self.classifier[-1].in_channels
-        self.tap_channels = {"low": 256, "mid": 512, "high": 2048, "decoder": decoder_channels}
+        last = self.classifier[-1]
+        assert isinstance(last, nn.Conv2d)
+        self.tap_channels = {"low": 256, "mid": 512, "high": 2048, "decoder": last.in_channels}
         self.tap_strides = {"low": 4, "mid": 8, "high": 8, "decoder": 8}
         if isinstance(self.classifier, segmentation.deeplabv3.DeepLabHead):
             self.min_train_batch = 2  # BatchNorm behind the image pooling
@@ -91,7 +104,7 @@ class DeepLabV3MobileNet(HeadModel):
         self.tap_strides = {"low": 4, "mid": 8, "high": 16, "decoder": 16}
 
 
-def _lraspp(*, aux_loss: bool, **options) -> nn.Module:
+def _lraspp(*, aux_loss: bool, **options: object) -> Network:
     """LR-ASPP has no auxiliary head, and not every torchvision takes the argument."""
     return segmentation.lraspp_mobilenet_v3_large(**options)
 
@@ -102,6 +115,8 @@ class LRASPPMobileNet(TorchvisionModel):
     Its head adds two classifiers, one on a stride-8 map and one on the gated high-level map. The
     latter map is the ``decoder`` tap: the gate is positive, so it may as well come before the ReLU.
     """
+
+    classifier: segmentation.lraspp.LRASPPHead
 
     stride = 16
     logit_stride = 8

@@ -10,8 +10,9 @@ import math
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import nn
@@ -51,8 +52,15 @@ class Evaluation:
     protocol: str
 
 
+class Watcher(Protocol):
+    """Is shown every prediction while a split is scored."""
+
+    def update(self, indices: torch.Tensor, prediction: torch.Tensor) -> None:
+        """Take in the predictions (N, H, W) for the images of these indices (N,)."""
+
+
 class Agreement:
-    """Counts the pixels, void ones included, at which a network decides as a first network did.
+    """A `Watcher` that counts the pixels, void ones included, at which a network decides as a first network did.
 
     The first network's masks are kept in memory, a byte a pixel.
     """
@@ -66,7 +74,6 @@ class Agreement:
         self.same = self.pixels = 0
 
     def update(self, indices: torch.Tensor, prediction: torch.Tensor) -> None:
-        """Take in the predictions (N, H, W) for the images of these indices (N,)."""
         for index, mask in zip(indices.tolist(), prediction.to("cpu", torch.uint8), strict=True):
             self.same += int((self.first.setdefault(index, mask) == mask).sum())
             self.pixels += mask.numel()
@@ -84,7 +91,7 @@ class SameSizeBatches:
     """
 
     def __init__(self, dataset: SegmentationDataset, batch_size: int):
-        groups = defaultdict(list)
+        groups: dict[object, list[int]] = defaultdict(list)  # by size
         for index in range(len(dataset)):
             groups[image_size(dataset.image_path(index)) if batch_size > 1 else index].append(index)
         self.batches = [
@@ -109,13 +116,13 @@ def evaluate_model(
     amp: str = "off",
     progress: bool = True,
     stop: StopSignal | None = None,
-    agreement: Agreement | None = None,
+    watcher: Watcher | None = None,
 ) -> Evaluation:
     """Score ``model`` (images (N, 3, H, W) -> logits (N, C, H, W)) on every image of ``dataset``.
 
     The model's mode is put back as it was. The loss is summed over pixels and divided once, so that it,
     like the scores, does not depend on the batch size. In a distributed run, where all ranks must call
-    it, each image is seen by one rank, and each rank gets the scores of all. ``agreement`` is shown every
+    it, each image is seen by one rank, and each rank gets the scores of all. ``watcher`` is shown every
     prediction.
 
     Raises:
@@ -123,17 +130,10 @@ def evaluate_model(
     """
     was_training = model.training
     model.eval()
-    loader = DataLoader(
-        dataset,
-        batch_sampler=SameSizeBatches(dataset, batch_size).batches[distributed.rank() :: distributed.world_size()],
-        num_workers=workers,
-        pin_memory=device.type == "cuda",
-        worker_init_fn=ignore_stop_signals if workers else None,
-        generator=torch.Generator(),  # its own, so that scoring leaves the training's random numbers alone
-    )
+    loader = _make_loader(dataset, device, batch_size, workers)
     confusion = ConfusionMatrix(dataset.num_classes, device)
     loss_sum = torch.zeros((), dtype=exact_dtype(device), device=device)
-    seconds_per_image = []
+    seconds_per_image: list[float] = []
     quiet = not (progress and distributed.is_main())
     for batch in tqdm(loader, desc=f"evaluate {dataset.split}", leave=False, disable=quiet or None, unit="batch"):
         if stop is not None and stop.requested:
@@ -152,8 +152,8 @@ def evaluate_model(
         # max(1) gives the same indices as argmax(1), several times faster on the CPU.
         prediction = logits.max(1)[1]
         confusion.update(prediction, mask)
-        if agreement is not None:
-            agreement.update(batch["index"], prediction)
+        if watcher is not None:
+            watcher.update(batch["index"], prediction)
     model.train(was_training)
     if stop is not None and stop.poll():
         raise Stopped
@@ -169,7 +169,19 @@ def evaluate_model(
     )
 
 
-def check_classes(label: str, class_names: list[str], dataset: SegmentationDataset) -> None:
+def _make_loader(dataset: SegmentationDataset, device: torch.device, batch_size: int, workers: int) -> DataLoader:
+    """Of this rank's share of the batches."""
+    return DataLoader(
+        dataset,
+        batch_sampler=SameSizeBatches(dataset, batch_size).batches[distributed.rank() :: distributed.world_size()],
+        num_workers=workers,
+        pin_memory=device.type == "cuda",
+        worker_init_fn=ignore_stop_signals if workers else None,
+        generator=torch.Generator(),  # its own, so that scoring leaves the training's random numbers alone
+    )
+
+
+def check_classes(label: str, class_names: Sequence[str], dataset: SegmentationDataset) -> None:
     """A model that was made for other classes than the data set's is a `UserError`."""
     if list(class_names) != list(dataset.class_names):
         raise UserError(

@@ -4,16 +4,42 @@ from __future__ import annotations
 
 import io
 import tarfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
+from tqdm import tqdm
 
+from basics.errors import UserError
 from basics.files import replacing
+from dataset import SegmentationDataset
+from segdata.layouts import VOC_CLASSES
 from segdata.pictures import palette_image
 
 # comp6: trained with any data. comp5, VOC's own data alone, does not allow ImageNet weights.
 FOLDER = "results/VOC2012/Segmentation/comp6_test_cls"
+
+
+def submit(path: Path, predict: Callable[[torch.Tensor], torch.Tensor], dataset: SegmentationDataset) -> None:
+    """Write the predictions for all of ``dataset``'s images to ``path``, and say so.
+
+    Args:
+        predict: an image, uint8 (3, H, W) -> its class numbers, uint8 (H, W), on the CPU.
+
+    Raises:
+        UserError: the classes are not VOC's, or the file's name does not end in .tgz or .tar.gz.
+    """
+    if not path.name.endswith((".tgz", ".tar.gz")):
+        raise UserError(f"--submission {path}: the name must end in .tgz")
+    if dataset.class_names != VOC_CLASSES:
+        raise UserError(f"--submission is for VOC's 21 classes: {dataset.name} has others")
+    numbers = tqdm(range(len(dataset)), desc=f"predict {dataset.split}", leave=False, disable=None, unit="img")
+    masks = ((dataset.ids[number], predict(dataset[number]["image"]).numpy()) for number in numbers)
+    write_submission(path, masks, dataset.palette)
+    print(
+        f"{path}: masks of the {len(dataset)} images of {dataset.name}/{dataset.split} (no scores: the server's task)"
+    )
 
 
 def write_submission(

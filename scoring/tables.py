@@ -2,16 +2,44 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TypedDict
 
 import torch
 
 from basics.files import write_text
+from basics.text import csv_text, text_table
 from scoring.metrics import Scores
 from scoring.protocol import Evaluation
+
+
+class _Extras(TypedDict, total=False):
+    file_mb: float
+    agreement: float
+
+
+class SummaryRow(_Extras):
+    """The figures of one evaluation as plain numbers and strings, for printing, JSON and CSV.
+
+    Shares are in 0..1, ``loss`` is the mean cross-entropy of a labelled pixel, ``score`` that of `lab_score`, and an
+    ``iou`` of None belongs to a class that occurs in neither truth nor prediction. Not every row has ``file_mb``, of
+    10^6 bytes, and ``agreement`` with another network.
+    """
+
+    checkpoint: str
+    model: str
+    miou: float
+    pixel_accuracy: float
+    loss: float
+    parameters: int | None
+    ms_per_image: float
+    score: float | None
+    classes_left_out: int
+    pixels: int
+    protocol: str
+    iou: dict[str, float | None]
 
 
 def lab_score(miou: float, parameters: int) -> float:
@@ -19,54 +47,60 @@ def lab_score(miou: float, parameters: int) -> float:
     return 4 * miou / (1 + parameters / 1e6)
 
 
-def format_class_table(scores: Scores, class_names: list[str]) -> str:
+def format_class_table(scores: Scores, class_names: Sequence[str]) -> str:
     """The table by class: IoU, accuracy and pixel share in percent, ``-`` where a class has none."""
-    width = max(len(name) for name in [*class_names, "class"])
 
     def percent(value: torch.Tensor) -> str:
         return "-" if value.isnan() else f"{100 * value.item():.2f}"
 
-    lines = [f"{'class':{width}}  {'IoU %':>7}  {'acc %':>7}  {'pixels %':>8}"]
-    for name, iou, accuracy, share in zip(class_names, scores.iou, scores.accuracy, scores.pixel_share, strict=True):
-        lines.append(f"{name:{width}}  {percent(iou):>7}  {percent(accuracy):>7}  {percent(share):>8}")
+    by_class = zip(class_names, scores.iou, scores.accuracy, scores.pixel_share, strict=True)
+    table = text_table(
+        ["class", "  IoU %", "  acc %", "pixels %"], [[name, *map(percent, values)] for name, *values in by_class]
+    )
     if scores.classes_left_out:
-        lines.append(f"{scores.classes_left_out} classes occur neither in truth nor prediction: not in the mean")
-    return "\n".join(lines)
+        table += f"\n{scores.classes_left_out} classes occur neither in truth nor prediction: not in the mean"
+    return table
 
 
-def format_summary(rows: list[dict]) -> str:
-    """One line by checkpoint; ``rows`` as `summary_row` makes them. Columns that no row has are left out."""
+def format_summary(rows: Sequence[SummaryRow]) -> str:
+    """One line by checkpoint; ``file MB`` and ``agree %`` only where the rows have them."""
 
     def number(value: float | None, unit: float = 1) -> str:
         return "-" if value is None else f"{value / unit:.3f}"
 
-    width = max(len(row["checkpoint"]) for row in [*rows, {"checkpoint": "checkpoint"}])
-    model_width = max(12, *(len(row["model"]) for row in rows))
-    sizes = any("file_mb" in row for row in rows)
-    agreements = any("agreement" in row for row in rows)
-    lines = [
-        f"{'checkpoint':{width}}  {'model':>{model_width}}  {'mIoU %':>7}  {'pixel acc %':>11}  {'params M':>8}  "
-        f"{'ms/image':>8}  {'score':>6}" + (f"  {'file MB':>8}" if sizes else "") + ("  agree %" if agreements else "")
+    columns: list[tuple[str, Callable[[SummaryRow], str]]] = [
+        ("checkpoint", lambda row: row["checkpoint"]),
+        ("       model", lambda row: row["model"]),
+        (" mIoU %", lambda row: f"{100 * row['miou']:.2f}"),
+        ("pixel acc %", lambda row: f"{100 * row['pixel_accuracy']:.2f}"),
+        ("params M", lambda row: number(row["parameters"], 1e6)),
+        ("ms/image", lambda row: f"{row['ms_per_image']:.1f}"),
+        (" score", lambda row: number(row["score"])),
     ]
-    for row in rows:
-        line = (
-            f"{row['checkpoint']:{width}}  {row['model']:>{model_width}}  {100 * row['miou']:7.2f}  "
-            f"{100 * row['pixel_accuracy']:11.2f}  {number(row['parameters'], 1e6):>8}  {row['ms_per_image']:8.1f}  "
-            f"{number(row['score']):>6}"
-        )
-        line += f"  {row['file_mb']:8.2f}" if sizes else ""
-        lines.append(line + (f"  {100 * row['agreement']:7.2f}" if agreements else ""))
-    return "\n".join(lines)
+    if any("file_mb" in row for row in rows):
+        columns.append((" file MB", lambda row: f"{row['file_mb']:.2f}"))
+    if any("agreement" in row for row in rows):
+        columns.append(("agree %", lambda row: f"{100 * row['agreement']:.2f}"))
+    return text_table([title for title, _ in columns], [[cell(row) for _, cell in columns] for row in rows])
 
 
 def summary_row(
-    label: str, name: str, parameters: int | None, evaluation: Evaluation, class_names: list[str], **more: float
-) -> dict:
-    """The figures of one evaluation as plain numbers and strings, for printing, JSON and CSV.
-
-    Where the number of ``parameters`` is not known, there is no score either.
-    """
+    label: str,
+    name: str,
+    parameters: int | None,
+    evaluation: Evaluation,
+    class_names: Sequence[str],
+    *,
+    file_mb: float | None = None,
+    agreement: float | None = None,
+) -> SummaryRow:
+    """One evaluation's row; where the number of ``parameters`` is not known, there is no score either."""
     scores = evaluation.scores
+    extras: _Extras = {}
+    if file_mb is not None:
+        extras["file_mb"] = file_mb
+    if agreement is not None:
+        extras["agreement"] = agreement
     return {
         "checkpoint": label,
         "model": name,
@@ -78,7 +112,7 @@ def summary_row(
         "score": None if parameters is None else lab_score(scores.miou, parameters),
         "classes_left_out": scores.classes_left_out,
         "pixels": scores.pixels,
-        **more,
+        **extras,
         "protocol": evaluation.protocol,
         "iou": {
             name: None if value.isnan() else value.item() for name, value in zip(class_names, scores.iou, strict=True)
@@ -86,18 +120,15 @@ def summary_row(
     }
 
 
-def write_results(rows: list[dict], json_path: Path | None, csv_path: Path | None) -> None:
-    """Write summary rows as JSON and/or CSV (one column ``iou/NAME`` a class)."""
+def iou_columns(iou: Mapping[str, float | None]) -> dict[str, float | None]:
+    """IoU by class as columns ``iou/NAME`` of a CSV file."""
+    return {f"iou/{name}": value for name, value in iou.items()}
+
+
+def write_results(rows: Sequence[SummaryRow], json_path: Path | None, csv_path: Path | None) -> None:
+    """Write summary rows as JSON and/or CSV."""
     if json_path:
         write_text(json_path, json.dumps(rows, indent=2, allow_nan=False) + "\n")
     if csv_path:
-        flat = [
-            {key: value for key, value in row.items() if key != "iou"}
-            | {f"iou/{name}": value for name, value in row["iou"].items()}
-            for row in rows
-        ]
-        file = io.StringIO()
-        writer = csv.DictWriter(file, fieldnames=flat[0].keys())
-        writer.writeheader()
-        writer.writerows(flat)
-        write_text(csv_path, file.getvalue())
+        flat = [{key: value for key, value in row.items() if key != "iou"} | iou_columns(row["iou"]) for row in rows]
+        write_text(csv_path, csv_text(flat))

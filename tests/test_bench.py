@@ -13,9 +13,9 @@ from torch.utils.data import default_collate
 
 from basics.batch import normalize
 from basics.timing import PartTimer, Timings, interleave
-from bench import GOALS, PARTS, first_images
 from benchmarks.naive import NaiveDataset, NaiveStep
-from benchmarks.pictures import make_pictures
+from benchmarks.pictures import first_images, make_pictures
+from benchmarks.report import GOALS, PARTS
 from dataset import build_dataset
 from segdata.transforms import TrainTransform
 from student_model import StudentNet

@@ -22,7 +22,8 @@ from comparison import runs, scoring
 from comparison.markdown import escape, to_markdown
 from comparison.plan import METHOD_ARGUMENTS, check_files, load_plan
 from comparison.runs import state_of, train_missing
-from comparison.tables import Spread, runs_csv, summarize, summary_csv, tex_escape, to_tex, verdict
+from comparison.statistics import Spread, summarize, verdict
+from comparison.tables import runs_csv, summary_csv, tex_escape, to_tex
 from dataset import build_dataset
 from tests.comparisons import PARAMETERS, invent, pretend_done, read_plan, write_plan
 from training.arguments import flags

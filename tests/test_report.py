@@ -22,7 +22,7 @@ from comparison.charts import curves_svg, make_curve, nice_ticks
 from comparison.markup import element, write
 from comparison.panels import extremes, image_differences
 from comparison.report import to_html
-from comparison.tables import summarize
+from comparison.statistics import summarize
 from dataset import build_dataset
 from segdata.drawing import colorize
 from tests.comparisons import invent, read_plan, write_plan

@@ -9,10 +9,12 @@ from PIL import Image
 from torch import nn
 
 import visualize
+from basics.batch import normalize
 from basics.checkpoint import load_file, save_atomic
 from basics.errors import UserError
 from dataset import build_dataset
-from deploy.segmenter import load_segmenter
+from deploy.columns import Column, column_titles, find_ids, make_row, rank_images
+from deploy.segmenter import Segmenter, load_segmenter
 from tests.conftest import assert_one_line_error
 from zoo import load_checkpoint_model
 
@@ -24,7 +26,7 @@ class Oracle(nn.Module):
         super().__init__()
         self.classes, self.wrong = dataset.num_classes, wrong
         samples = [dataset[index] for index in known]
-        self.known = [(visualize.normalize(sample["image"][None]), sample["mask"] % 255) for sample in samples]
+        self.known = [(normalize(sample["image"][None]), sample["mask"] % 255) for sample in samples]
 
     def forward(self, images):
         labels = torch.full((1, *images.shape[-2:]), self.wrong)
@@ -34,8 +36,8 @@ class Oracle(nn.Module):
         return nn.functional.one_hot(labels, self.classes).permute(0, 3, 1, 2).float()
 
 
-def column(model) -> visualize.Column:
-    return visualize.Column("x", model, torch.device("cpu"))
+def column(model) -> Column:
+    return Column("x", Segmenter(model, "oracle", [], [], 0, 0, torch.device("cpu")))
 
 
 def parse(*args):
@@ -53,7 +55,7 @@ def test_best_and_worst_by_an_oracle(dataset):
     chosen = visualize.choose_images(parse("--best", "--worst", "--num", 2), dataset, oracle)
     assert chosen["best"][0] == 3 and len(chosen["best"]) == 2
     assert 3 not in chosen["worst"] and len(chosen["worst"]) == 2
-    ranked = visualize.rank_images(oracle, dataset)
+    ranked = rank_images(oracle, dataset)
     assert sorted(ranked) == list(range(len(dataset)))
     assert chosen["worst"] == ranked[:2] and chosen["best"] == ranked[::-1][:2]
     # Predicting one class everywhere: IoU of that class is its share of the labelled pixels, of the rest 0.
@@ -74,7 +76,7 @@ def test_default_choice_is_spread_over_the_split(dataset):
 
 def test_a_row_holds_the_truth_and_the_score(dataset):
     oracle = Oracle(dataset, known=[0], wrong=1)
-    row = visualize.make_row(dataset, 0, [column(oracle)])
+    row = make_row(dataset, 0, [column(oracle)])
     sample = dataset[0]
     assert (row.image == sample["image"].permute(1, 2, 0).numpy()).all()
     assert (row.masks[0] == sample["mask"].numpy()).all()
@@ -85,17 +87,17 @@ def test_ids(dataset):
     wanted = [dataset.ids[2], dataset.ids[0]]
     assert visualize.choose_images(parse("--ids", *wanted), dataset, None) == {"images": [2, 0]}
     with pytest.raises(UserError, match=dataset.ids[1]):
-        visualize.find_ids(dataset, [dataset.ids[1] + "x"])
+        find_ids(dataset, [dataset.ids[1] + "x"])
 
 
 def test_column_titles(tmp_path):
     paths = [tmp_path / "a" / "best.pth", tmp_path / "a" / "last.pth", tmp_path / "b" / "best.pth"]
-    assert visualize.column_titles(paths) == ["a/best", "a/last", "b"]
+    assert column_titles(paths) == ["a/best", "a/last", "b"]
     paths = [tmp_path / "voc" / "a" / "best.pth", tmp_path / "camvid" / "a" / "best.pth", tmp_path / "b" / "best.onnx"]
-    assert visualize.column_titles(paths) == ["voc/a/best", "camvid/a/best", "b"]
-    assert visualize.column_titles(paths[:1] * 2) == ["a/best", "a/best"]
+    assert column_titles(paths) == ["voc/a/best", "camvid/a/best", "b"]
+    assert column_titles(paths[:1] * 2) == ["a/best", "a/best"]
     paths = [tmp_path / "a" / "best.pth", tmp_path / "a" / "best.onnx", tmp_path / "b" / "best.pth"]
-    assert visualize.column_titles(paths) == ["a/best.pth", "a/best.onnx", "b"]
+    assert column_titles(paths) == ["a/best.pth", "a/best.onnx", "b"]
 
 
 def test_a_checkpoint_trained_for_int8_is_shown_with_its_rounding(dataset, demo_checkpoint, tmp_path):
@@ -106,13 +108,13 @@ def test_a_checkpoint_trained_for_int8_is_shown_with_its_rounding(dataset, demo_
     content = load_file(demo_checkpoint("compact"))
     student, _ = load_checkpoint_model(demo_checkpoint("compact"))
     model = FakeQuantModel(student).train()
-    model(visualize.normalize(dataset[0]["image"][None]))
+    model(normalize(dataset[0]["image"][None]))
     path = tmp_path / "best.pth"
     save_atomic(content | {"state_dict": student.state_dict(), "qat": model.ranges()}, path)
     args = visualize.get_args_parser().parse_args([str(path), "--device", "cpu"])
     (shown,) = visualize.load_columns(args, dataset)
     image = dataset[1]["image"][None]
-    assert torch.equal(shown.model(visualize.normalize(image)), load_segmenter(path, "cpu").logits(image))
+    assert torch.equal(shown.segmenter.model(normalize(image)), load_segmenter(path, "cpu").logits(image))
 
 
 @pytest.mark.slow

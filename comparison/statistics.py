@@ -1,0 +1,197 @@
+"""Statistics of a comparison: what each line of its table says.
+
+Means and standard deviations are over seeds; a difference is that of two runs of the same student and seed.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from comparison.scoring import Comparison, Cost, Result, Scored
+from scoring.tables import lab_score
+
+DASH = "—"
+WITHIN = "within noise"
+LEAST_PAIRS = 3  # of two, without any difference, every fifth would be called one
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean and sample standard deviation (divided by ``n`` - 1) of ``n`` values; the latter is None of a single one."""
+
+    mean: float
+    std: float | None
+    n: int = 1
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread | None:
+        """None of no values."""
+        if not values:
+            return None
+        return cls(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, len(values))
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row of the table; shares are in 0..1, None where there is nothing to say.
+
+    Attributes:
+        kind: teacher, baseline or method.
+        seeds: of the finished runs.
+        difference: paired, to the baseline.
+        chosen, chosen_difference: the same two of the mIoU over the plan's chosen classes; None where it chooses none.
+        share: of the teacher's mIoU.
+        macs, ms: for one square image.
+        train_seconds: median over seeds.
+        score: 4 * mIoU / (1 + millions of parameters), of the mean mIoU.
+        iou: mean over seeds by class.
+    """
+
+    kind: str
+    method: str
+    student: str
+    seeds: tuple[int, ...]
+    miou: Spread
+    pixel_accuracy: Spread
+    difference: Spread | None
+    chosen: Spread | None
+    chosen_difference: Spread | None
+    share: float | None
+    parameters: int | None
+    macs: int | None
+    ms: float | None
+    train_seconds: float | None
+    score: float | None
+    iou: Mapping[str, float | None]
+
+    @property
+    def pairs(self) -> int:
+        """How many runs the difference is of."""
+        return self.difference.n if self.difference else 0
+
+    @property
+    def helps(self) -> str:
+        """Whether the paired difference is larger than twice its standard deviation, in a word."""
+        return verdict(self.difference)
+
+
+def verdict(difference: Spread | None) -> str:
+    """yes, no (worse than the baseline) or within noise; a dash of fewer than `LEAST_PAIRS`, which say nothing."""
+    if difference is None or difference.std is None or difference.n < LEAST_PAIRS:
+        return DASH
+    if abs(difference.mean) <= 2 * difference.std:
+        return WITHIN
+    return "yes" if difference.mean > 0 else "no"
+
+
+def paired(values: Mapping[int, float], baseline: Mapping[int, float]) -> list[float]:
+    """Differences of values by seed to the baseline's of the same seed, where there is one."""
+    return [value - baseline[seed] for seed, value in values.items() if seed in baseline]
+
+
+def chosen_miou(score: Scored, classes: Sequence[str]) -> float | None:
+    """Mean IoU (0..1) of these classes, those left out that occur in neither truth nor prediction; None of none."""
+    return _mean_of_known(score.row["iou"][name] for name in classes)
+
+
+def by_seed(results: Sequence[Result], value: Callable[[Result], float | None]) -> dict[int, float]:
+    """A value of each run by its seed; a run that has none is left out."""
+    values = {result.run.seed: value(result) for result in results}
+    return {seed: value for seed, value in values.items() if value is not None}
+
+
+def class_means(scores: Sequence[Scored]) -> dict[str, float | None]:
+    """IoU by class, the mean of those scores that have one."""
+    return {name: _mean_of_known(score.row["iou"][name] for score in scores) for name in scores[0].row["iou"]}
+
+
+def _mean_of_known(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known else None
+
+
+def summarize(comparison: Comparison) -> list[Line]:
+    """The table's rows: the teacher, then by student the baseline and the methods in the plan's order."""
+    plan = comparison.plan
+    lines = [_teacher_line(comparison, comparison.teacher)] if comparison.teacher else []
+    for student in plan.students:
+        baseline = comparison.of(plan.baseline, student)
+        for method in [plan.baseline, *(method for method in plan.methods if method != plan.baseline)]:
+            results = comparison.of(method, student)
+            if results:
+                lines.append(_line(comparison, method, student, results, baseline))
+    return lines
+
+
+def _line(
+    comparison: Comparison, method: str, student: str, results: Sequence[Result], baseline: Sequence[Result]
+) -> Line:
+    cost = comparison.costs[student]
+    is_baseline = method == comparison.plan.baseline
+
+    def spreads(value: Callable[[Result], float | None]) -> tuple[Spread | None, Spread | None]:
+        """Of a value of each run, and of its differences to the baseline."""
+        values = by_seed(results, value)
+        differences = [] if is_baseline else paired(values, by_seed(baseline, value))
+        return Spread.of(list(values.values())), Spread.of(differences)
+
+    miou, difference = spreads(lambda result: result.miou)
+    chosen, chosen_difference = spreads(lambda result: chosen_miou(result, comparison.plan.report.classes))
+    pixel_accuracy = Spread.of([result.row["pixel_accuracy"] for result in results])
+    assert miou is not None and pixel_accuracy is not None  # there is a result
+    return Line(
+        kind="baseline" if is_baseline else "method",
+        method=method,
+        student=student,
+        seeds=tuple(result.run.seed for result in results),
+        miou=miou,
+        pixel_accuracy=pixel_accuracy,
+        difference=difference,
+        chosen=chosen,
+        chosen_difference=chosen_difference,
+        share=miou.mean / comparison.teacher.miou if comparison.teacher and comparison.teacher.miou else None,
+        parameters=cost.parameters,
+        macs=cost.macs,
+        ms=cost.ms,
+        train_seconds=statistics.median(result.train_seconds for result in results),
+        score=_score(miou.mean, cost),
+        iou=class_means(results),
+    )
+
+
+def _teacher_line(comparison: Comparison, teacher: Scored) -> Line:
+    plan, cost = comparison.plan, comparison.costs["teacher"]
+    assert plan.teacher is not None  # it was scored
+    name, _ = plan.teacher
+    chosen = chosen_miou(teacher, plan.report.classes)
+    return Line(
+        kind="teacher",
+        method="teacher",
+        student=name,
+        seeds=(),
+        miou=Spread(teacher.miou, None),
+        pixel_accuracy=Spread(teacher.row["pixel_accuracy"], None),
+        difference=None,
+        chosen=None if chosen is None else Spread(chosen, None),
+        chosen_difference=None,
+        share=1.0,
+        parameters=cost.parameters,
+        macs=cost.macs,
+        ms=cost.ms,
+        train_seconds=None,
+        score=_score(teacher.miou, cost),
+        iou=class_means([teacher]),
+    )
+
+
+def _score(miou: float, cost: Cost) -> float | None:
+    """None where nobody can count the parameters."""
+    return None if cost.parameters is None else lab_score(miou, cost.parameters)
+
+
+def best_method(lines: Sequence[Line], student: str) -> Line | None:
+    """The method of this student with the highest mean mIoU, the baseline apart."""
+    methods = [line for line in lines if line.kind == "method" and line.student == student]
+    return max(methods, key=lambda line: line.miou.mean, default=None)

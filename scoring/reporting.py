@@ -1,0 +1,79 @@
+"""One model scored as a script's command line asks for it: the options, the class table, the summary's row."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from basics.device import add_device_argument, pick_device
+from basics.errors import UserError
+from basics.memory import explain_memory
+from dataset import SegmentationDataset, add_data_arguments
+from networks.cost import count_parameters
+from scoring.protocol import Agreement, evaluate_model
+from scoring.tables import SummaryRow, format_class_table, summary_row
+
+
+def add_evaluation_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options shared by every script that scores a model."""
+    add_data_arguments(parser, train=False)
+    add_device_argument(parser)
+    parser.add_argument("--amp", default="off", choices=["off", "bf16", "fp16"])
+    parser.add_argument("--batch-size", type=int, default=1, help="only images of equal size share a batch")
+    parser.add_argument("--workers", type=int, default=2, help="loader processes")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results as JSON")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="write the results as CSV")
+
+
+@explain_memory("--batch-size, or use --amp")
+def report(
+    label: str,
+    name: str,
+    model: nn.Module,
+    dataset: SegmentationDataset,
+    args: argparse.Namespace,
+    *,
+    device: torch.device | None = None,
+    parameters: int | None = None,
+    file_mb: float | None = None,
+    agreement: Agreement | None = None,
+) -> SummaryRow:
+    """Evaluate one model with the options of `add_evaluation_arguments`, print its class table, return its row.
+
+    Args:
+        label: the model as the user named it.
+        name: its architecture.
+        model: images (N, 3, H, W) -> logits (N, C, H, W), on ``device``.
+        device: where another than --device was taken.
+        parameters: where they cannot be counted in ``model``.
+        file_mb: size of its file in MB of 10^6 bytes, for the row.
+        agreement: is shown its predictions; the row gets the share.
+
+    Raises:
+        UserError: an option has no sense, or memory ran out.
+    """
+    if args.batch_size < 1 or args.workers < 0:
+        raise UserError("--batch-size must be at least 1, --workers at least 0")
+    evaluation = evaluate_model(
+        model,
+        dataset,
+        device or pick_device(args.device),
+        batch_size=args.batch_size,
+        workers=args.workers,
+        amp=args.amp,
+        watcher=agreement,
+    )
+    print(f"\n{label} ({name}), protocol: {evaluation.protocol}")
+    print(format_class_table(evaluation.scores, dataset.class_names))
+    return summary_row(
+        label,
+        name,
+        count_parameters(model) if parameters is None else parameters,
+        evaluation,
+        dataset.class_names,
+        file_mb=file_mb,
+        agreement=None if agreement is None else agreement.share,
+    )
