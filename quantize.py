@@ -25,13 +25,14 @@ from tqdm import tqdm
 from basics.batch import normalize
 from basics.errors import UserError, run_cli
 from dataset import add_data_arguments, build_dataset
+from deploy.arguments import add_form_arguments, check_output, make_deployed
 from deploy.export_checks import Difference, compare, require_agreement
-from deploy.exported import Pt2Model
-from deploy.exporting import Deployed, export_program, write_onnx, write_pt2
+from deploy.exporting import Deployed, export_program
+from deploy.formats import write_exported
+from deploy.pt2_format import Pt2Model
 from deploy.quantized import GraphModel, load_fake_quant, quantize_calibrated
-from export import add_form_arguments, check_output, deploy
 from networks.base import SegmentationModel
-from networks.cost import count_parameters
+from networks.model_file import ModelFile
 from networks.onnx_session import executed_operators, integer_layers
 from scoring.protocol import check_classes
 from zoo import load_checkpoint_model
@@ -50,7 +51,7 @@ def calibration_images(args: argparse.Namespace, class_names: list[str]) -> Iter
         yield normalize(dataset[number * len(dataset) // count]["image"][None])
 
 
-def make_int8(model: SegmentationModel, checkpoint: dict, args: argparse.Namespace) -> GraphModel:
+def make_int8(model: SegmentationModel, checkpoint: ModelFile, args: argparse.Namespace) -> GraphModel:
     """The INT8 form of a checkpoint's network, by its own training for it or by calibration."""
     if "qat" in checkpoint:
         print("INT8 with the ranges of quantization-aware training")
@@ -80,8 +81,8 @@ def write_files(deployed: Deployed, onnx_path: Path, pt2_path: Path) -> None:
         print(f"{pt2_path}: PyTorch executes {kernels} layers with integer kernels on this machine")
 
     program = export_program(deployed)
-    for write, path, check in ((write_onnx, onnx_path, integer_onnx), (write_pt2, pt2_path, integer_pt2)):
-        write(program, deployed.card, path, check)
+    for path, check in ((onnx_path, integer_onnx), (pt2_path, integer_pt2)):
+        write_exported(program, deployed.card, path, check)
         worst = min(difference.agreement for difference in differences)
         print(f"  {path.stat().st_size / 1e6:.2f} MB, decides as its simulation does at {100 * worst:.2f} % of pixels")
 
@@ -104,9 +105,9 @@ def main(args: argparse.Namespace) -> None:
     if args.calibration_images < 1:
         raise UserError(f"--calibration-images must be at least 1, not {args.calibration_images}")
     model, checkpoint = load_checkpoint_model(args.checkpoint)
-    parameters = count_parameters(model)
-    deployed = deploy(make_int8(model, checkpoint, args), checkpoint, parameters, args)
+    deployed = make_deployed(model, checkpoint, args, make_int8(model, checkpoint, args))
     write_files(deployed, output, output.with_suffix(".pt2"))
+    parameters = deployed.card.parameters
     fp32 = 4 * parameters / 1e6
     share = output.stat().st_size / 1e6 / fp32
     print(f"{parameters:,} parameters: {fp32:.2f} MB in float32; {output.name} takes {share:.3f} of that")

@@ -12,23 +12,23 @@ model, checkpoint = load_checkpoint_model("checkpoints/run/best.pth")
 from __future__ import annotations
 
 import argparse
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Protocol
 
 import torch
 import torchvision.models as tv
 from torchvision.models import segmentation as tvs
 
-from basics.batch import MEAN, STD
 from basics.errors import UserError, choose, run_cli
+from basics.text import text_table
 from networks import smp as smp_models
 from networks.base import SegmentationModel
 from networks.cost import count_macs, count_parameters
 from networks.fastlitessnet import FastLiteSSNet
+from networks.model_file import ModelFile, check_model_file
+from networks.model_file import model_file_dict as model_file_dict  # to be had here, too
 from networks.onnx_teacher import load_onnx_teacher
 from networks.torchvision import DeepLabV3MobileNet, LRASPPMobileNet, ResNetModel
 from networks.weights import (
@@ -44,7 +44,6 @@ from networks.weights import (
 )
 from student_model import StudentNet
 
-FORMAT = 1
 VOC_CLASS_COUNT = 21
 
 
@@ -65,19 +64,14 @@ class ModelSpec:
     whole_weights: Callable[[], StateDict] | None = None
 
 
-class Labelled(Protocol):
-    """What a model file keeps of the data set."""
-
-    class_names: Sequence[str]
-    palette: Sequence[Sequence[int]]
-
-
-def _torchvision(weights) -> Callable[[], StateDict]:
+def _torchvision(weights: tv.WeightsEnum) -> Callable[[], StateDict]:
     """A fetcher for a torchvision weights' enum member; downloads once, then reads its cache."""
     return partial(weights.get_state_dict, progress=True, check_hash=True)
 
 
-def _torchvision_spec(build: Callable[..., SegmentationModel], backbone, whole) -> ModelSpec:
+def _torchvision_spec(
+    build: Callable[..., SegmentationModel], backbone: tv.WeightsEnum, whole: tv.WeightsEnum
+) -> ModelSpec:
     source = f"torchvision ImageNet backbone; as teacher {whole.name}"
     return ModelSpec(build, _torchvision(backbone), source, _torchvision(whole))
 
@@ -239,7 +233,7 @@ def _read_for(name: str, path: str) -> WeightsFile:
     """Read ``path``; a checkpoint of this project must be of model ``name``."""
     file = read_weights(path)
     if file.checkpoint is not None:
-        check_model_file(file.checkpoint, path)
+        check_model_file(file.checkpoint, path, MODELS)
         if file.checkpoint["model"] != name:
             raise UserError(f"{path}: holds a {file.checkpoint['model']}, asked for is a {name}")
     return file
@@ -252,63 +246,15 @@ def _names(names: Sequence[str]) -> str:
 # -- model files ---------------------------------------------------------------------------------
 
 
-def model_file_dict(name: str, model: SegmentationModel, dataset: Labelled, info: Mapping | None = None) -> dict:
-    """A checkpoint that needs no flags to be used: plain values and a copy of the weights on the CPU."""
-    return {
-        "format": FORMAT,
-        "model": name,
-        "model_args": dict(model.model_args),
-        "class_names": [str(name) for name in dataset.class_names],
-        "palette": [[int(value) for value in colour] for colour in dataset.palette],
-        "mean": list(MEAN),
-        "std": list(STD),
-        "state_dict": {key: value.detach().to("cpu", copy=True) for key, value in model.state_dict().items()},
-        "info": dict(info or {}),
-    }
-
-
-def check_model_file(checkpoint: Mapping, path: str | Path) -> None:
-    """A `UserError` unless ``checkpoint`` has every entry of `model_file_dict`, each of its kind."""
-    kinds = {
-        "format": int, "model": str, "model_args": dict, "class_names": list, "palette": list,
-        "mean": list, "std": list, "state_dict": Mapping, "info": dict,
-    }  # fmt: skip
-    faulty = [key for key, kind in kinds.items() if not isinstance(checkpoint.get(key), kind)]
-    if faulty:
-        raise UserError(f"{path}: not a checkpoint of this project ({', '.join(faulty)} missing or of another kind)")
-    if checkpoint["format"] > FORMAT:
-        raise UserError(f"{path}: written by a newer version of this project (format {checkpoint['format']})")
-    try:
-        choose(MODELS, checkpoint["model"], "model")
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
-    names, palette = checkpoint["class_names"], checkpoint["palette"]
-    if not names or len(palette) < len(names) or not all(isinstance(key, str) for key in checkpoint["model_args"]):
-        raise UserError(f"{path}: damaged: {len(names)} class names, {len(palette)} colours")
-    if not all(isinstance(name, str) for name in names) or not all(_is_colour(colour) for colour in palette):
-        raise UserError(f"{path}: damaged: a class name that is no text, or a colour that is not three of 0..255")
-    numbers = [*checkpoint["mean"], *checkpoint["std"]]
-    if len(numbers) != 6 or not all(isinstance(value, float | int) and math.isfinite(value) for value in numbers):
-        raise UserError(f"{path}: damaged: mean and std must be three numbers each")
-
-
-def _is_colour(value: object) -> bool:
-    return (
-        isinstance(value, list | tuple)
-        and len(value) == 3
-        and all(isinstance(part, int) and 0 <= part <= 255 for part in value)
-    )
-
-
 def load_model_state(model: SegmentationModel, checkpoint: Mapping, path: str | Path) -> None:
     """Load a checkpoint's weights into ``model``, strictly."""
-    check_model_file(checkpoint, path)
-    check_tensors(checkpoint["state_dict"], str(path))
-    load_whole(model, dict(checkpoint["state_dict"]), str(path))
+    state = check_model_file(checkpoint, path, MODELS)["state_dict"]
+    check_tensors(state, str(path))
+    load_whole(model, dict(state), str(path))
 
 
-def load_checkpoint_model(path: str | Path, device: torch.device | str = "cpu") -> tuple[SegmentationModel, dict]:
-    """The model in a checkpoint of this project, on ``device`` in eval mode, and the checkpoint's dict.
+def load_checkpoint_model(path: str | Path, device: torch.device | str = "cpu") -> tuple[SegmentationModel, ModelFile]:
+    """The model in a checkpoint of this project, on ``device`` in eval mode, and all that the checkpoint holds.
 
     The global random state is left as it was.
 
@@ -320,8 +266,7 @@ def load_checkpoint_model(path: str | Path, device: torch.device | str = "cpu") 
     file = read_weights(path)
     if file.checkpoint is None:
         raise UserError(f"{path}: bare weights, not a checkpoint of this project: the model and classes are unknown")
-    checkpoint = file.checkpoint
-    check_model_file(checkpoint, path)
+    checkpoint = check_model_file(file.checkpoint, path, MODELS)
     with torch.random.fork_rng(devices=[]):
         model = build_model(checkpoint["model"], len(checkpoint["class_names"]), **checkpoint["model_args"])
     load_whole(model, file.state_dict, str(path))
@@ -344,18 +289,22 @@ def main(args: argparse.Namespace) -> None:
         raise UserError("--size must be at least 32, --num-classes at least 1")
     for name in args.models:
         choose(MODELS, name, "model")
-    taps_title = "taps: channels@stride (low, mid, high, decoder)"
-    print(f"{'model':<29} {'M params':>8} {'G MACs':>7} {'pads to':>7}  {taps_title:<50} weights")
-    for name in args.models or MODELS:
-        try:
-            model = build_model(name, args.num_classes).eval()
-        except UserError as error:  # an optional library is not installed
-            print(f"{name:<29} {error}")
-            continue
-        taps = ", ".join(f"{channels}@{model.tap_strides[tap]}" for tap, channels in model.tap_channels.items())
-        parameters, macs = count_parameters(model) / 1e6, count_macs(model, args.size) / 1e9
-        row = f"{name:<29} {parameters:8.2f} {macs:7.2f} {model.stride:7d}  {taps:<50} {MODELS[name].source}"
-        print(row, flush=True)
+    titles = ("model", "M params", "G MACs", "pads to", "taps: channels@stride (low, mid, high, decoder)", "weights")
+    rows = [table_row(name, args.num_classes, args.size) for name in args.models or MODELS]
+    print(text_table(titles, rows, left=(0, 4, 5)))
+
+
+def table_row(name: str, num_classes: int, size: int) -> list[str]:
+    """What the table says of a model; of one whose library is not installed, what to install."""
+    try:
+        model = build_model(name, num_classes).eval()
+    except UserError as error:
+        return [name, "-", "-", "-", "-", str(error)]
+    parameters = count_parameters(model)
+    assert parameters is not None  # those of an ONNX file alone are unknown
+    taps = ", ".join(f"{channels}@{model.tap_strides[tap]}" for tap, channels in model.tap_channels.items())
+    macs = count_macs(model, size)
+    return [name, f"{parameters / 1e6:.2f}", f"{macs / 1e9:.2f}", str(model.stride), taps, MODELS[name].source]
 
 
 if __name__ == "__main__":

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 
-def text_table(titles: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
-    """Columns as wide as their widest cell, two spaces apart; the first ``left`` are flush left, the others right.
+def text_table(titles: Sequence[str], rows: Sequence[Sequence[str]], left: int | Collection[int] = 1) -> str:
+    """Columns as wide as their widest cell, two spaces apart; numbers stand flush right.
 
     A title may bring spaces of its own that keep its column wide.
+
+    Args:
+        left: how many columns, the first ones, are text and stand flush left; or which, counted from 0.
     """
+    text = range(left) if isinstance(left, int) else left
     lines = [list(titles), *map(list, rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
         "  ".join(
-            cell.ljust(width) if number < left else cell.rjust(width)
+            cell.ljust(width) if number in text else cell.rjust(width)
             for number, (cell, width) in enumerate(zip(line, widths, strict=True))
         ).rstrip()
         for line in lines

@@ -1,10 +1,8 @@
-"""Whether an exported file does what the network does, and how fast it does it."""
+"""Whether an exported file does what the network does."""
 
 from __future__ import annotations
 
-import statistics
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,12 +10,11 @@ import torch
 from torch.nn import functional as F
 
 from basics.errors import UserError
-from deploy.exported import load_exported
 from deploy.exporting import Deployed
+from deploy.formats import load_exported
 
 # (images, height, width): one and more, odd and even, wide and tall.
 CHECK_SIZES = ((1, 256, 256), (2, 97, 131), (1, 33, 255), (3, 180, 64), (1, 321, 240))
-WARMUP_ROUNDS = 3
 
 
 @dataclass(frozen=True)
@@ -81,19 +78,3 @@ def require_agreement(differences: Sequence[Difference], least: float, most_delt
     for difference in differences:
         if not difference.agreement >= least or (most_delta is not None and not difference.delta <= most_delta):
             raise UserError(f"the exported file and the network differ, file not written: {difference}")
-
-
-@torch.inference_mode()
-def interleaved_ms(functions: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median milliseconds of each function, called in turn ``rounds`` times, after a warm-up.
-
-    In turn, so that whatever else the machine does in the meantime falls on all of them alike.
-    """
-    seconds: dict[str, list[float]] = {name: [] for name in functions}
-    for number in range(WARMUP_ROUNDS + rounds):
-        for name, function in functions.items():
-            start = time.perf_counter()
-            function()
-            if number >= WARMUP_ROUNDS:
-                seconds[name].append(time.perf_counter() - start)
-    return {name: 1000 * statistics.median(values) for name, values in seconds.items()}

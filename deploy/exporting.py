@@ -1,27 +1,21 @@
-"""Networks as files that run without this project: ONNX and torch.export's .pt2."""
+"""A trained network as a captured program: what every format of exported file starts from."""
 
 from __future__ import annotations
 
 import contextlib
 import io
-import json
 import logging
 import warnings
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Iterator
 
-import numpy as np
 import torch
 from torch import nn
 from torch.export import Dim, ExportedProgram
 
 from basics.errors import UserError
-from basics.files import replacing
 from deploy.model_card import ModelCard
 
 LEAST_SIZE, LARGEST_SIZE = 32, 16384  # pixels a side that an exported network takes
-OPSET = 20
-CARD_FILE = "card.json"
 
 
 class Deployed(nn.Module):
@@ -30,6 +24,9 @@ class Deployed(nn.Module):
     Takes images (N, 3, H, W), float32 normalised or uint8 RGB; gives logits (N, C, H, W) float32 or the
     most likely class (N, H, W) uint8.
     """
+
+    mean: torch.Tensor
+    std: torch.Tensor
 
     def __init__(self, model: nn.Module, card: ModelCard) -> None:
         super().__init__()
@@ -74,7 +71,7 @@ def export_program(deployed: Deployed) -> ExportedProgram:
         UserError: `torch.export` cannot capture this network.
     """
     name = deployed.card.model
-    with _quiet():
+    with quiet():
         try:
             program = torch.export.export(
                 deployed.cpu(),
@@ -103,86 +100,8 @@ def remove_size_assertions(graph: torch.fx.GraphModule) -> None:
     graph.recompile()
 
 
-def write_onnx(program: ExportedProgram, card: ModelCard, path: Path, check: Callable[[Path], object]) -> None:
-    """Write ``path``, if the file passes ``check`` (which raises `UserError` where it does not).
-
-    Raises:
-        UserError: onnx or onnxscript is not installed, or ONNX has no counterpart for an operation.
-    """
-    try:
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise UserError(
-            "ONNX export needs the packages onnx and onnxscript: "
-            "pip install onnx onnxscript (see requirements-extra.txt)"
-        ) from error
-    with _quiet():
-        try:
-            onnx_program = torch.onnx.export(
-                program,
-                dynamo=True,
-                opset_version=OPSET,
-                verbose=False,
-                input_names=["images"],
-                output_names=[card.output],
-            )
-        except Exception as error:  # the exporter has an exception class for every stage
-            reason = str(error).strip().partition("\n")[0]
-            raise UserError(f"PyTorch's ONNX exporter cannot translate a {card.model}: {reason}") from error
-    model = onnx_program.model
-    _name_axes(model, card)
-    if card.precision == "int8":
-        _unsigned_weights(model)
-    # Where in the Python source each node comes from: half of a small network's file, with local paths in it.
-    for node in model.graph.all_nodes():
-        node.metadata_props.clear()
-        node.doc_string = None
-        for value in node.outputs:
-            value.metadata_props.clear()
-    for value in model.graph.initializers.values():
-        value.metadata_props.clear()
-    model.graph.metadata_props.clear()
-    model.metadata_props.clear()
-    model.metadata_props.update(card.to_metadata())
-    with replacing(path) as temporary:
-        onnx_program.save(temporary, external_data=False)
-        check(temporary)
-
-
-def _name_axes(model, card: ModelCard) -> None:
-    """Readable names for the free axes, in place of the exporter's symbols."""
-    import onnx_ir
-
-    classes = len(card.class_names)
-    free = ("batch", "height", "width")
-    model.graph.inputs[0].shape = onnx_ir.Shape((free[0], 3, *free[1:]))
-    model.graph.outputs[0].shape = onnx_ir.Shape(free if card.output == "mask" else (free[0], classes, *free[1:]))
-
-
-def _unsigned_weights(model) -> None:
-    """Store INT8 weights as uint8 with a zero point of 128: the same numbers.
-
-    On x86 CPUs without VNNI, ONNX Runtime's kernels for signed weights add pairs of products in 16 bits,
-    which overflow; those for unsigned weights do not.
-    """
-    import onnx_ir
-
-    for value in model.graph.initializers.values():
-        if value.dtype == onnx_ir.DataType.INT8:
-            shifted = (value.const_value.numpy().astype(np.int16) + 128).astype(np.uint8)
-            value.const_value = onnx_ir.tensor(shifted, name=value.name)
-            value.dtype = onnx_ir.DataType.UINT8
-
-
-def write_pt2(program: ExportedProgram, card: ModelCard, path: Path, check: Callable[[Path], object]) -> None:
-    """Write ``path`` for `torch.export.load`, if the file passes ``check``."""
-    with replacing(path) as temporary:
-        torch.export.save(program, temporary, extra_files={CARD_FILE: json.dumps(card.to_metadata())})
-        check(temporary)
-
-
 @contextlib.contextmanager
-def _quiet():
+def quiet() -> Iterator[None]:
     """Without the exporters' progress notes and warnings about themselves."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript")]
     levels = [logger.level for logger in loggers]

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from basics.errors import UserError
+from networks.model_file import ModelFile
 
 CARD_FORMAT = 1
+
+Input = Literal["normalized", "uint8"]
+Output = Literal["logits", "mask"]
+Precision = Literal["fp32", "int8"]
 
 
 @dataclass(frozen=True)
@@ -16,12 +22,11 @@ class ModelCard:
     """Everything about an exported network but its graph.
 
     Attributes:
-        model: name in zoo.py of the network it was made from.
-        class_names, palette: of the data set it was trained on.
-        mean, std: of the normalisation, for values in 0..1, whether it is inside the graph or not.
+        model, class_names, palette, mean, std: as in the checkpoint it was made from (`ModelFile`); mean and
+            std whether the normalisation is inside the graph or not.
         input: ``normalized`` (float32, by mean and std) or ``uint8`` (raw RGB); (N, 3, H, W) both.
         output: ``logits`` (N, C, H, W) or ``mask`` (N, H, W), the most likely class.
-        precision: ``fp32`` or ``int8``.
+        precision: of the arithmetic.
         parameters: number of parameters of the network.
     """
 
@@ -31,9 +36,9 @@ class ModelCard:
     mean: list[float]
     std: list[float]
     parameters: int
-    input: str = "normalized"
-    output: str = "logits"
-    precision: str = "fp32"
+    input: Input = "normalized"
+    output: Output = "logits"
+    precision: Precision = "fp32"
     format: int = CARD_FORMAT
 
     def to_metadata(self) -> dict[str, str]:
@@ -46,27 +51,37 @@ class ModelCard:
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str], origin: str) -> ModelCard:
         """The card in ``metadata``; a `UserError` if ``origin`` has none or a damaged one."""
-        values = {}
-        for field in fields(cls):
-            if field.name not in metadata:
+        kinds = get_type_hints(cls)
+        choices = {name: get_args(kind) for name, kind in kinds.items() if get_origin(kind) is Literal}
+        values: dict[str, Any] = {}
+        for name, kind in kinds.items():
+            if name not in metadata:
                 raise UserError(
-                    f"{origin}: its metadata has no {field.name!r}, so not a file of export.py or quantize.py: "
+                    f"{origin}: its metadata has no {name!r}, so not a file of export.py or quantize.py: "
                     "export the checkpoint with these"
                 )
-            text = metadata[field.name]
             try:
-                values[field.name] = text if field.type == "str" else json.loads(text)
+                values[name] = metadata[name] if kind is str or name in choices else json.loads(metadata[name])
             except ValueError as error:
-                raise UserError(f"{origin}: its metadata {field.name!r} is damaged") from error
-        card = cls(**values)
-        known = {"input": ("normalized", "uint8"), "output": ("logits", "mask"), "precision": ("fp32", "int8")}
-        wrong = [name for name, choices in known.items() if getattr(card, name) not in choices]
-        if wrong or not isinstance(card.format, int) or card.format > CARD_FORMAT:
+                raise UserError(f"{origin}: its metadata {name!r} is damaged") from error
+        wrong = [name for name, known in choices.items() if values[name] not in known]
+        if wrong or not isinstance(values["format"], int) or values["format"] > CARD_FORMAT:
             raise UserError(f"{origin}: written by a newer version of this project, or damaged ({wrong or 'format'})")
-        return card
+        return cls(**values)
 
     @classmethod
-    def of_checkpoint(cls, checkpoint: Mapping, parameters: int, **more: str) -> ModelCard:
-        """The card of a checkpoint of this project."""
-        kept = {name: checkpoint[name] for name in ("model", "class_names", "palette", "mean", "std")}
-        return cls(**kept, parameters=parameters, **more)
+    def of_checkpoint(
+        cls, checkpoint: ModelFile, parameters: int, *, input: Input, output: Output, precision: Precision
+    ) -> ModelCard:
+        """The card of a checkpoint's network in the form that is asked for."""
+        return cls(
+            model=checkpoint["model"],
+            class_names=checkpoint["class_names"],
+            palette=checkpoint["palette"],
+            mean=checkpoint["mean"],
+            std=checkpoint["std"],
+            parameters=parameters,
+            input=input,
+            output=output,
+            precision=precision,
+        )

@@ -13,12 +13,16 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import TypeGuard
 
 import torch
 from torch.fx import GraphModule, Node
+from torch.fx.node import Argument
 
 from basics.errors import UserError
+from deploy import torch_internals
+from deploy.graphs import first_result, list_at, node_at, number_at, set_argument, tensor_of
 
 aten = torch.ops.aten
 _tree_log = logging.getLogger("torch.utils._pytree")
@@ -91,22 +95,20 @@ class LayerQuantizer(Quantizer):
         }
 
     def annotate(self, model: GraphModule) -> GraphModule:
-        logits = output_node(model).args[0][0]
+        logits = first_result(model)
         for node in model.graph.nodes:
             if node.op != "call_function" or "quantization_annotation" in node.meta:
                 continue
             output = None if node is logits else self.activations
             if node.target in LAYERS:
                 self._annotate_layer(node, logits)
-            elif node.target in SUMS and all(_is_feature_map(term) for term in node.args[:2]):
-                self._annotate(node, dict.fromkeys(node.args[:2], self.activations), output)
-            elif node.target == aten.cat.default and all(map(_is_feature_map, node.args[0])):
-                self._annotate(node, dict.fromkeys(node.args[0], self.activations), output)
+            elif maps := _joined_maps(node):
+                self._annotate(node, dict.fromkeys(maps, self.activations), output)
         return model
 
     def _annotate_layer(self, layer: Node, logits: Node) -> None:
         axis = 1 if layer.target == aten.conv_transpose2d.input else 0
-        self._annotate(layer, {layer.args[0]: self.activations, layer.args[1]: self.weights[axis]}, None)
+        self._annotate(layer, {node_at(layer, 0): self.activations, node_at(layer, 1): self.weights[axis]}, None)
         last = layer
         for followers in (BATCH_NORM, RELU):
             users = [user for user in last.users if user.op != "output" and "sym_size" not in str(user.target)]
@@ -117,14 +119,25 @@ class LayerQuantizer(Quantizer):
             last.meta["quantization_annotation"].output_qspec = self.activations
 
     @staticmethod
-    def _annotate(node: Node, inputs: dict, output: QuantizationSpec | None) -> None:
+    def _annotate(node: Node, inputs: dict[Node, QuantizationSpec], output: QuantizationSpec | None) -> None:
         node.meta["quantization_annotation"] = QuantizationAnnotation(inputs, output, _annotated=True)
 
     def validate(self, model: GraphModule) -> None:
         """Every node may be annotated or not: nothing to check."""
 
 
-def _is_feature_map(value: object) -> bool:
+def _joined_maps(node: Node) -> list[Node]:
+    """What a sum or a concatenation joins, if feature maps are all that it joins; empty for any other node."""
+    values: Sequence[Argument] = ()
+    if node.target in SUMS:
+        values = node.args[:2]
+    elif node.target == aten.cat.default:
+        values = list_at(node, 0)
+    maps = [value for value in values if _is_feature_map(value)]
+    return maps if len(maps) == len(values) else []
+
+
+def _is_feature_map(value: object) -> TypeGuard[Node]:
     """A float tensor (N, C, H, W) that the graph computes: no parameter, no number."""
     if not isinstance(value, Node) or value.op != "call_function":
         return False
@@ -132,18 +145,9 @@ def _is_feature_map(value: object) -> bool:
     return isinstance(example, torch.Tensor) and example.is_floating_point() and example.ndim == 4
 
 
-def output_node(graph: GraphModule) -> Node:
-    """The node that returns the graph's results."""
-    return next(node for node in reversed(graph.graph.nodes) if node.op == "output")
-
-
 def batch_norms(graph: GraphModule) -> Iterator[Node]:
     """The graph's BatchNorm nodes."""
     return (node for node in graph.graph.nodes if node.target in BATCH_NORM)
-
-
-def _set_argument(node: Node, position: int, value: object) -> None:
-    node.args = (*node.args[:position], value, *node.args[position + 1 :])
 
 
 # -- training ------------------------------------------------------------------------------------
@@ -155,15 +159,16 @@ def prepare_training(captured: GraphModule) -> GraphModule:
     Switch modes with `set_training`, and make INT8 of the result with `convert_trained`.
     """
     settings = {
-        node.args[BN_VARIANCE].target: (node.args[BN_MOMENTUM], node.args[BN_EPS]) for node in batch_norms(captured)
+        node_at(node, BN_VARIANCE).target: (number_at(node, BN_MOMENTUM), number_at(node, BN_EPS))
+        for node in batch_norms(captured)
     }
     _move_size_queries(captured)
     prepared = prepare_qat_pt2e(captured, LayerQuantizer(training=True))
     # torchao writes its own momentum and eps into every BatchNorm that it joins to a convolution. With
     # MobileNetV3's eps of 1e-3 that is another function.
     for node in batch_norms(prepared):
-        momentum, eps = settings[node.args[BN_VARIANCE].target]
-        _set_argument(node, BN_MOMENTUM, momentum)
+        momentum, eps = settings[node_at(node, BN_VARIANCE).target]
+        set_argument(node, BN_MOMENTUM, momentum)
         _set_eps(prepared, node, eps)
     set_training(prepared, False)
     return prepared
@@ -177,9 +182,9 @@ def set_training(prepared: GraphModule, mode: bool) -> None:
     """
     for node in prepared.graph.nodes:
         if node.target in BATCH_NORM:
-            _set_argument(node, BN_TRAINING, mode)
+            set_argument(node, BN_TRAINING, mode)
         elif node.target in DROPOUT:
-            _set_argument(node, DROPOUT_TRAINING, mode)
+            set_argument(node, DROPOUT_TRAINING, mode)
     prepared.recompile()
     prepared.apply(enable_observer if mode else disable_observer)
 
@@ -202,15 +207,16 @@ def _fold(graph: GraphModule, batch_norm: Node, name: str) -> None:
 
     s = gamma / sqrt(variance + eps), so the folded weights are the very ones that were trained.
     """
-    gamma, beta, mean, variance = (_tensor(graph, node) for node in batch_norm.args[1:5])
-    factor = gamma / torch.sqrt(variance + batch_norm.args[BN_EPS])
-    before, bias = batch_norm.args[0], 0.0
+    gamma, beta, mean, variance = (tensor_of(graph, node_at(batch_norm, position)) for position in range(1, 5))
+    factor = gamma / torch.sqrt(variance + number_at(batch_norm, BN_EPS))
+    before = node_at(batch_norm, 0)
+    bias: torch.Tensor | float = 0.0
     if before.target == aten.add.Tensor:  # the convolution's own bias, reshaped
-        before, bias_node = before.args
-        bias = _tensor(graph, bias_node.args[0])
-    layer = before.args[0]  # before: the division by s
-    scaled = layer.args[1].args[0]  # layer.args[1]: the fake quantization
-    weight = _tensor(graph, scaled.args[0])
+        bias = tensor_of(graph, node_at(node_at(before, 1), 0))
+        before = node_at(before, 0)
+    layer = node_at(before, 0)  # before: the division by s
+    scaled = node_at(node_at(layer, 1), 0)  # layer's argument 1: the fake quantization
+    weight = tensor_of(graph, node_at(scaled, 0))
     shape = [1] * weight.ndim
     shape[1 if layer.target == aten.conv_transpose2d.input else 0] = -1
     graph.register_buffer(f"{name}_weight", weight * factor.reshape(shape))
@@ -218,27 +224,21 @@ def _fold(graph: GraphModule, batch_norm: Node, name: str) -> None:
     with graph.graph.inserting_before(scaled):
         scaled.replace_all_uses_with(graph.graph.get_attr(f"{name}_weight"))
     with graph.graph.inserting_before(layer):
-        _set_argument(layer, 2, graph.graph.get_attr(f"{name}_bias"))
+        set_argument(layer, 2, graph.graph.get_attr(f"{name}_bias"))
     batch_norm.replace_all_uses_with(layer)
-
-
-def _tensor(graph: GraphModule, node: Node) -> torch.Tensor:
-    """The parameter or buffer behind a get_attr node."""
-    module, _, name = node.target.rpartition(".")
-    return getattr(graph.get_submodule(module), name).detach()
 
 
 def _variance_sum(batch_norm: Node) -> Node | None:
     """The node `variance + eps` by which a joined convolution is scaled; None if it is not joined."""
-    users = batch_norm.args[BN_VARIANCE].users
+    users = node_at(batch_norm, BN_VARIANCE).users
     return next((user for user in users if user.target == aten.add.Tensor), None)
 
 
 def _set_eps(graph: GraphModule, batch_norm: Node, eps: float) -> None:
-    _set_argument(batch_norm, BN_EPS, eps)
+    set_argument(batch_norm, BN_EPS, eps)
     total = _variance_sum(batch_norm)
     if total is not None:
-        _set_argument(total, 1, eps)
+        set_argument(total, 1, eps)
 
 
 def _move_size_queries(captured: GraphModule) -> None:
@@ -247,7 +247,7 @@ def _move_size_queries(captured: GraphModule) -> None:
     torchao joins a convolution to its BatchNorm only if nothing else uses the convolution's output.
     """
     for node in batch_norms(captured):
-        convolution = node.args[0]
+        convolution = node_at(node, 0)
         last = node
         for user in list(convolution.users):
             if "sym_size" in str(user.target):
@@ -286,21 +286,11 @@ def lower_to_x86(graph: GraphModule, example: torch.Tensor, dynamic_shapes: obje
     torchao's own `lower_pt2e_quantized_to_x86` fixes the sizes to the example's; these are its passes,
     with dynamic sizes.
     """
-    # Registers the passes when imported (and one with torch.compile, hence not at the top).
-    import torchao.quantization.pt2e.quantizer.x86_inductor_quantizer  # noqa: F401
-    from torch._inductor.constant_folding import constant_fold
-    from torch._inductor.fx_passes.freezing_patterns import freezing_passes
-
-    decompositions = torch.export.default_decompositions()
-    for operator in list(decompositions):
-        if not torch._export.utils._is_cia_op(operator):
-            del decompositions[operator]
     with torch.no_grad():
         exported = torch.export.export(
             graph, (example,), dynamic_shapes=dynamic_shapes, prefer_deferred_runtime_asserts_over_guards=True
         )
-        lowered = exported.run_decompositions(decompositions).module(check_guards=False)
-        freezing_passes(lowered, (example,))
-        constant_fold(lowered)
+        lowered = torch_internals.split_composites(exported)
+        torch_internals.freeze(lowered, example)
     # Anew, without the check that inputs have the example's size.
     return GraphModule(lowered, lowered.graph)

@@ -88,15 +88,18 @@ class FakeQuantModel(GraphModel):
     """A network that trains with the rounding of INT8 in its forward pass (quantization-aware training).
 
     Its parameters and BatchNorm statistics are those of ``source``, trained in place: at any moment
-    ``source.state_dict()`` is the float network. The ranges of the fake quantization come on top.
+    ``source.state_dict()`` is the float network, ``backbone`` a part of it. The ranges of the fake quantization
+    come on top.
     """
+
+    source: SegmentationModel
 
     def __init__(self, source: SegmentationModel) -> None:
         from deploy.quantization import prepare_training
 
         super().__init__(source, prepare_training(capture(source)))
-        # Not a submodule: its tensors are in the graph already, and must not appear twice.
-        self.__dict__["source"] = source
+        # No submodules: their tensors are in the graph already, and must not appear twice.
+        self.__dict__.update(source=source, backbone=source.backbone)
         own = {id(tensor) for tensor in self.graph.state_dict(keep_vars=True).values()}
         lost = [name for name, parameter in source.named_parameters() if id(parameter) not in own]
         if lost:
@@ -110,11 +113,6 @@ class FakeQuantModel(GraphModel):
             set_training(self.graph, mode)
         self.training = mode
         return self
-
-    @property
-    def backbone(self) -> nn.Module:
-        """That of the float network."""
-        return self.source.backbone
 
     def ranges(self) -> dict[str, torch.Tensor]:
         """The state of the fake quantization, on the CPU; with ``source.state_dict()`` all there is."""

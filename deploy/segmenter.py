@@ -19,12 +19,10 @@ from torch.nn import functional as F
 from basics.batch import normalize
 from basics.device import pick_device
 from basics.errors import UserError
-from deploy.exported import load_exported
+from deploy.exporting import LEAST_SIZE
+from deploy.formats import FORMATS, load_exported
 from networks.cost import count_parameters
 from zoo import load_checkpoint_model
-
-EXPORTED = (".onnx", ".pt2")
-LEAST_SIZE = 32  # pixels a side; smaller pictures are padded
 
 
 @dataclass(frozen=True)
@@ -50,7 +48,7 @@ class Segmenter:
 
     @torch.inference_mode()
     def logits(self, images: torch.Tensor) -> torch.Tensor:
-        """uint8 ``images`` (N, 3, H, W) of any size -> logits (N, C, H, W) on the device."""
+        """uint8 ``images`` (N, 3, H, W) of any size -> logits (N, C, H, W) on the device; small ones are padded."""
         height, width = images.shape[-2:]
         images = normalize(images.to(self.device))
         pad = (0, max(0, LEAST_SIZE - width), 0, max(0, LEAST_SIZE - height))
@@ -128,23 +126,29 @@ def load_segmenter(path: str | Path, device: str = "auto") -> Segmenter:
         UserError: no such file, a damaged one, or one this project did not make.
     """
     path, target = Path(path), pick_device(device)
-    if path.suffix in EXPORTED:
-        if path.suffix == ".pt2":
-            if device not in ("auto", "cpu"):
-                raise UserError(f"{path}: .pt2 files run on the CPU here; use --device cpu, or the .onnx or .pth file")
-            target = torch.device("cpu")
-        model = load_exported(path, target)
-        if path.suffix == ".onnx" and "CUDAExecutionProvider" not in model.session.get_providers():
-            target = torch.device("cpu")  # ONNX Runtime's wheel for CPUs
-        card = model.card
-        name = card.model if card.precision == "fp32" else f"{card.model} {card.precision}"
-        names, palette, parameters = card.class_names, card.palette, card.parameters
-    else:
-        model, checkpoint = load_checkpoint_model(path, target)
-        name, parameters = checkpoint["model"], count_parameters(model)
-        names, palette = checkpoint["class_names"], checkpoint["palette"]
-        if "qat" in checkpoint:
-            from deploy.quantized import load_fake_quant
+    known = FORMATS.get(path.suffix)
+    if known is None:
+        return _from_checkpoint(path, target)
+    if known.cpu_only:
+        if device not in ("auto", "cpu"):
+            raise UserError(
+                f"{path}: {path.suffix} files run on the CPU here; use --device cpu, or the .onnx or .pth file"
+            )
+        target = torch.device("cpu")
+    model = load_exported(path, target)
+    card = model.card
+    name = card.model if card.precision == "fp32" else f"{card.model} {card.precision}"
+    size = path.stat().st_size
+    return Segmenter(model, name, card.class_names, card.palette, card.parameters, size, model.device)
 
-            model, name = load_fake_quant(model, checkpoint), f"{name} qat"
-    return Segmenter(model, name, names, palette, parameters, path.stat().st_size, target)
+
+def _from_checkpoint(path: Path, device: torch.device) -> Segmenter:
+    model, checkpoint = load_checkpoint_model(path, device)
+    name, parameters = checkpoint["model"], count_parameters(model)
+    assert parameters is not None  # those of an ONNX teacher alone may be unknown
+    if "qat" in checkpoint:
+        from deploy.quantized import load_fake_quant
+
+        model, name = load_fake_quant(model, checkpoint), f"{name} qat"
+    names, palette = checkpoint["class_names"], checkpoint["palette"]
+    return Segmenter(model, name, names, palette, parameters, path.stat().st_size, device)

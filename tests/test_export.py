@@ -10,8 +10,9 @@ import export
 from basics.batch import MEAN, STD
 from basics.checkpoint import save_atomic
 from basics.errors import UserError, run_cli
-from deploy.exported import load_exported
 from deploy.exporting import Deployed, export_program
+from deploy.formats import load_exported
+from deploy.speed import file_table
 from tests.small import CLASS_NAMES, PALETTE, SmallStudent, balanced, in_zoo, lively, small_checkpoint
 
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -233,7 +234,7 @@ def test_a_stranger_onnx_file_says_what_it_lacks(plain, tmp_path):
 def test_the_table_of_speeds(folder, plain):
     deployed = Deployed(SmallStudent(3), load_exported(plain).card)
     files = {"exported": plain, "INT8": plain}
-    lines = export.speed_table(deployed, folder / "best.pth", files, rounds=2).splitlines()
+    lines = file_table(deployed, folder / "best.pth", files, rounds=2).splitlines()
     titles = ["PyTorch eager fp32", "ONNX Runtime fp32", "ONNX Runtime INT8"]
     assert [line[: len(title)] for line, title in zip(lines[1:4], titles, strict=True)] == titles
     assert lines[1].count("1.00 x") == 2  # eager PyTorch is what speed-ups refer to
@@ -252,7 +253,7 @@ def test_the_table_of_speeds_compares_like_with_like(folder, plain, raw):
 
     deployed = Deployed(Watched(len(card.class_names)), card)
     deployed.register_forward_hook(lambda module, args, output: inputs.append((args[0].dtype, output.dtype)))
-    lines = export.speed_table(deployed, folder / "best.pth", {"exported": raw, "INT8": plain}, rounds=2).splitlines()
+    lines = file_table(deployed, folder / "best.pth", {"exported": raw, "INT8": plain}, rounds=2).splitlines()
     assert set(inputs) == {torch.float32, (torch.uint8, torch.uint8)}
     assert [line.split("  ")[0] for line in lines[1:3]] == ["PyTorch eager fp32", "ONNX Runtime fp32"]
     assert lines[-1] == f"left out: {plain} takes normalized images and gives logits, not as above"

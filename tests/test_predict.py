@@ -15,6 +15,7 @@ import predict
 from basics.checkpoint import save_atomic
 from basics.errors import UserError
 from deploy.segmenter import Segmenter, fade, load_segmenter, tile_starts
+from deploy.speed import latencies
 from segdata.inputs import find_sources
 from segdata.pictures import read_picture
 from segdata.reading import DataError
@@ -335,7 +336,7 @@ def test_fps_runs_at_the_size_asked_for():
     model = Local()
     segmenter = Segmenter(model, "local", CLASS_NAMES, PALETTE, 0, 0, torch.device("cpu"))
     assert predict.parse_size("96x48") == (48, 96)
-    assert len(predict.latencies(segmenter, 48, 96, runs=3)) == 3
+    assert len(latencies(segmenter, 48, 96, runs=3)) == 3
     assert model.sizes == {(48, 96)}
 
 

@@ -17,7 +17,7 @@ from tests.small import DROPOUT, EPS, MOMENTUM, SmallStudent, in_zoo, lively, sm
 
 pytest.importorskip("torchao")
 
-from deploy import quantization
+from deploy import graphs, quantization
 from deploy.quantized import FakeQuantModel, capture, quantize_calibrated
 
 
@@ -168,7 +168,7 @@ def quantized_tensors(int8):
     ops = torch.ops.quantized_decomposed
     for node in int8.graph.graph.nodes:
         if node.target == ops.dequantize_per_channel.default:
-            yield tuple(quantization._tensor(int8.graph, argument) for argument in node.args[:3])
+            yield tuple(graphs.tensor_of(int8.graph, argument) for argument in node.args[:3])
 
 
 @pytest.mark.parametrize("how", ["trained", "calibrated"])
@@ -356,7 +356,7 @@ def test_quantize_and_score_side_by_side(int8_files, qat_run, demo_student, demo
 
 @pytest.mark.skipif(platform.machine().lower() not in ("x86_64", "amd64"), reason="oneDNN's INT8 kernels are for x86")
 def test_pt2_runs_with_integer_kernels_and_any_size(int8_files):
-    from deploy.exported import Pt2Model
+    from deploy.pt2_format import Pt2Model
 
     model = Pt2Model(int8_files[0] / "qat.pt2")
     assert model.integer_kernels == 7

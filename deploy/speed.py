@@ -1,0 +1,87 @@
+"""How fast trained networks are, as tables: from picture to mask at several sizes, and file beside file."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from basics.machine import device_name
+from basics.text import text_table
+from basics.timing import interleave
+from deploy.export_checks import smooth_pictures
+from deploy.exporting import Deployed
+from deploy.formats import FORMATS, load_exported
+from deploy.segmenter import Segmenter
+
+TIMED_RUNS, WARMUP_RUNS = 50, 5  # of a picture
+WARMUP_ROUNDS = 3  # of files in turn
+FILE_SIZES = (256, 512)  # sides of the pictures that files are timed with
+
+
+def latencies(segmenter: Segmenter, height: int, width: int, runs: int = TIMED_RUNS) -> list[float]:
+    """Seconds from a picture in memory to its mask, run by run, after a warm-up, the device's queue waited for."""
+    image = torch.randint(0, 256, (3, height, width), dtype=torch.uint8)
+    return interleave({"": lambda _: segmenter.mask(image)}, runs, WARMUP_RUNS, segmenter.device).seconds[""]
+
+
+def size_table(segmenter: Segmenter, sizes: Sequence[tuple[int, int]]) -> str:
+    """Median and 95th percentile latency and frames a second, one size (height, width) a line."""
+    rows = []
+    for height, width in sizes:
+        seconds = latencies(segmenter, height, width)
+        median, p95 = statistics.median(seconds), statistics.quantiles(seconds, n=20)[-1]
+        rows.append([f"{width}x{height}", f"{1000 * median:.1f}", f"{1000 * p95:.1f}", f"{1 / median:.1f}"])
+    return text_table([f"{'size':>11}", "median ms", f"{'p95 ms':>8}", "frames/s"], rows, left=0)
+
+
+def file_table(deployed: Deployed, checkpoint: Path, files: Mapping[str, Path], rounds: int) -> str:
+    """File sizes, and milliseconds from the file's own input to its own output, all networks run in turn.
+
+    An INT8 file that takes or gives something else is left out, and said to be.
+
+    Args:
+        deployed: the network as PyTorch runs it, in the form that the files have; speed-ups refer to it.
+        checkpoint: the file it came from.
+        files: exported files; the one called ``INT8`` is.
+        rounds: timed runs of each.
+    """
+    paths = {"PyTorch eager fp32": checkpoint}
+    for title, path in files.items():
+        paths[f"{FORMATS[path.suffix].engine} {'INT8' if title == 'INT8' else 'fp32'}"] = path
+    first, *others = paths
+    runs: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {first: deployed}
+    remarks = []
+    for title in others:
+        exported = load_exported(paths[title])
+        ours, theirs = ((card.input, card.output) for card in (deployed.card, exported.card))
+        if theirs != ours:
+            remarks.append(f"left out: {paths.pop(title)} takes {theirs[0]} images and gives {theirs[1]}, not as above")
+            continue
+        runs[title] = exported.run
+    columns = [_milliseconds(runs, size, deployed.card.input == "uint8", rounds) for size in FILE_SIZES]
+    titles = ["one image, batch 1", "file MB"]
+    for size in FILE_SIZES:
+        titles += [f"{f'ms at {size}':>9}", "speed-up"]
+    rows = []
+    for title, path in paths.items():
+        row = [title, f"{path.stat().st_size / 1e6:.2f}"]
+        for times in columns:
+            row += [f"{times[title]:.1f}", f"{times[first] / times[title]:.2f} x"]
+        rows.append(row)
+    machine = f"median of {rounds} runs in turn, {torch.get_num_threads()} threads, on {device_name('cpu')}"
+    return "\n".join([text_table(titles, rows), machine, *remarks])
+
+
+@torch.inference_mode()
+def _milliseconds(
+    runs: Mapping[str, Callable[[torch.Tensor], torch.Tensor]], size: int, uint8: bool, rounds: int
+) -> dict[str, float]:
+    """Median time of each for the same picture of ``size`` x ``size`` pixels."""
+    images = smooth_pictures(1, size, size) if uint8 else torch.randn(1, 3, size, size)
+    # `run=run`: a lambda sees a loop's variable as it is when called.
+    variants = {title: lambda _, run=run: run(images) for title, run in runs.items()}
+    timings = interleave(variants, rounds, WARMUP_ROUNDS, torch.device("cpu"))
+    return {title: 1000 * timings.median(title) for title in runs}

@@ -1,0 +1,107 @@
+"""The file of a trained network: all that rebuilds it without a flag and without a network to download from.
+
+`ModelFile` is the one place that says what it holds: writing is checked against it by the type checker, reading by
+`check_model_file`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Protocol, TypedDict, cast, get_origin, get_type_hints
+
+import torch
+
+from basics.batch import MEAN, STD
+from basics.errors import UserError, choose
+from networks.base import SegmentationModel
+
+FORMAT = 1
+
+
+class ModelFile(TypedDict):
+    """What a checkpoint holds, plain values and tensors on the CPU; training adds entries of its own.
+
+    Attributes:
+        format: version of this list.
+        model: name in zoo.py.
+        model_args: what the network was built with besides the number of classes.
+        class_names, palette: of the data set it was trained on; a colour is three of 0..255.
+        mean, std: of the normalisation, for RGB values in 0..1.
+        state_dict: the weights.
+        info: how they came about, for people.
+    """
+
+    format: int
+    model: str
+    model_args: dict[str, object]
+    class_names: list[str]
+    palette: list[list[int]]
+    mean: list[float]
+    std: list[float]
+    state_dict: Mapping[str, torch.Tensor]
+    info: dict[str, object]
+
+
+class Labelled(Protocol):
+    """What a model file keeps of the data set."""
+
+    @property
+    def class_names(self) -> Sequence[str]: ...
+
+    @property
+    def palette(self) -> Sequence[Sequence[int]]: ...
+
+
+def model_file_dict(
+    name: str, model: SegmentationModel, dataset: Labelled, info: Mapping[str, object] | None = None
+) -> ModelFile:
+    """A checkpoint that needs no flags to be used, with a copy of the weights."""
+    return {
+        "format": FORMAT,
+        "model": name,
+        "model_args": dict(model.model_args),
+        "class_names": [str(name) for name in dataset.class_names],
+        "palette": [[int(value) for value in colour] for colour in dataset.palette],
+        "mean": list(MEAN),
+        "std": list(STD),
+        "state_dict": {key: value.detach().to("cpu", copy=True) for key, value in model.state_dict().items()},
+        "info": dict(info or {}),
+    }
+
+
+def check_model_file(content: Mapping, path: str | Path, models: Mapping[str, object]) -> ModelFile:
+    """``content`` itself, if it has every entry of a `ModelFile`, each of its kind, and its model is one of ``models``.
+
+    Raises:
+        UserError: naming ``path`` and what is wrong.
+    """
+    kinds = {key: get_origin(kind) or kind for key, kind in get_type_hints(ModelFile).items()}
+    faulty = [key for key, kind in kinds.items() if not isinstance(content.get(key), kind)]
+    if faulty:
+        raise UserError(f"{path}: not a checkpoint of this project ({', '.join(faulty)} missing or of another kind)")
+    checkpoint = cast(ModelFile, content)
+    if checkpoint["format"] > FORMAT:
+        raise UserError(f"{path}: written by a newer version of this project (format {checkpoint['format']})")
+    try:
+        choose(models, checkpoint["model"], "model")
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    names, palette = checkpoint["class_names"], checkpoint["palette"]
+    if not names or len(palette) < len(names) or not all(isinstance(key, str) for key in checkpoint["model_args"]):
+        raise UserError(f"{path}: damaged: {len(names)} class names, {len(palette)} colours")
+    if not all(isinstance(name, str) for name in names) or not all(_is_colour(colour) for colour in palette):
+        raise UserError(f"{path}: damaged: a class name that is no text, or a colour that is not three of 0..255")
+    numbers = [*checkpoint["mean"], *checkpoint["std"]]
+    if len(numbers) != 6 or not all(isinstance(value, float | int) and math.isfinite(value) for value in numbers):
+        raise UserError(f"{path}: damaged: mean and std must be three numbers each")
+    return checkpoint
+
+
+def _is_colour(value: object) -> bool:
+    return (
+        isinstance(value, list | tuple)
+        and len(value) == 3
+        and all(isinstance(part, int) and 0 <= part <= 255 for part in value)
+    )
