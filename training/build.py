@@ -9,6 +9,7 @@ import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import nn
@@ -93,7 +94,7 @@ class Data:
 
     def loader(self, stage: Stage, args: Arguments, device: torch.device) -> DataLoader:
         """This rank's batches of an epoch of the stage; set the sampler's epoch before each pass."""
-        self.train_set.transform = TrainTransform(stage.crop_size, args.scale_range)
+        self.train_set.transform = TrainTransform(stage.crop_size, _scale(args))
         return DataLoader(
             self.train_set,
             batch_size=stage.batch_size // distributed.world_size(),
@@ -105,6 +106,11 @@ class Data:
             worker_init_fn=ignore_stop_signals if args.workers else None,
             generator=torch.Generator(),  # its own: making an iterator leaves the global one alone
         )
+
+
+def _scale(args: Arguments) -> tuple[float, float]:
+    low, high = args.scale_range
+    return low, high
 
 
 def build_data(args: Arguments, *, resumed: bool) -> Data:
@@ -162,7 +168,8 @@ class Models:
         """Set what is trained in the stage."""
         self.student.backbone.requires_grad_(not stage.frozen)
         model = distributed.wrap(self.model, device)
-        self.distiller.model = torch.compile(model) if compiled else model
+        # A compiled module is a module, though torch.compile's annotation says no more than that it can be called.
+        self.distiller.model = cast(nn.Module, torch.compile(model)) if compiled else model
 
     def train(self, stage: Stage) -> None:
         """Training mode, as far as the stage trains."""
@@ -206,7 +213,7 @@ def _make_teacher(args: Arguments, recipe: Recipe, data: Data, device: torch.dev
     train_set = copy.copy(data.train_set)
     model = load_teacher(args.teacher, train_set.num_classes, args.teacher_weights, train_set.class_names)
     if args.cache_teacher:
-        train_set.transform = TrainTransform(args.crop_size, args.scale_range)
+        train_set.transform = TrainTransform(args.crop_size, _scale(args))
         cached = open_teacher_cache(
             args.cache_dir,
             model,

@@ -25,7 +25,6 @@ from basics.errors import UserError
 from basics.files import lock_folder
 from basics.signals import Stopped, StopSignal
 from kd.distiller import Recipe
-from networks.cost import count_parameters
 from scoring.protocol import Evaluation, evaluate_model
 from scoring.tables import lab_score
 from training.arguments import Arguments
@@ -272,7 +271,8 @@ class Trainer:
 
     def write_report(self) -> None:
         """Write report.txt and say where everything is."""
-        progress, parameters, val_set = self.progress, count_parameters(self.student), self.data.val_set
+        progress, val_set = self.progress, self.data.val_set
+        parameters = sum(parameter.numel() for parameter in self.student.parameters())
         score = lab_score(progress.best_miou, parameters)
         protocol = f"{val_set.name}/{val_set.split}"
         self.log.write_report(report_sections(progress, self.log.rows(), parameters, score, protocol))
