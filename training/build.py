@@ -162,7 +162,9 @@ class Models:
         """Set what is trained in the stage."""
         self.student.backbone.requires_grad_(not stage.frozen)
         model = distributed.wrap(self.model, device)
-        self.distiller.model = torch.compile(model) if compiled else model
+        # A stage has one size. Left to find that out, the second stage's would be free, and the modulo in the student's
+        # dilated convolutions is then more than PyTorch can compile.
+        self.distiller.model = torch.compile(model, dynamic=False) if compiled else model
 
     def train(self, stage: Stage) -> None:
         """Training mode, as far as the stage trains."""
