@@ -15,7 +15,7 @@ import torch
 import zoo
 from basics.checkpoint import load_file
 from dataset import build_dataset
-from deploy.exported import load_exported
+from deploy.formats import load_exported
 from kd.distiller import Recipe
 from kd.teacher_cache import open_teacher_cache
 from tests.conftest import ROOT
