@@ -33,7 +33,7 @@ from segdata.check import check_layout
 from segdata.decode_cache import DecodeCache, open_cache
 from segdata.demo import find_demo
 from segdata.layouts import Layout, find_ade20k, find_folder, find_voc
-from segdata.reading import check_labels, check_sizes, read_image, read_mask
+from segdata.reading import check_sizes, read_image
 from segdata.sampler import EpochSampler, seeded
 from segdata.setup import set_up
 from segdata.stats import count_classes, frequency_table, save_stats
@@ -137,10 +137,8 @@ class SegmentationDataset(Dataset[dict]):
         path = self.mask_path(index)
         if path is None:
             return image, torch.full(image.shape[1:], VOID, dtype=torch.uint8)
-        mask = read_mask(path)
+        mask = self.layout.read_labels(path)
         check_sizes(image, mask, self.image_path(index), path)
-        mask = self.layout.to_labels(mask)
-        check_labels(mask, self.num_classes, path)
         return image, torch.from_numpy(mask)
 
 

@@ -131,8 +131,7 @@ def evaluate_model(
     was_training = model.training
     model.eval()
     loader = _make_loader(dataset, device, batch_size, workers)
-    confusion = ConfusionMatrix(dataset.num_classes, device)
-    loss_sum = torch.zeros((), dtype=exact_dtype(device), device=device)
+    counts = _Counts(dataset.num_classes, device)
     seconds_per_image: list[float] = []
     quiet = not (progress and distributed.is_main())
     for batch in tqdm(loader, desc=f"evaluate {dataset.split}", leave=False, disable=quiet or None, unit="batch"):
@@ -146,27 +145,44 @@ def evaluate_model(
             logits = model(images).float()
         synchronize(device)
         seconds_per_image += [(time.perf_counter() - start) / len(images)] * len(images)
-        # Summed apart: on a GPU the sum inside cross_entropy adds in any order (--deterministic).
-        pixels = F.cross_entropy(logits, mask, ignore_index=VOID, reduction="none")
-        loss_sum += pixels.sum()
-        # max(1) gives the same indices as argmax(1), several times faster on the CPU.
-        prediction = logits.max(1)[1]
-        confusion.update(prediction, mask)
+        prediction = counts.add(logits, mask)
         if watcher is not None:
             watcher.update(batch["index"], prediction)
     model.train(was_training)
     if stop is not None and stop.poll():
         raise Stopped
-    distributed.add_up(confusion.matrix)
-    distributed.add_up(loss_sum)
-    scores = confusion.scores()
+    scores, loss = counts.of_all_ranks()
     return Evaluation(
         scores=scores,
-        loss=loss_sum.item() / max(scores.pixels, 1),
+        loss=loss,
         # A rank has no image at all where there are more ranks than batches.
         ms_per_image=1000 * statistics.median(seconds_per_image[WARMUP_IMAGES:] or seconds_per_image or [math.nan]),
         protocol=f"{dataset.name}/{dataset.split}, {len(dataset)} images: {PROTOCOL}",
     )
+
+
+class _Counts:
+    """Confusion matrix and sum of the cross-entropy over what was seen of a split."""
+
+    def __init__(self, num_classes: int, device: torch.device):
+        self.confusion = ConfusionMatrix(num_classes, device)
+        self.loss_sum = torch.zeros((), dtype=exact_dtype(device), device=device)
+
+    def add(self, logits: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Take in logits (N, C, H, W) and mask (N, H, W); returns the prediction (N, H, W)."""
+        # Summed apart: on a GPU the sum inside cross_entropy adds in any order (--deterministic).
+        self.loss_sum += F.cross_entropy(logits, mask, ignore_index=VOID, reduction="none").sum()
+        # max(1) gives the same indices as argmax(1), several times faster on the CPU.
+        prediction = logits.max(1)[1]
+        self.confusion.update(prediction, mask)
+        return prediction
+
+    def of_all_ranks(self) -> tuple[Scores, float]:
+        """The scores, and the mean loss of a labelled pixel; all ranks must call it."""
+        distributed.add_up(self.confusion.matrix)
+        distributed.add_up(self.loss_sum)
+        scores = self.confusion.scores()
+        return scores, self.loss_sum.item() / max(scores.pixels, 1)
 
 
 def _make_loader(dataset: SegmentationDataset, device: torch.device, batch_size: int, workers: int) -> DataLoader:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import ParamSpec, TypeVar
 
 from segdata.layouts import Layout
 from segdata.parallel import map_in_order
-from segdata.reading import DataError, check_labels, check_sizes, read_image, read_mask
+from segdata.reading import DataError, check_sizes, read_image, read_mask
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -65,9 +66,10 @@ def check_pair(image_path: Path, mask_path: Path | None, layout: Layout) -> list
     image = _attempt(faults, read_image, image_path)
     if mask_path is None:
         return faults
-    mask = _attempt(faults, read_mask, mask_path)
-    if mask is not None:
-        _attempt(faults, check_labels, layout.to_labels(mask), len(layout.class_names), mask_path)
+    mask = _attempt(faults, layout.read_labels, mask_path)
+    if mask is None:
+        with contextlib.suppress(DataError):  # wrong labels: its size can be compared all the same
+            mask = read_mask(mask_path)
     if image is not None and mask is not None:
         _attempt(faults, check_sizes, image, mask, image_path, mask_path)
     return faults

@@ -9,7 +9,7 @@ import numpy as np
 
 from basics.batch import VOID
 from segdata.palettes import Color, distinct_palette, voc_palette
-from segdata.reading import DataError
+from segdata.reading import DataError, check_labels, read_mask
 
 VOC_CLASSES = [
     "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
@@ -59,10 +59,17 @@ class Layout:
     split_lists: dict[str, Path] = field(default_factory=dict)
     reduce_zero_label: bool = False
 
-    def to_labels(self, stored: np.ndarray) -> np.ndarray:
-        """Class numbers and 255 from the values ``stored`` (uint8) in a mask file."""
-        # 0 - 1 wraps round to 255 in uint8, which is void: just what a reduced zero label means.
-        return stored - np.uint8(1) if self.reduce_zero_label else stored
+    def read_labels(self, path: Path) -> np.ndarray:
+        """The labels in a mask file, uint8 (H, W): classes 0..C-1 and 255.
+
+        Raises:
+            DataError: the file is no mask, or a value in it is neither a class nor void.
+        """
+        labels = read_mask(path)
+        if self.reduce_zero_label:
+            labels = labels - np.uint8(1)  # 0 - 1 wraps round to 255 in uint8: void, as a reduced zero label means
+        check_labels(labels, len(self.class_names), path)
+        return labels
 
     def splits(self) -> list[str]:
         """The names of the splits that are there, `train` and `val` first."""

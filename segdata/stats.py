@@ -17,7 +17,7 @@ from basics.text import csv_text, text_table
 from segdata.layouts import Layout
 from segdata.palettes import Color
 from segdata.parallel import map_in_order
-from segdata.reading import DataError, check_labels, read_mask
+from segdata.reading import DataError
 
 MAX_WEIGHT = 10.0  # a class seen in a handful of pixels would otherwise drown all others
 COLUMNS = ("class", "name", "pixels", "pixel_share", "images", "image_share", "weight")
@@ -83,9 +83,7 @@ def count_classes(layout: Layout, split: str) -> ClassStats:
     num_classes = len(layout.class_names)
 
     def count(path: Path) -> np.ndarray:
-        labels = layout.to_labels(read_mask(path))
-        check_labels(labels, num_classes, path)
-        return np.bincount(labels.reshape(-1), minlength=VOID + 1)
+        return np.bincount(layout.read_labels(path).reshape(-1), minlength=VOID + 1)
 
     pixels, images = np.zeros(VOID + 1, np.int64), np.zeros(VOID + 1, np.int64)
     for counts in map_in_order(count, masks, desc=f"counting classes in {split}", total=len(masks)):

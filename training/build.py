@@ -168,8 +168,9 @@ class Models:
         """Set what is trained in the stage."""
         self.student.backbone.requires_grad_(not stage.frozen)
         model = distributed.wrap(self.model, device)
-        # A stage has one size. PyTorch would leave the second stage's open, and for an open size it cannot compile the
-        # modulo in the student's dilated convolutions. The cast: a module comes back, but is not annotated as one.
+        # A stage has one size. Left to find that out, the second stage's would be free, and the modulo in the student's
+        # dilated convolutions is then more than PyTorch can compile. (The result is a module, though the annotation of
+        # torch.compile says no more than that it can be called.)
         self.distiller.model = cast(nn.Module, torch.compile(model, dynamic=False)) if compiled else model
 
     def train(self, stage: Stage) -> None:
