@@ -189,6 +189,8 @@ def check_files(plan: Plan) -> None:
     args = plan.args
     for split in (args.train_split, args.val_split):
         dataset = build_dataset(args.dataset, args.data_dir, split)
+    for run in plan.runs:
+        make_recipe(run.args).require_classes(dataset.num_classes)
     for name in plan.report.classes:
         choose(dict.fromkeys(dataset.class_names), name, f"class in {plan.path}: [report] classes:")
     weights = {args.student_weights, *(run.args.teacher_weights for run in plan.runs if run.needs_teacher)}
