@@ -203,5 +203,5 @@ def check_classes(label: str, class_names: Sequence[str], dataset: SegmentationD
         raise UserError(
             f"{label} was trained for {len(class_names)} classes ({', '.join(class_names[:3])}, ...), "
             f"the data set {dataset.name} has {dataset.num_classes} ({', '.join(dataset.class_names[:3])}, ...): "
-            "give the --dataset and --data-dir it was trained on"
+            "give the --dataset, --data-dir and --classes it was trained on"
         )

@@ -146,8 +146,8 @@ class MadeFrom:
         refuse_changes(arguments, self.arguments, str(path))
         if saved.get("images") != self.images:
             raise UserError(
-                f"{path} was made with other images in the split {self.arguments['train_split']}: "
-                "bring the list back, or pass --allow-changed"
+                f"{path} was made with other images in the split {self.arguments['train_split']}, or with masks that "
+                "meant something else: bring the list back, and the class list, or pass --allow-changed"
             )
         files = saved.get("weight_files")
         teacher = files.get("teacher") if isinstance(files, dict) else None
