@@ -204,5 +204,5 @@ def check_classes(label: str, class_names: Sequence[str], dataset: SegmentationD
         raise UserError(
             f"{label} was trained for {list_classes(class_names)}, the data set {dataset.name} has "
             f"{list_classes(dataset.class_names)} ({class_difference(class_names, dataset.class_names)}): "
-            "give the --dataset and --data-dir it was trained on"
+            "give the --dataset, --data-dir and --classes it was trained on"
         )

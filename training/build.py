@@ -20,7 +20,7 @@ from basics.checkpoint import file_sha256
 from basics.errors import UserError
 from basics.files import remove_stale
 from basics.signals import ignore_stop_signals
-from dataset import EpochSampler, SegmentationDataset, build_dataset
+from dataset import EpochSampler, SegmentationDataset, build_split
 from deploy.quantized import FakeQuantModel
 from kd.distiller import DistilledStudent, Distiller, LiveTeacher, Recipe, Teacher
 from kd.teacher_cache import open_teacher_cache
@@ -122,11 +122,12 @@ def build_data(args: Arguments, *, resumed: bool) -> Data:
     """
     with distributed.main_first():  # it fills the decoded cache
         decode_cache = None if args.dry_run else args.decode_cache
-        train_set = build_dataset(args.dataset, args.data_dir, args.train_split, decode_cache=decode_cache)
-    val_set = build_dataset(args.dataset, args.data_dir, args.val_split)
+        train_set = build_split(args, args.train_split, decode_cache)
+    val_set = build_split(args, args.val_split)
     train_set.require_masks()
     val_set.require_masks()
-    images, val_images = fingerprint(train_set.ids), fingerprint(val_set.ids)
+    images = fingerprint([*train_set.ids, *map(str, train_set.layout.labels.key)])
+    val_images = fingerprint([*val_set.ids, *map(str, val_set.layout.labels.key)])
     seen = distributed.gather((images, val_images, train_set.class_names, resumed))
     if any(other != seen[0] for other in seen):
         raise UserError("the processes see different files: --data-dir and --output-dir must be shared by all")

@@ -23,7 +23,7 @@ from basics.device import check_amp, pick_device
 from basics.errors import UserError
 from basics.files import free_bytes, nearest, require_room
 from basics.memory import explain_memory, free_memory
-from dataset import SegmentationDataset, build_dataset
+from dataset import SegmentationDataset, build_split
 from networks.weights import read_weights
 from segdata.decode_cache import check_room, room_needed
 from segdata.transforms import TrainTransform
@@ -84,7 +84,7 @@ def examine(args: Arguments) -> int:
         findings.look("device", check_device, device, args.amp)
     splits = {}
     for role, split in (("train", args.train_split), ("val", args.val_split)):
-        dataset = splits[role] = findings.look("data", build_dataset, args.dataset, args.data_dir, split)
+        dataset = splits[role] = findings.look("data", build_split, args, split)
         if dataset is not None:
             findings.look("data", check_samples, dataset, crop_size if role == "train" else None)
     train_set = splits["train"]

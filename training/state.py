@@ -162,8 +162,8 @@ class MadeFrom:
         for key, own, option in (("images", self.images, "train_split"), ("val_images", self.val_images, "val_split")):
             if saved.get(key, own) != own:
                 raise UserError(
-                    f"{path} was made with other images in the split {self.arguments[option]}: "
-                    "bring the list back, or pass --allow-changed"
+                    f"{path} was made with other images in the split {self.arguments[option]}, or with masks that "
+                    "meant something else: bring the list back, and the class list, or pass --allow-changed"
                 )
         files = saved.get("weight_files")
         for role, option in (("teacher", "teacher_weights"), ("class weights", "class_weights")):
