@@ -30,8 +30,10 @@ from torch.utils.data import Dataset
 from basics.batch import VOID
 from basics.errors import UserError, choose, run_cli
 from segdata.check import check_layout
+from segdata.coco import find_coco
 from segdata.decode_cache import DecodeCache, open_cache
 from segdata.demo import find_demo
+from segdata.labelme import find_labelme
 from segdata.layouts import Layout, find_ade20k, find_folder, find_voc
 from segdata.reading import check_sizes, read_image
 from segdata.sampler import EpochSampler, seeded
@@ -54,6 +56,8 @@ DATASETS: dict[str, Callable[[Path], Layout]] = {
     "folder": find_folder,
     "demo": find_demo,
     "ade20k": find_ade20k,
+    "coco": find_coco,
+    "labelme": find_labelme,
 }
 
 
