@@ -27,9 +27,11 @@ from segdata.annotations import (
     as_size,
     check_class_names,
     read_json,
+    same_name,
     settle_pictures,
     split_in,
     split_of_folders,
+    telling_folders,
 )
 from segdata.layouts import Layout
 from segdata.polygons import VAL_SHARE, open_layout
@@ -92,9 +94,14 @@ def find_files(root: Path) -> list[Path]:
     """The annotation files of a data set: in ``annotations/``, else in the folders of splits, else in ``root``."""
     if not root.is_dir():
         return []
-    folders = sorted(path for path in root.iterdir() if path.is_dir() and split_in(path.name))
-    nested = [folder / name for folder in folders for name in (".", "annotations", "labels")]
-    for places in ([root / "annotations"], nested, [root], [root / "labels"]):
+
+    def with_splits(folder: Path) -> list[Path]:
+        below = sorted(folder.iterdir()) if folder.is_dir() else []
+        return [folder, *(path for path in below if path.is_dir() and split_in(path.name))]
+
+    annotations, labels, splits = with_splits(root / "annotations"), with_splits(root / "labels"), with_splits(root)[1:]
+    nested = [folder / name for folder in splits for name in (".", "annotations", "labels")]
+    for places in (annotations, nested, [root], labels):
         found = [path for place in places for path in _files_in(place)]
         if found:
             return found
@@ -376,11 +383,13 @@ def _picture_folders(file: AnnotationFile, root: Path) -> Iterator[Path]:
 def _matches(name: tuple[str, ...], split: str | None, pictures: Pictures, root: Path) -> list[Path]:
     """The files that ``name`` may mean: no folder contradicts it, and none is that of another split."""
     above = pictures.root.relative_to(root).parts
+    said = [same_name(part) for part in telling_folders(name[:-1])]
 
     def fits(parts: tuple[str, ...]) -> bool:
-        shared = min(len(parts), len(name))
+        folders = [same_name(part) for part in telling_folders(parts[:-1])]
+        shared = min(len(folders), len(said))
         other = split_of_folders((*above, *parts[:-1])) if split in SPLIT_WORDS else None
-        return parts[-shared:] == name[-shared:] and other in (None, split)
+        return folders[len(folders) - shared :] == said[len(said) - shared :] and other in (None, split)
 
     matches = pictures.find(name[-1], fits)
     exact = [path for path in matches if path == pictures.root.joinpath(*name)]
