@@ -208,8 +208,9 @@ def settle_pictures(pictures: Sequence[Picture], root: Path, faults: Findings) -
             origins[picture.path] = picture.origin
         names = []
         for picture in members:
-            parts = Path(os.path.relpath(picture.path, root)).parts
-            names.append("/".join((*telling_folders(parts[:-1]), parts[-1])))
+            inside = picture.path.is_relative_to(root)
+            folders = picture.path.relative_to(root).parts[:-1] if inside else ()
+            names.append("/".join((*telling_folders(folders), picture.path.name)))
         for picture, name in zip(members, unique_ids(names), strict=True):
             picture.id = name
 

@@ -6,6 +6,7 @@ since the format knows no order. `iscrowd` regions are void.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -373,10 +374,10 @@ def _picture_folders(file: AnnotationFile, root: Path) -> Iterator[Path]:
             yield parent
     bases = [base for name in (".", *PICTURE_FOLDERS[:-1]) if (base := root / name).is_dir()]
     if file.split in SPLIT_WORDS:
-        stem = file.path.stem.lower()
+        words = re.split("[^a-z0-9]+", file.path.stem.lower())
         folders = [path for base in bases for path in base.iterdir() if split_in(path.name) == file.split]
         # instances_train2017.json means train2017/ rather than train/
-        yield from sorted(filter(Path.is_dir, folders), key=lambda path: (path.name.lower() not in stem, path))
+        yield from sorted(filter(Path.is_dir, folders), key=lambda path: (path.name.lower() not in words, path))
     yield from (*bases[1:], bases[0])
 
 

@@ -267,13 +267,10 @@ def _renamed(home: Path, folder: Path) -> Iterator[Path]:
         made = temporary / "masks"  # the outer folder is closed to other users, which the masks need not be
         made.mkdir()
         yield made
-        try:
-            if folder.exists():  # damaged, or of another version
-                folder.rename(temporary / "old")
+        if _load(folder) is None:  # otherwise another process was quicker, with the same masks
+            with contextlib.suppress(FileNotFoundError):
+                folder.rename(temporary / "old")  # damaged, or of another version
             made.rename(folder)
-        except OSError:
-            if _load(folder) is None:  # otherwise another process was quicker, with the same masks
-                raise
     except OSError as error:
         raise UserError(
             f"masks cannot be written in {home}: {error.strerror or error}; free some space or name another place"

@@ -15,6 +15,7 @@ from PIL import Image
 
 from basics.errors import UserError
 from dataset import build_dataset
+from segdata.annotations import unique_ids
 from segdata.coco import find_coco
 from segdata.reading import DataError
 from tests.conftest import assert_one_line_error
@@ -220,6 +221,29 @@ def test_names_that_differ_in_capitals_alone_have_masks_of_their_own(tmp_path):
     assert sorted(int(layout.read_labels(path).sum()) for path in masks) == [0, 18]
 
 
+@pytest.mark.parametrize(
+    ("names", "ids"),
+    [
+        (["b.jpg", "a.png"], ["b", "a"]),
+        (["a/b.jpg", "b.jpg"], ["a__b", "b"]),
+        (["a.png", "a.jpg"], ["a.png", "a"]),
+        (["pA.jpg", "Pa.jpg"], ["pA.jpg", "Pa"]),
+        (["a.jpg", "A.jpg", "a.JPG"], ["a-2", "A", "a.JPG"]),
+        (["a.jpg", "a.jpg"], ["a", "a.jpg"]),
+        (["archive.tar.jpg", "archive.jpg"], ["archive.tar", "archive"]),
+    ],
+)
+def test_ids_are_names_and_differ_by_more_than_capitals(names, ids):
+    assert unique_ids(names) == ids
+
+
+def test_the_folder_of_the_files_year_goes_before_others(tmp_path):
+    forms(tmp_path, {"train": ["a.jpg"], "val": ["b.jpg"]}, "coco")
+    for folder in ("train", "train2014", "images/train"):
+        save_picture(tmp_path / folder / "a.jpg")
+    assert find_coco(tmp_path).files("train").images == [tmp_path / "train2017" / "a.jpg"]
+
+
 def test_a_name_without_its_folder_must_be_the_only_one(tmp_path):
     for folder in "ab":
         save_picture(tmp_path / "images" / folder / "001.jpg")
@@ -381,7 +405,7 @@ def test_splits_that_contradict_each_other_are_refused(tmp_path):
         save_picture(tmp_path / split / "a.jpg")
         content = document(["a.jpg"], [annotation(1, 7, box(0, 0, 3, 3))], categories)
         write(tmp_path / "annotations" / f"instances_{split}.json", content)
-    with pytest.raises(DataError, match="instances_val.json, category 7 .'dot', elsewhere 'crack'.: is another"):
+    with pytest.raises(DataError, match=r"instances_val\.json, category 7 .'dot', elsewhere 'crack'.: is another"):
         find_coco(tmp_path)
 
 
