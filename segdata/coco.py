@@ -35,13 +35,13 @@ from segdata.annotations import (
     telling_folders,
 )
 from segdata.layouts import Layout
-from segdata.polygons import VAL_SHARE, open_layout
+from segdata.polygons import open_layout
 from segdata.reading import DataError
 from segdata.shapes import Polygons, Runs, Shape
 
 ROOTS = (".", "coco", "coco2017")
 PICTURE_FOLDERS = ("images", "JPEGImages", "data", "imgs", "img", ".")
-USUAL_NAMES = ("coco", "annotations", "instances")  # one of these is in the name of a file among others
+USUAL_NAMES = ("coco", "annotations", "instances", "labels")  # of a file that is for many pictures
 
 
 @dataclass
@@ -73,7 +73,7 @@ class _Reading:
     listed: dict[Path, Pictures] = field(default_factory=dict)
 
 
-def find_coco(data_dir: Path, val_share: float = VAL_SHARE) -> Layout:
+def find_coco(data_dir: Path) -> Layout:
     """The data set of COCO annotations below ``data_dir``.
 
     Raises:
@@ -85,7 +85,7 @@ def find_coco(data_dir: Path, val_share: float = VAL_SHARE) -> Layout:
     for root in (data_dir / name for name in ROOTS):
         sources = find_files(root)
         if sources:
-            return open_layout("coco", root, sources, partial(read_coco, root, sources), val_share)
+            return open_layout("coco", root, sources, partial(read_coco, root, sources))
     raise DataError(
         f"{data_dir}: no COCO annotations there; looked for annotations/*.json, train/_annotations.coco.json and *.json"
     )
@@ -104,17 +104,21 @@ def find_files(root: Path) -> list[Path]:
     nested = [folder / name for folder in splits for name in (".", "annotations", "labels")]
     for places in (annotations, nested, [root], labels):
         found = [path for place in places for path in _files_in(place)]
+        # Beside a split's pictures there may be a file for each picture, too.
+        found = [path for path in found if places is not nested or _is_named(path)] or found
         if found:
             return found
     return []
 
 
 def _files_in(folder: Path) -> list[Path]:
-    """All ``*.json`` of a folder; of many those alone whose names say what they are."""
     files = sorted(path for path in folder.glob("*.json") if not path.name.startswith("."))
     instances = [path for path in files if path.name.startswith("instances_")]  # COCO: beside captions and keypoints
-    named = [path for path in files if any(name in path.name.lower() for name in USUAL_NAMES) or split_in(path.stem)]
-    return instances or named or files
+    return instances or files
+
+
+def _is_named(path: Path) -> bool:
+    return any(name in path.name.lower() for name in USUAL_NAMES) or split_in(path.stem) is not None
 
 
 def read_coco(root: Path, paths: Sequence[Path]) -> Annotations:

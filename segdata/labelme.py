@@ -42,7 +42,7 @@ from segdata.annotations import (
 from segdata.layouts import Layout, read_class_names
 from segdata.parallel import map_in_order
 from segdata.pictures import PICTURE_SUFFIXES as SUFFIXES
-from segdata.polygons import VAL_SHARE, elsewhere, open_layout, writable_home
+from segdata.polygons import elsewhere, open_layout, writable_home
 from segdata.reading import DataError
 from segdata.shapes import Bitmap, Circle, Polygons, Shape
 
@@ -71,7 +71,7 @@ class AnnotationFile:
     remarks: Findings
 
 
-def find_labelme(data_dir: Path, val_share: float = VAL_SHARE) -> Layout:
+def find_labelme(data_dir: Path) -> Layout:
     """The data set of LabelMe files in ``data_dir`` and its subfolders.
 
     Raises:
@@ -93,7 +93,6 @@ def find_labelme(data_dir: Path, val_share: float = VAL_SHARE) -> Layout:
         root,
         [*paths, class_list],
         lambda: to_annotations(root, files or read_files(paths), class_list),
-        val_share,
     )
 
 

@@ -23,20 +23,23 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from basics.errors import UserError
 from basics.files import write_text
 from segdata.annotations import Annotations, Listings
-from segdata.layouts import USUAL_SPLITS, Layout, SplitFiles
+from segdata.layouts import Layout, SplitFiles
 from segdata.palettes import distinct_palette
 from segdata.rasterizing import draw_masks, embedded_name, mask_name
 from segdata.reading import DataError
 
 FORMAT = 1
+ABOUT = {"stamps", "class_names", "remarks", "pictures"}
 VAL_SHARE = 0.2
+FIRST_SPLITS = ("train", "val", "test")
+POOL = "default"  # what tools call a split where there is none
 ELSEWHERE = Path("data/converted")
 STALE_SECONDS = 86400  # an unfinished folder that is older belongs to a process that was killed
 
@@ -48,32 +51,60 @@ class AnnotatedLayout(Layout):
     Attributes:
         drawn: folder of the masks.
         pairs: by split, all its pictures and their masks; None instead of masks where it is not annotated.
+        split_ids: names of pictures by split, where the annotations don't say which split they belong to.
+        remarks: what was found when the masks were drawn.
     """
 
     drawn: Path = Path()
     pairs: dict[str, SplitFiles] = field(default_factory=dict)
+    split_ids: dict[str, list[str]] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)
 
     def splits(self) -> list[str]:
-        first = [name for name in USUAL_SPLITS if name in self.pairs]
-        return first + sorted(set(self.pairs) - set(first))
+        names = {*self.pairs, *self.split_ids, *self.split_lists}
+        if "train" in names:
+            names.discard(POOL)  # parted
+        first = [name for name in FIRST_SPLITS if name in names]
+        return first + sorted(names - set(first))
 
     def scan(self, split: str) -> tuple[SplitFiles, list[str]]:
-        if split not in self.pairs:
+        if split not in self.splits():
             known = ", ".join(self.splits()) or "none"
             raise DataError(f"{self.root}: no split {split!r} in the annotations; splits there: {known}")
-        files, listings = self.pairs[split], Listings()
-        faults = [f"{self.root}: the split {split!r} is empty"] if not files.ids else []
+        faults: list[str] = []
+        files, listings = self._members(split, faults), Listings()
+        if not files.ids:
+            faults.append(f"{self.root}: the split {split!r} is empty")
         whole = [listings.has(path) for path in files.images]
-        faults += _count_missing(
-            files.images, whole, f"put them back, or delete {self.drawn} to have them looked for anew"
-        )
+        remedy = f"put them back, or delete {self.drawn} to have them looked for anew"
+        faults += _count_missing(files.images, whole, remedy)
         if files.masks:
             there = [listings.has(path) for path in files.masks]
             faults += _count_missing(files.masks, there, f"delete {self.drawn} to have the masks drawn anew")
             whole = [image and mask for image, mask in zip(whole, there, strict=True)]
-        kept = [index for index, complete in enumerate(whole) if complete]
-        masks = [files.masks[index] for index in kept] if files.masks is not None else None
-        return SplitFiles([files.ids[index] for index in kept], [files.images[index] for index in kept], masks), faults
+        return _chosen(files, [index for index, complete in enumerate(whole) if complete]), faults
+
+    def _members(self, split: str, faults: list[str]) -> SplitFiles:
+        """The pictures of a split: those that a list names, or those that the annotations give it."""
+        if split in self.split_lists:
+            names = self.split_lists[split].read_text(encoding="utf-8").split("\n")
+        elif split in self.split_ids:
+            names = self.split_ids[split]
+        else:
+            return self.pairs[split]
+        pool = self.pairs.get(POOL) or self.pairs["train"]
+        places = {name: index for index, name in enumerate(pool.ids)}
+        unknown = [name for name in names if name and name not in places]
+        if unknown:
+            more = f" (and {len(unknown) - 1:,} more)" * (len(unknown) > 1)
+            faults.append(f"{self.root}: {unknown[0]} is listed in the split {split!r}, but not annotated{more}")
+        return _chosen(pool, [places[name] for name in names if name in places])
+
+
+def _chosen(files: SplitFiles, kept: Sequence[int]) -> SplitFiles:
+    """The files at these places."""
+    masks = None if files.masks is None else [files.masks[index] for index in kept]
+    return SplitFiles([files.ids[index] for index in kept], [files.images[index] for index in kept], masks)
 
 
 def _count_missing(paths: Sequence[Path], there: Sequence[bool], remedy: str) -> list[str]:
@@ -82,32 +113,46 @@ def _count_missing(paths: Sequence[Path], there: Sequence[bool], remedy: str) ->
     return [f"{missing[0]}: no such file any more{more}; {remedy}"] if missing else []
 
 
-def split_by_chance(ids: Sequence[str], val_share: float = VAL_SHARE) -> set[str]:
-    """The ids that validate: the same for the same names, in whatever order; one at least, if there are two."""
+def with_split_by_chance(layout: AnnotatedLayout, share: float = VAL_SHARE) -> AnnotatedLayout:
+    """The layout with the splits train and val, if nothing says to which of them its pictures belong."""
+    ids = layout.pairs[POOL].ids if POOL in layout.pairs else []
+    if len(ids) < 2:
+        return layout
+    val = split_by_chance(ids, share)
+    return replace(layout, split_ids={"train": [name for name in ids if name not in val], "val": sorted(val)})
+
+
+def split_by_chance(ids: Sequence[str], share: float) -> set[str]:
+    """The ids that validate: the same for the same names, in whatever order; one at least."""
     ranked = sorted(ids, key=lambda name: hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest())
-    return set(ranked[: max(1, round(val_share * len(ids))) if len(ids) > 1 else 0])
+    return set(ranked[: max(1, round(share * len(ids)))])
 
 
-def open_layout(
-    name: str, root: Path, sources: Sequence[Path], read: Callable[[], Annotations], val_share: float = VAL_SHARE
-) -> Layout:
+def open_layout(name: str, root: Path, sources: Sequence[Path], read: Callable[[], Annotations]) -> Layout:
     """The data set whose annotations are ``sources``; its masks are drawn first if there are none of just these.
 
     Args:
         name: of the format.
         read: reads the sources; called if masks are to be drawn.
-        val_share: of the pictures that no annotation file or folder gives a split.
 
     Raises:
         UserError: an annotation or a picture is faulty, or nothing can be written.
     """
+    folder, about = _drawn(name, root, sources, read)
+    return with_split_by_chance(_make_layout(name, root, folder, about))
+
+
+def _drawn(
+    name: str, root: Path, sources: Sequence[Path], read: Callable[[], Annotations]
+) -> tuple[Path, dict[str, Any]]:
+    """The folder of masks and what it says of itself."""
     stamps = _stamps(root, sources)
     homes = [root, elsewhere(root)]
     for home in homes:
         for folder in sorted(home.glob(f".masks-{name}-*")):
             about = _load(folder)
             if about is not None and about["stamps"] == stamps:
-                return _make_layout(name, root, folder, about, val_share)
+                return folder, about
     # Copied or touched since: the contents decide.
     digest = _digest(name, root, sources)
     for home in homes:
@@ -116,14 +161,13 @@ def open_layout(
         if about is not None:
             with contextlib.suppress(UserError):  # read-only: it is found by its contents again
                 _write_json(folder / "about.json", about | {"stamps": stamps})
-            return _make_layout(name, root, folder, about, val_share)
+            return folder, about
     annotations = read()
     home = writable_home(root)
     folder = home / f".masks-{name}-{digest}"
     about = _convert(annotations, root, home, folder, stamps)
-    layout = _make_layout(name, root, folder, about, val_share)
-    _announce(annotations, layout, folder)
-    return layout
+    _announce(name, annotations, folder)
+    return folder, about
 
 
 def elsewhere(root: Path) -> Path:
@@ -138,11 +182,11 @@ def writable_home(root: Path) -> Path:
     Raises:
         UserError: neither can be.
     """
-    try:
+    with contextlib.suppress(OSError):
         tempfile.TemporaryFile(dir=root).close()
-        return root
-    except OSError:
-        home = elsewhere(root)
+        if root.stat().st_mode & 0o222:  # the administrator respects what is marked as read-only, too
+            return root
+    home = elsewhere(root)
     try:
         home.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -189,7 +233,7 @@ def _load(folder: Path) -> dict[str, Any] | None:
     """What a folder of masks says of itself, or None where it is none of ours or of another version."""
     try:
         about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
-        return about if about["format"] == FORMAT and {"stamps", "class_names", "pictures"} <= about.keys() else None
+        return about if about["format"] == FORMAT and about.keys() >= ABOUT else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
@@ -198,37 +242,39 @@ def _write_json(path: Path, content: object) -> None:
     write_text(path, json.dumps(content) + "\n")
 
 
-def _make_layout(name: str, root: Path, folder: Path, about: dict[str, Any], val_share: float) -> Layout:
+def _make_layout(name: str, root: Path, folder: Path, about: dict[str, Any]) -> AnnotatedLayout:
     """The layout that the drawn masks in ``folder`` make; the one place that does."""
     by_split: dict[str | None, list[tuple[str, Path, Path | None]]] = {}
     for split, picture_id, image, embedded, mask in about["pictures"]:
         path = folder / image if embedded else root / image
         by_split.setdefault(split, []).append((picture_id, path, folder / mask if mask is not None else None))
-    if list(by_split) == ["train"]:  # nothing to validate on
-        by_split = {None: by_split["train"]}
-    pool = by_split.pop(None, [])
-    if pool:
-        val = set() if "val" in by_split else split_by_chance([entry[0] for entry in pool], val_share)
-        by_split["train"] = [entry for entry in pool if entry[0] not in val]
-        if val:
-            by_split["val"] = [entry for entry in pool if entry[0] in val]
+    if None in by_split and "train" not in by_split:
+        by_split["train" if "val" in by_split else POOL] = by_split.pop(None)
     pairs = {}
     for name_of_split, entries in by_split.items():
         ids, images, masks = (list(column) for column in zip(*entries, strict=True))
         pairs[str(name_of_split)] = SplitFiles(ids, images, None if None in masks else masks)
     names = list(about["class_names"])
     return AnnotatedLayout(
-        name, root, names, distinct_palette(names), {None: root}, {None: folder}, drawn=folder, pairs=pairs
+        name,
+        root,
+        names,
+        distinct_palette(names),
+        image_folders={None: root},
+        mask_folders={None: folder},
+        drawn=folder,
+        pairs=pairs,
+        remarks=list(about["remarks"]),
     )
 
 
-def _announce(annotations: Annotations, layout: Layout, folder: Path) -> None:
+def _announce(name: str, annotations: Annotations, folder: Path) -> None:
     order = "smaller objects lie on top of larger ones" if annotations.smaller_on_top else "later shapes lie on top"
-    counted = ", ".join(f"{len(layout.scan(split)[0].ids):,} {split}" for split in layout.splits())
-    print(f"{layout.name}: masks drawn in {folder} ({counted}); where annotations overlap, {order}")
+    count = sum(picture.items is not None for picture in annotations.pictures)
+    print(f"{name}: {count:,} masks drawn in {folder}; where annotations overlap, {order}")
     for remark in annotations.remarks.lines():
         print(f"remark: {remark}")
-    older = [path.name for path in sorted(folder.parent.glob(f".masks-{layout.name}-*")) if path != folder]
+    older = [path.name for path in sorted(folder.parent.glob(f".masks-{name}-*")) if path != folder]
     if older:
         print(f"remark: masks of earlier annotations can be deleted: {', '.join(older)}")
 
@@ -250,9 +296,16 @@ def _convert(annotations: Annotations, root: Path, home: Path, folder: Path, sta
             ]
             for picture in sorted(annotations.pictures, key=lambda picture: picture.id)
         ]
-        about = {"format": FORMAT, "stamps": stamps, "class_names": annotations.class_names, "pictures": pictures}
+        remarks = annotations.remarks.lines()
+        about = {
+            "format": FORMAT,
+            "stamps": stamps,
+            "class_names": annotations.class_names,
+            "remarks": remarks,
+            "pictures": pictures,
+        }
         _write_categories(annotations, made / "categories.csv")
-        write_text(made / "remarks.txt", "".join(f"{line}\n" for line in annotations.remarks.lines()))
+        write_text(made / "remarks.txt", "".join(f"{line}\n" for line in remarks))
         _write_json(made / "about.json", about)
     return about
 

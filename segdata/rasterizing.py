@@ -21,12 +21,12 @@ TURNED = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
 
 def mask_name(picture: Picture) -> str:
     """Where the mask of ``picture`` lies within the folder of masks."""
-    return f"{picture.split or 'all'}/{picture.id}.png"
+    return f"{picture.split or 'default'}/{picture.id}.png"
 
 
 def embedded_name(picture: Picture) -> str:
     """The same for a picture that lay in its annotation file alone."""
-    return f"pictures/{picture.split or 'all'}/{picture.id}{picture.path.suffix}"
+    return f"pictures/{picture.split or 'default'}/{picture.id}{picture.path.suffix}"
 
 
 def _written(picture: Picture) -> list[str]:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from basics.errors import UserError
-from dataset import build_dataset
+from dataset import build_dataset, find_layout
 from segdata.annotations import unique_ids
 from segdata.coco import find_coco
 from segdata.reading import DataError
@@ -149,24 +149,27 @@ def test_a_picture_of_another_split_is_never_taken_for_a_missing_one(tmp_path, f
 
 
 def test_one_file_is_split_by_chance_and_always_the_same(simple):
-    layout = find_coco(simple)
+    layout = find_layout("coco", simple)
     train, val = layout.files("train").ids, layout.files("val").ids
     assert sorted(train + val) == ["p1", "p2", "p3", "p4", "p5"] and len(val) == 1
     shutil.move(simple, simple.with_name("elsewhere"))
-    again = find_coco(simple.with_name("elsewhere"))
+    again = find_layout("coco", simple.with_name("elsewhere"))
     assert again.files("val").ids == val
-    assert len(find_coco(simple.with_name("elsewhere"), val_share=0.6).files("val").ids) == 3
 
 
-def test_a_file_of_train_alone_is_split_and_a_labelled_test_stands_for_itself(tmp_path):
+def test_named_splits_stay_as_they_are(tmp_path):
     names = [f"{letter}.jpg" for letter in "abcdefghij"]
-    forms(tmp_path / "alone", {"train": names}, "roboflow")
-    layout = find_coco(tmp_path / "alone")
-    assert (len(layout.files("train").ids), len(layout.files("val").ids)) == (8, 2)
-    forms(tmp_path / "tested", {"train": names, "test": ["k.jpg"]}, "roboflow")
-    layout = find_coco(tmp_path / "tested")
+    forms(tmp_path, {"train": names, "test": ["k.jpg"]}, "roboflow")
+    layout = find_layout("coco", tmp_path)
     assert layout.splits() == ["train", "test"] and len(layout.files("train").ids) == 10
     assert layout.files("test").masks
+
+
+def test_a_file_without_a_split_trains_where_another_validates(tmp_path):
+    forms(tmp_path, {"train": ["a.jpg", "b.jpg"], "val": ["c.jpg"]}, "shared pictures")
+    (tmp_path / "annotations" / "train.json").rename(tmp_path / "annotations" / "mine.json")
+    layout = find_layout("coco", tmp_path)
+    assert (layout.files("train").ids, layout.files("val").ids) == (["a", "b"], ["c"])
 
 
 def test_a_test_split_without_annotations_has_no_masks(tmp_path):

@@ -175,7 +175,7 @@ def test_an_embedded_picture_stands_in_for_a_missing_one(tmp_path, suffix):
 def test_the_picture_beside_goes_before_the_embedded_one(tmp_path):
     annotate(tmp_path, "p", [shape("cat", box(0, 0, 3, 4))], data=base64.b64encode(b"what").decode())
     layout = find_labelme(tmp_path)
-    assert layout.files("train").images == [tmp_path / "p.jpg"]
+    assert layout.files("default").images == [tmp_path / "p.jpg"]
 
 
 @pytest.mark.parametrize(
