@@ -30,10 +30,12 @@ from torch.utils.data import Dataset
 from basics.batch import VOID
 from basics.errors import UserError, choose, run_cli
 from segdata.check import check_layout
+from segdata.coco import find_coco
 from segdata.decode_cache import DecodeCache, open_cache
 from segdata.demo import find_demo
 from segdata.folders import find_folder
 from segdata.given_classes import with_classes
+from segdata.labelme import find_labelme
 from segdata.layouts import Layout
 from segdata.published import find_ade20k, find_cityscapes, find_voc
 from segdata.reading import check_sizes, read_image
@@ -60,6 +62,8 @@ DATASETS: dict[str, Callable[[Path], Layout]] = {
     "demo": find_demo,
     "ade20k": find_ade20k,
     "cityscapes": find_cityscapes,
+    "coco": find_coco,
+    "labelme": find_labelme,
 }
 
 

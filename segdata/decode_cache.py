@@ -110,7 +110,10 @@ def _record_bytes(shape: Shape) -> int:
 
 
 def describe_sources(layout: Layout, files: SplitFiles) -> list[list]:
-    """Name, bytes and modification time of each source file, names relative to the root; and how masks are written."""
+    """Name, bytes and modification time of each source file, and how masks are written.
+
+    Files are named from the data set's root, if they lie there.
+    """
     paths = [*files.images, *(files.masks or [])]
     described = []
     for path in paths:
@@ -118,7 +121,8 @@ def describe_sources(layout: Layout, files: SplitFiles) -> list[list]:
             found = path.stat()
         except OSError as error:
             raise DataError(f"{path}: {error.strerror or error}") from None
-        described.append([path.relative_to(layout.root).as_posix(), found.st_size, found.st_mtime_ns])
+        name = path.relative_to(layout.root) if path.is_relative_to(layout.root) else path
+        described.append([name.as_posix(), found.st_size, found.st_mtime_ns])
     return described + layout.labels.key
 
 
