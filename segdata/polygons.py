@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from basics.errors import UserError
-from basics.files import write_text
+from basics.files import can_write, write_text
 from segdata.annotations import Annotations, Listings
 from segdata.layouts import Layout, SplitFiles
 from segdata.palettes import distinct_palette
@@ -92,7 +92,9 @@ class AnnotatedLayout(Layout):
         unknown = [name for name in names if name and name not in places]
         if unknown:
             more = f" (and {len(unknown) - 1:,} more)" * (len(unknown) > 1)
-            faults.append(f"{self.root}: {unknown[0]} is listed in the split {split!r}, but not annotated{more}")
+            faults.append(
+                f"{self.root}: {unknown[0]} is listed in the split {split!r} ({self.split_lists.get(split, 'by chance')}), but not annotated{more}"
+            )
         return _chosen(pool, [places[name] for name in names if name in places])
 
 
@@ -162,10 +164,8 @@ def writable_home(root: Path) -> Path:
     Raises:
         UserError: neither can be.
     """
-    with contextlib.suppress(OSError):
-        tempfile.TemporaryFile(dir=root).close()
-        if root.stat().st_mode & 0o222:  # the administrator respects what is marked as read-only, too
-            return root
+    if can_write(root):
+        return root
     home = elsewhere(root)
     try:
         home.mkdir(parents=True, exist_ok=True)

@@ -319,7 +319,7 @@ def test_crowds_are_void_and_said(tmp_path, capsys):
 
 
 def test_pictures_without_annotations_are_background(simple):
-    layout = find_coco(simple)
+    layout = find_layout("coco", simple)
     split = "val" if "p5" in layout.files("val").ids else "train"
     assert not mask_of(layout, split, "p5").any()
 

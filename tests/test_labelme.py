@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from basics.errors import UserError
-from dataset import build_dataset
+from dataset import build_dataset, find_layout
 from segdata.labelme import find_labelme
 from segdata.reading import DataError
 from tests.conftest import assert_one_line_error
@@ -72,7 +72,7 @@ def draw(root: Path, shapes, **options) -> np.ndarray:
 
 
 def test_files_beside_their_pictures(simple):
-    layout = find_labelme(simple)
+    layout = find_layout("labelme", simple)
     assert layout.class_names == ["background", "cat", "dog"]
     masks = both(layout)
     assert sorted(masks) == ["p1", "p2", "p3", "p4", "p5"] and len(layout.files("val").ids) == 1
@@ -164,7 +164,7 @@ def test_an_embedded_picture_stands_in_for_a_missing_one(tmp_path, suffix):
     data = base64.b64encode(content).decode()
     annotate(tmp_path, "q", [shape("cat", box(0, 0, 3, 4))])
     write(tmp_path / "p.json", document("gone.jpg", [shape("cat", box(0, 0, 5, 4))], data=data))
-    layout = find_labelme(tmp_path)
+    layout = find_layout("labelme", tmp_path)
     split = next(split for split in layout.splits() if "p" in layout.files(split).ids)
     files = layout.files(split)
     assert files.images[files.ids.index("p")].read_bytes() == content
@@ -384,7 +384,7 @@ def test_a_folder_of_nothing_says_what_is_missing(tmp_path, run_script):
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(path=st.lists(st.integers(0, 50), min_size=1, max_size=5), junk=JUNK, drop=st.booleans())
 def test_a_file_with_other_content_is_one_error_or_a_data_set(simple, path, junk, drop):
-    for folder in simple.glob(".masks-*"):
+    for folder in (*simple.glob(".masks-*"), *simple.glob("split_by_chance")):
         shutil.rmtree(folder)
     (simple / "classes.txt").unlink(missing_ok=True)
     shapes = [
