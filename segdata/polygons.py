@@ -92,8 +92,9 @@ class AnnotatedLayout(Layout):
         unknown = [name for name in names if name and name not in places]
         if unknown:
             more = f" (and {len(unknown) - 1:,} more)" * (len(unknown) > 1)
+            origin = self.split_lists.get(split, "by chance")
             faults.append(
-                f"{self.root}: {unknown[0]} is listed in the split {split!r} ({self.split_lists.get(split, 'by chance')}), but not annotated{more}"
+                f"{self.root}: {unknown[0]} is listed in the split {split!r} ({origin}), but not annotated{more}"
             )
         return _chosen(pool, [places[name] for name in names if name in places])
 
