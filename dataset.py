@@ -3,7 +3,8 @@
     python dataset.py                                    find (or extract) VOC 2012 and say what is there
     python dataset.py --download                         fetch it first
     python dataset.py --check                            read every file once and list all faults
-    python dataset.py --stats --train-split train_aug    class frequencies and weights, as CSV and PNG
+    python dataset.py --stats --train-split train_aug    class frequencies and weights, as CSV and PNG, and a sheet
+                                                         of images of each class with their labels
     python dataset.py --dataset folder --data-dir DIR    the same for your own data
 
 A sample is a dict:
@@ -29,14 +30,14 @@ from torch.utils.data import Dataset
 
 from basics.batch import VOID
 from basics.errors import UserError, choose, run_cli
-from segdata.check import check_layout
+from segdata.check import check_layout, invitation
 from segdata.decode_cache import DecodeCache, open_cache
 from segdata.demo import find_demo
 from segdata.layouts import Layout, find_ade20k, find_folder, find_voc
 from segdata.reading import check_sizes, read_image
 from segdata.sampler import EpochSampler, seeded
 from segdata.setup import set_up
-from segdata.stats import count_classes, frequency_table, save_stats
+from segdata.stats import count_classes, frequency_table, save_sheets, save_stats
 from segdata.transforms import full_sample
 
 __all__ = [
@@ -177,7 +178,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--no-verify", action="store_true", help="take an archive whose md5 is not the published one")
     parser.add_argument("--check", action="store_true", help="read every file of every split; exit status 1 on faults")
-    parser.add_argument("--stats", action="store_true", help="class frequencies of both splits as CSV and PNG")
+    parser.add_argument("--stats", action="store_true", help="class frequencies of both splits, and images with masks")
     parser.add_argument("--output-dir", default="data", type=Path, metavar="DIR", help="for --stats (default: data)")
     return parser
 
@@ -187,8 +188,10 @@ def main(args: argparse.Namespace) -> int | None:
     layout = set_up(args.dataset, args.data_dir, find, fetch=args.download, verify=not args.no_verify)
     print(f"{layout.name}: {layout.root}, {len(layout.class_names)} classes")
     if args.check:
-        report = check_layout(layout)
+        report = check_layout(layout, args.train_split, args.val_split)
         print(report)
+        if report.is_first:
+            print(invitation(args.dataset, args.data_dir))
         return 1 if report.faults else 0
     for split in layout.splits():
         print(f"  {split:<10} {_count_images(layout, split)}")
@@ -200,7 +203,7 @@ def main(args: argparse.Namespace) -> int | None:
         print(f"\n{frequency_table(counted)}")
     if args.stats:
         for stats in counted:
-            print("saved", *save_stats(stats, args.output_dir))
+            print("saved", *save_stats(stats, args.output_dir), *save_sheets(layout, stats.split, args.output_dir))
     return None
 
 
