@@ -3,7 +3,8 @@
     python dataset.py                                    find (or extract) VOC 2012 and say what is there
     python dataset.py --download                         fetch it first
     python dataset.py --check                            read every file once and list all faults
-    python dataset.py --stats --train-split train_aug    class frequencies and weights, as CSV and PNG
+    python dataset.py --stats --train-split train_aug    class frequencies and weights, as CSV and PNG, and a sheet
+                                                         of images of each class with their labels
     python dataset.py --dataset folder --data-dir DIR    the same for your own data (docs/data.md says in which forms)
 
 A sample is a dict:
@@ -29,7 +30,7 @@ from torch.utils.data import Dataset
 
 from basics.batch import VOID
 from basics.errors import UserError, choose, run_cli
-from segdata.check import check_layout
+from segdata.check import check_layout, invitation
 from segdata.coco import find_coco
 from segdata.decode_cache import DecodeCache, open_cache
 from segdata.demo import find_demo
@@ -42,7 +43,7 @@ from segdata.reading import check_sizes, read_image
 from segdata.sampler import EpochSampler, seeded
 from segdata.setup import set_up
 from segdata.splitting import DEFAULT_SHARE, with_val_split
-from segdata.stats import count_classes, frequency_table, save_stats
+from segdata.stats import count_classes, frequency_table, save_sheets, save_stats
 from segdata.transforms import full_sample
 
 __all__ = [
@@ -228,7 +229,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--no-verify", action="store_true", help="take an archive whose md5 is not the published one")
     parser.add_argument("--check", action="store_true", help="read every file of every split; exit status 1 on faults")
-    parser.add_argument("--stats", action="store_true", help="class frequencies of both splits as CSV and PNG")
+    parser.add_argument("--stats", action="store_true", help="class frequencies of both splits, and images with masks")
     parser.add_argument("--output-dir", default="data", type=Path, metavar="DIR", help="for --stats (default: data)")
     return parser
 
@@ -241,8 +242,10 @@ def main(args: argparse.Namespace) -> int | None:
     for remark in layout.remarks:
         print(f"remark: {remark}")
     if args.check:
-        report = check_layout(layout)
+        report = check_layout(layout, args.train_split, args.val_split)
         print(report)
+        if report.is_first:
+            print(invitation(args.dataset, args.data_dir))
         return 1 if report.faults else 0
     for split in layout.splits():
         print(f"  {split:<10} {_count_images(layout, split)}")
@@ -254,7 +257,7 @@ def main(args: argparse.Namespace) -> int | None:
         print(f"\n{frequency_table(counted)}")
     if args.stats:
         for stats in counted:
-            print("saved", *save_stats(stats, args.output_dir))
+            print("saved", *save_stats(stats, args.output_dir), *save_sheets(layout, stats.split, args.output_dir))
     return None
 
 

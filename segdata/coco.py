@@ -397,5 +397,4 @@ def _matches(name: tuple[str, ...], split: str | None, pictures: Pictures, root:
         return folders[len(folders) - shared :] == said[len(said) - shared :] and other in (None, split)
 
     matches = pictures.find(name[-1], fits)
-    exact = [path for path in matches if path == pictures.root.joinpath(*name)]
-    return exact or matches
+    return [path for path in matches if path == pictures.root.joinpath(*name)] or matches

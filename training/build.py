@@ -26,6 +26,8 @@ from kd.distiller import DistilledStudent, Distiller, LiveTeacher, Recipe, Teach
 from kd.teacher_cache import open_teacher_cache
 from networks.base import SegmentationModel
 from networks.folding import fold_batchnorm
+from segdata.check import invitation, look_at
+from segdata.reading import DataError
 from segdata.stats import class_weights
 from segdata.transforms import TrainTransform
 from training.arguments import Arguments
@@ -115,17 +117,23 @@ def _scale(args: Arguments) -> tuple[float, float]:
 
 
 def build_data(args: Arguments, *, resumed: bool) -> Data:
-    """Find both splits; all ranks must call it.
+    """Find both splits and look whether their labels make sense; all ranks must call it.
 
     Raises:
-        UserError: data are missing or have no masks, or the ranks see different files.
+        UserError: data are missing, have no masks or mean nothing, or the ranks see different files.
     """
-    with distributed.main_first():  # it fills the decoded cache
-        decode_cache = None if args.dry_run else args.decode_cache
-        train_set = build_split(args, args.train_split, decode_cache)
-    val_set = build_split(args, args.val_split)
-    train_set.require_masks()
-    val_set.require_masks()
+    problem = None
+    with distributed.main_first():  # it counts what is in the data
+        train_set, val_set = build_split(args, args.train_split), build_split(args, args.val_split)
+        train_set.require_masks()
+        val_set.require_masks()
+        if distributed.is_main() and not args.dry_run:  # which has looked already
+            problem = find_problem(args, train_set, val_set)
+    if problem := distributed.gather(problem)[0]:
+        raise DataError(problem)
+    if args.decode_cache and not args.dry_run:
+        with distributed.main_first():  # it fills the cache
+            train_set = build_split(args, args.train_split, args.decode_cache)
     images = fingerprint([*train_set.ids, *map(str, train_set.layout.labels.key)])
     val_images = fingerprint([*val_set.ids, *map(str, val_set.layout.labels.key)])
     seen = distributed.gather((images, val_images, train_set.class_names, resumed))
@@ -133,6 +141,17 @@ def build_data(args: Arguments, *, resumed: bool) -> Data:
         raise UserError("the processes see different files: --data-dir and --output-dir must be shared by all")
     sampler = EpochSampler(len(train_set), args.seed, rank=distributed.rank(), world_size=distributed.world_size())
     return Data(train_set, val_set, sampler, images, val_images)
+
+
+def find_problem(args: Arguments, train_set: SegmentationDataset, val_set: SegmentationDataset) -> str | None:
+    """What keeps a run on these data from meaning anything; prints what is remarkable about them."""
+    files = {each.split: each.files for each in (train_set, val_set)}
+    verdict = look_at(train_set.layout, files, train_set.split, val_set.split)
+    for remark in verdict.remarks:
+        print(f"remark: {remark}")
+    if verdict.is_first:
+        print(invitation(args.dataset, args.data_dir))
+    return verdict.problem
 
 
 # -- networks ----------------------------------------------------------------------------------------

@@ -1,5 +1,7 @@
 """Behind ``train_kd.py --dry-run``: look at everything a run needs, write nothing, say all that is wrong at once.
 
+(What was counted of the data is kept beside them, as whoever counts it keeps it: see `segdata.census`.)
+
 Where nothing is wrong the run is built as it would be for training, and two of its images go through one
 step: what that keeps for the backward pass tells how much memory a whole batch will want.
 """
@@ -18,13 +20,14 @@ import torch
 from torch.utils.data import default_collate
 
 from basics import distributed
-from basics.batch import VOID, prepare_batch
+from basics.batch import prepare_batch
 from basics.device import check_amp, pick_device
 from basics.errors import UserError
 from basics.files import free_bytes, nearest, require_room
 from basics.memory import explain_memory, free_memory
 from dataset import SegmentationDataset, build_split
 from networks.weights import read_weights
+from segdata.check import look_at
 from segdata.decode_cache import check_room, room_needed
 from segdata.transforms import TrainTransform
 from training.arguments import Arguments, check_arguments, make_recipe, name_run
@@ -57,15 +60,19 @@ class Findings:
             with explain_memory("--batch-size or --crop-size"):
                 found = check(*args, **options)
         except UserError as error:
-            message = " ".join(str(error).split())
-            if message not in self._said:  # the whole run and its student may fail by the same thing
-                self._said.add(message)
-                self.wrong += 1
-                print(f"WRONG  {what:<10} {message}")
+            self.complain(what, str(error))
             return None
         if isinstance(found, str):
             print(f"ok     {what:<10} {found}")
         return found
+
+    def complain(self, what: str, message: str) -> None:
+        """Say and count what is wrong."""
+        message = " ".join(message.split())
+        if message not in self._said:  # the whole run and its student may fail by the same thing
+            self._said.add(message)
+            self.wrong += 1
+            print(f"WRONG  {what:<10} {message}")
 
 
 def examine(args: Arguments) -> int:
@@ -84,9 +91,11 @@ def examine(args: Arguments) -> int:
         findings.look("device", check_device, device, args.amp)
     splits = {}
     for role, split in (("train", args.train_split), ("val", args.val_split)):
-        dataset = splits[role] = findings.look("data", build_split, args, split)
-        if dataset is not None:
-            findings.look("data", check_samples, dataset, crop_size if role == "train" else None)
+        splits[role] = findings.look("data", build_split, args, split)
+    if look_at_labels(findings, args, [dataset for dataset in splits.values() if dataset is not None]):
+        for role, dataset in splits.items():
+            if dataset is not None:
+                findings.look("data", check_samples, dataset, crop_size if role == "train" else None)
     train_set = splits["train"]
     if train_set is not None:
         findings.look("batches", check_batches, args, train_set)
@@ -142,6 +151,20 @@ def check_device(device: torch.device, amp: str) -> str:
     return f"{device.type}, {torch.get_num_threads()} threads, amp {amp}"
 
 
+def look_at_labels(findings: Findings, args: Arguments, datasets: list[SegmentationDataset]) -> bool:
+    """Say what a training would say of the data, a line each; returns whether all their files can be read."""
+    if not datasets:
+        return True
+    files = {dataset.split: dataset.files for dataset in datasets}
+    verdict = look_at(datasets[0].layout, files, args.train_split, args.val_split)
+    for finding in verdict.summary():
+        if finding.stops:
+            findings.complain("data", finding.line)
+        else:
+            print(f"remark {'data':<10} {finding.line}")
+    return not verdict.faults
+
+
 def check_samples(dataset: SegmentationDataset, crop_size: int | None) -> str:
     """Read a few images and masks from all over the split; training images as crops, others whole."""
     dataset.require_masks()
@@ -154,8 +177,6 @@ def check_samples(dataset: SegmentationDataset, crop_size: int | None) -> str:
         if time.perf_counter() - start > SAMPLES_S:
             break
     milliseconds = 1000 * (time.perf_counter() - start) / len(samples)
-    if all((sample["mask"] == VOID).all() for sample in samples):
-        raise UserError(f"{dataset.name}/{dataset.split}: not one labelled pixel in {len(samples)} samples")
     return (
         f"{dataset.name}/{dataset.split}: {len(dataset)} images, {dataset.num_classes} classes, "
         f"{milliseconds:.0f} ms to read one ({len(samples)} tried; dataset.py --check reads all)"
