@@ -214,7 +214,7 @@ class CacheBuilder:
         self.folder, self.here, self.device = folder, here, device
         self.maps: dict[str, list[int]] = here["maps"]  # name -> [channels, stride]
         self.taps = [name for name in self.maps if name != "logits"]
-        self.teacher = LiveTeacher(fold_batchnorm(model).to(device))
+        self.teacher = LiveTeacher(fold_batchnorm(model).to(device), name=here["teacher"])
         self.dataset, self.full = dataset, copy.copy(dataset)
         self.full.transform = None
 

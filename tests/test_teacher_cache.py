@@ -147,7 +147,8 @@ def test_the_batch_is_as_each_crop_by_itself(train_set, cached):
 
 def test_the_border_of_the_smaller_image_is_its_own(tmp_path):
     """Enlarged corners of a 32- and a 96-pixel image in one batch: the small one ends where the other goes on."""
-    made_from = {"dtype": "fp16", "pad": 16, "maps": {"logits": [3, 8]}, "images": [["a", 32, 32, 1], ["b", 96, 96, 1]]}
+    images = [["a", 32, 32, 1], ["b", 96, 96, 1]]
+    made_from = {"teacher": "t", "dtype": "fp16", "pad": 16, "maps": {"logits": [3, 8]}, "images": images}
     layout = RecordLayout(made_from)
     records = [layout.encode(index, {"logits": 5 + torch.rand(layout.shape("logits", index))}) for index in (0, 1)]
     (tmp_path / "outputs.bin").write_bytes(b"".join(records))

@@ -237,13 +237,14 @@ def _fake_quantized(student: SegmentationModel) -> SegmentationModel:
 def _make_teacher(args: Arguments, recipe: Recipe, data: Data, device: torch.device) -> Teacher:
     """The teacher of the command line: run on every batch, or read from its cache."""
     train_set = copy.copy(data.train_set)
+    name = teacher_name(args.teacher, args.teacher_weights)
     model = load_teacher(args.teacher, train_set.num_classes, args.teacher_weights, train_set.class_names)
     if args.cache_teacher:
         train_set.transform = TrainTransform(args.crop_size, _scale(args))
         cached = open_teacher_cache(
             args.cache_dir,
             model,
-            teacher_name(args.teacher, args.teacher_weights),
+            name,
             train_set,
             recipe=recipe,
             dtype=args.cache_teacher,
@@ -254,7 +255,7 @@ def _make_teacher(args: Arguments, recipe: Recipe, data: Data, device: torch.dev
         )
         if cached:
             return cached
-    return LiveTeacher(fold_batchnorm(model).to(device), args.amp)
+    return LiveTeacher(fold_batchnorm(model).to(device), args.amp, name)
 
 
 def made_from(args: Arguments, recipe: Recipe, data: Data) -> MadeFrom:
