@@ -35,6 +35,7 @@ from segdata.decode_cache import DecodeCache, open_cache
 from segdata.demo import find_demo
 from segdata.labelme import find_labelme
 from segdata.layouts import Layout, find_ade20k, find_folder, find_voc
+from segdata.polygons import with_split_by_chance
 from segdata.reading import check_sizes, read_image
 from segdata.sampler import EpochSampler, seeded
 from segdata.setup import set_up
@@ -148,7 +149,7 @@ class SegmentationDataset(Dataset[dict]):
 
 def find_layout(name: str, data_dir: str | Path = "data") -> Layout:
     """Find data set ``name`` below ``data_dir``; `UserError` for an unknown name or missing data."""
-    return choose(DATASETS, name, "data set")(Path(data_dir))
+    return with_split_by_chance(choose(DATASETS, name, "data set")(Path(data_dir)))
 
 
 def build_dataset(

@@ -113,9 +113,11 @@ def _count_missing(paths: Sequence[Path], there: Sequence[bool], remedy: str) ->
     return [f"{missing[0]}: no such file any more{more}; {remedy}"] if missing else []
 
 
-def with_split_by_chance(layout: AnnotatedLayout, share: float = VAL_SHARE) -> AnnotatedLayout:
+def with_split_by_chance(layout: Layout, share: float = VAL_SHARE) -> Layout:
     """The layout with the splits train and val, if nothing says to which of them its pictures belong."""
-    ids = layout.pairs[POOL].ids if POOL in layout.pairs else []
+    if not isinstance(layout, AnnotatedLayout) or POOL not in layout.splits() or "train" in layout.splits():
+        return layout
+    ids = layout.pairs[POOL].ids
     if len(ids) < 2:
         return layout
     val = split_by_chance(ids, share)
@@ -139,7 +141,7 @@ def open_layout(name: str, root: Path, sources: Sequence[Path], read: Callable[[
         UserError: an annotation or a picture is faulty, or nothing can be written.
     """
     folder, about = _drawn(name, root, sources, read)
-    return with_split_by_chance(_make_layout(name, root, folder, about))
+    return _make_layout(name, root, folder, about)
 
 
 def _drawn(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +13,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from basics.errors import UserError
-from dataset import build_dataset
+from dataset import build_dataset, find_layout
 from segdata.labelme import find_labelme
 from segdata.reading import DataError
 from tests.conftest import assert_one_line_error
-from tests.test_coco import JUNK, SIZE, mask_of, painted, replace_leaf, save_picture, write
+from tests.test_coco import JUNK, SIZE, mask_of, painted, replace_leaf, save_picture, start_anew, write
 
 
 def shape(label, points, kind="polygon", **more) -> dict:
@@ -72,7 +71,7 @@ def draw(root: Path, shapes, **options) -> np.ndarray:
 
 
 def test_files_beside_their_pictures(simple):
-    layout = find_labelme(simple)
+    layout = find_layout("labelme", simple)
     assert layout.class_names == ["background", "cat", "dog"]
     masks = both(layout)
     assert sorted(masks) == ["p1", "p2", "p3", "p4", "p5"] and len(layout.files("val").ids) == 1
@@ -140,17 +139,19 @@ def test_files_beside_the_folders_of_splits_are_a_split_of_their_own(tmp_path):
     assert find_labelme(tmp_path).splits() == ["train", "val", "other"]
 
 
-def test_pictures_without_a_file_are_left_out_and_counted(simple, capsys):
+def test_pictures_without_a_file_are_left_out_and_counted(simple):
     for name in ("x.jpg", "y.png"):
         save_picture(simple / name)
-    assert len(both(find_labelme(simple))) == 5
-    assert "x.jpg: has no annotations and is left out (1 more: " in capsys.readouterr().out
+    layout = find_labelme(simple)
+    assert len(both(layout)) == 5
+    assert "x.jpg: has no annotations and is left out (1 more: " in layout.remarks[0]
 
 
-def test_json_of_other_kinds_is_left_out_and_said(simple, capsys):
+def test_json_of_other_kinds_is_left_out_and_said(simple):
     write(simple / "settings.json", {"colour": "red"})
-    assert len(both(find_labelme(simple))) == 5
-    assert "settings.json: is not of LabelMe's form and is left out" in capsys.readouterr().out
+    layout = find_labelme(simple)
+    assert len(both(layout)) == 5
+    assert "settings.json: is not of LabelMe's form and is left out" in layout.remarks[0]
 
 
 # -- embedded pictures -------------------------------------------------------------------------------
@@ -164,7 +165,7 @@ def test_an_embedded_picture_stands_in_for_a_missing_one(tmp_path, suffix):
     data = base64.b64encode(content).decode()
     annotate(tmp_path, "q", [shape("cat", box(0, 0, 3, 4))])
     write(tmp_path / "p.json", document("gone.jpg", [shape("cat", box(0, 0, 5, 4))], data=data))
-    layout = find_labelme(tmp_path)
+    layout = find_layout("labelme", tmp_path)
     split = next(split for split in layout.splits() if "p" in layout.files(split).ids)
     files = layout.files(split)
     assert files.images[files.ids.index("p")].read_bytes() == content
@@ -218,7 +219,7 @@ def test_every_type_of_shape_with_an_area(tmp_path, entry, expected):
     np.testing.assert_array_equal(draw(tmp_path, [entry]), expected)
 
 
-def test_lines_and_points_are_left_out_and_counted(tmp_path, capsys):
+def test_lines_and_points_are_left_out_and_counted(tmp_path):
     lines = [
         shape("cat", [[1, 1], [9, 9]], "line"),
         shape("cat", [[1, 1], [9, 9], [9, 1]], "linestrip"),
@@ -227,7 +228,7 @@ def test_lines_and_points_are_left_out_and_counted(tmp_path, capsys):
     ]
     mask = draw(tmp_path, [*lines, shape("cat", box(2, 3, 9, 8))])
     np.testing.assert_array_equal(mask, painted((1, 2, 3, 9, 8)))
-    said = capsys.readouterr().out
+    said = " ".join(find_labelme(tmp_path).remarks)
     assert "shape 1 (cat): is a line or a point: it has no area and is left out (2 more: " in said
     assert "shape 4 (cat): has fewer than three points" in said
 
@@ -384,8 +385,7 @@ def test_a_folder_of_nothing_says_what_is_missing(tmp_path, run_script):
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(path=st.lists(st.integers(0, 50), min_size=1, max_size=5), junk=JUNK, drop=st.booleans())
 def test_a_file_with_other_content_is_one_error_or_a_data_set(simple, path, junk, drop):
-    for folder in simple.glob(".masks-*"):
-        shutil.rmtree(folder)
+    start_anew(simple)
     (simple / "classes.txt").unlink(missing_ok=True)
     shapes = [
         shape("cat", box(1, 2, 8, 9)),
