@@ -6,7 +6,6 @@ since the format knows no order. `iscrowd` regions are void.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,7 +17,6 @@ from segdata.annotations import (
     BACKGROUND,
     BACKGROUND_NAMES,
     IGNORED,
-    SPLIT_WORDS,
     Annotations,
     Findings,
     Item,
@@ -28,20 +26,17 @@ from segdata.annotations import (
     as_size,
     check_class_names,
     read_json,
-    same_name,
     settle_pictures,
     split_in,
     split_of_folders,
-    telling_folders,
 )
+from segdata.coco_places import find_files, find_pictures
 from segdata.layouts import Layout
 from segdata.polygons import open_layout
 from segdata.reading import DataError
 from segdata.shapes import Polygons, Runs, Shape
 
 ROOTS = (".", "coco", "coco2017")
-PICTURE_FOLDERS = ("images", "JPEGImages", "data", "imgs", "img", ".")
-USUAL_NAMES = ("coco", "annotations", "instances", "labels")  # of a file that is for many pictures
 
 
 @dataclass
@@ -89,36 +84,6 @@ def find_coco(data_dir: Path) -> Layout:
     raise DataError(
         f"{data_dir}: no COCO annotations there; looked for annotations/*.json, train/_annotations.coco.json and *.json"
     )
-
-
-def find_files(root: Path) -> list[Path]:
-    """The annotation files of a data set: in ``annotations/``, else in the folders of splits, else in ``root``."""
-    if not root.is_dir():
-        return []
-
-    def with_splits(folder: Path) -> list[Path]:
-        below = sorted(folder.iterdir()) if folder.is_dir() else []
-        return [folder, *(path for path in below if path.is_dir() and split_in(path.name))]
-
-    annotations, labels, splits = with_splits(root / "annotations"), with_splits(root / "labels"), with_splits(root)[1:]
-    nested = [folder / name for folder in splits for name in (".", "annotations", "labels")]
-    for places in (annotations, nested, [root], labels):
-        found = [path for place in places for path in _files_in(place)]
-        # Beside a split's pictures there may be a file for each picture, too.
-        found = [path for path in found if places is not nested or _is_named(path)] or found
-        if found:
-            return found
-    return []
-
-
-def _files_in(folder: Path) -> list[Path]:
-    files = sorted(path for path in folder.glob("*.json") if not path.name.startswith("."))
-    instances = [path for path in files if path.name.startswith("instances_")]  # COCO: beside captions and keypoints
-    return instances or files
-
-
-def _is_named(path: Path) -> bool:
-    return any(name in path.name.lower() for name in USUAL_NAMES) or split_in(path.stem) is not None
 
 
 def read_coco(root: Path, paths: Sequence[Path]) -> Annotations:
@@ -354,47 +319,12 @@ def _locate(file: AnnotationFile, reading: _Reading) -> dict[Any, Path]:
             names[key] = PurePosixPath(name.replace("\\", "/")).parts
         else:
             reading.faults.add("has no file_name", f"{file.path}, image {key}")
-    found: dict[Any, list[Path]] = {}
-    for folder in _picture_folders(file, reading.root):
-        if folder not in reading.listed:
-            reading.listed[folder] = Pictures(folder)
-        found = {key: _matches(parts, file.split, reading.listed[folder], reading.root) for key, parts in names.items()}
-        if any(found.values()):
-            break
+    found = find_pictures(names, file.path, file.split, reading.root, reading.listed)
     for key, parts in names.items():
-        matches = found.get(key, [])
+        matches = found[key]
         if len(matches) != 1:
             kind = "is not there; put the picture back or take it out of the file"
             if matches:
                 kind = "may be more than one picture; write its folder into file_name"
             reading.faults.add(kind, f"{file.path}, picture {'/'.join(parts)}")
     return {key: matches[0] for key, matches in found.items() if len(matches) == 1}
-
-
-def _picture_folders(file: AnnotationFile, root: Path) -> Iterator[Path]:
-    """Where the pictures of a file may lie, the likeliest first."""
-    for parent in reversed(file.path.parents):
-        if parent != root and parent.is_relative_to(root) and split_in(parent.name):
-            yield parent
-    bases = [base for name in (".", *PICTURE_FOLDERS[:-1]) if (base := root / name).is_dir()]
-    if file.split in SPLIT_WORDS:
-        words = re.split("[^a-z0-9]+", file.path.stem.lower())
-        folders = [path for base in bases for path in base.iterdir() if split_in(path.name) == file.split]
-        # instances_train2017.json means train2017/ rather than train/
-        yield from sorted(filter(Path.is_dir, folders), key=lambda path: (path.name.lower() not in words, path))
-    yield from (*bases[1:], bases[0])
-
-
-def _matches(name: tuple[str, ...], split: str | None, pictures: Pictures, root: Path) -> list[Path]:
-    """The files that ``name`` may mean: no folder contradicts it, and none is that of another split."""
-    above = pictures.root.relative_to(root).parts
-    said = [same_name(part) for part in telling_folders(name[:-1])]
-
-    def fits(parts: tuple[str, ...]) -> bool:
-        folders = [same_name(part) for part in telling_folders(parts[:-1])]
-        shared = min(len(folders), len(said))
-        other = split_of_folders((*above, *parts[:-1])) if split in SPLIT_WORDS else None
-        return folders[len(folders) - shared :] == said[len(said) - shared :] and other in (None, split)
-
-    matches = pictures.find(name[-1], fits)
-    return [path for path in matches if path == pictures.root.joinpath(*name)] or matches

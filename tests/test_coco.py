@@ -186,11 +186,12 @@ def test_cocos_other_files_are_left_alone(tmp_path):
     assert find_coco(tmp_path).splits() == ["train", "val"]
 
 
-def test_files_of_another_kind_are_left_out_with_a_remark(tmp_path, capsys):
+def test_files_of_another_kind_are_left_out_with_a_remark(tmp_path):
     forms(tmp_path, {"train": ["a.jpg"], "val": ["b.jpg"]}, "beside")
     write(tmp_path / "val_settings.json", {"colour": "red"})
-    assert find_coco(tmp_path).splits() == ["train", "val"]
-    assert "val_settings.json: is not of COCO's form and is left out" in capsys.readouterr().out
+    layout = find_coco(tmp_path)
+    assert layout.splits() == ["train", "val"]
+    assert layout.remarks == [f"{tmp_path / 'val_settings.json'}: is not of COCO's form and is left out"]
 
 
 def test_pictures_in_subfolders_keep_them_in_their_names(tmp_path):
@@ -311,17 +312,16 @@ def test_run_lengths_plain_and_compressed(tmp_path):
     np.testing.assert_array_equal(mask, expected)
 
 
-def test_crowds_are_void_and_said(tmp_path, capsys):
+def test_crowds_are_void_and_said(tmp_path):
     crowd = annotation(1, 7, {"counts": [0, 200, 400], "size": list(SIZE)}, iscrowd=1)
-    mask, _ = find_one(tmp_path, [annotation(1, 3, box(2, 2, 5, 5)), crowd])
+    mask, layout = find_one(tmp_path, [annotation(1, 3, box(2, 2, 5, 5)), crowd])
     np.testing.assert_array_equal(mask, painted((255, 0, 0, 10, 20), (1, 2, 2, 5, 5)))
-    assert "is a crowd (iscrowd): its pixels are void" in capsys.readouterr().out
+    (remark,) = layout.remarks
+    assert remark.endswith("annotation 101: is a crowd (iscrowd): its pixels are void")
 
 
 def test_pictures_without_annotations_are_background(simple):
-    layout = find_layout("coco", simple)
-    split = "val" if "p5" in layout.files("val").ids else "train"
-    assert not mask_of(layout, split, "p5").any()
+    assert not mask_of(find_coco(simple), "default", "p5").any()
 
 
 def test_masks_are_palette_pngs_in_the_data_sets_colours(tmp_path):
@@ -383,14 +383,14 @@ def test_classes_are_the_background_and_the_categories_by_their_ids(tmp_path, ca
 
 
 @pytest.mark.parametrize("project", ["street-8kf", "crack"])
-def test_roboflows_project_is_no_class(tmp_path, capsys, project):
+def test_roboflows_project_is_no_class(tmp_path, project):
     categories = [
         {"id": 0, "name": project, "supercategory": "none"},
         {"id": 1, "name": "crack", "supercategory": project},
     ]
     mask, layout = find_one(tmp_path, [annotation(1, 1, box(0, 0, 3, 3))], categories)
     assert layout.class_names == ["background", "crack"] and mask[0, 0] == 1
-    assert f"category '{project}': stands above the others" in capsys.readouterr().out
+    assert f"category '{project}': stands above the others" in layout.remarks[0]
 
 
 def test_a_supercategory_that_is_used_is_a_class(tmp_path):
@@ -559,14 +559,16 @@ def test_harmless_shapes_are_left_out_with_a_remark(tmp_path, capsys):
         annotation(1, 7, box(10.6, 10.6, 11.4, 11.4)),
         annotation(1, 3, box(25, 15, 40, 40)),
     ]
-    mask, _ = find_one(tmp_path, annotations)
+    mask, layout = find_one(tmp_path, annotations)
     np.testing.assert_array_equal(mask, painted((2, 0, 0, 3, 3), (2, 5, 5, 8, 8), (1, 25, 15, 30, 20)))
+    points, thin, beyond = sorted(layout.remarks, key=lambda remark: remark.partition("annotation")[2])
+    assert "annotation 101: has a polygon of fewer than three points" in points and "(1 more: " in points
+    assert "annotation 103 on p: is so thin or small" in thin
+    assert "annotation 104 on p: reaches beyond the picture" in beyond
     said = capsys.readouterr().out
-    assert "annotation 101: has a polygon of fewer than three points" in said and "(1 more: " in said
-    assert "annotation 103 on p: is so thin or small" in said
-    assert "annotation 104 on p: reaches beyond the picture" in said
+    assert all(f"remark: {remark}\n" in said for remark in layout.remarks)
     noted = next(tmp_path.glob(".masks-*/remarks.txt")).read_text(encoding="utf-8").splitlines()
-    assert [f"remark: {line}" in said for line in noted] == [True, True, True]
+    assert noted == layout.remarks == find_coco(tmp_path).remarks
 
 
 # -- strangers ---------------------------------------------------------------------------------------
@@ -594,11 +596,16 @@ def replace_leaf(tree, path, junk, drop) -> None:
         tree[key] = junk
 
 
+def start_anew(root: Path) -> None:
+    """Forget what was made of other annotations."""
+    for folder in (*root.glob(".masks-*"), *root.glob("split_by_chance")):
+        shutil.rmtree(folder)
+
+
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(path=st.lists(st.integers(0, 50), min_size=1, max_size=6), junk=JUNK, drop=st.booleans())
 def test_a_file_with_other_content_is_one_error_or_a_data_set(simple, path, junk, drop):
-    for folder in simple.glob(".masks-*"):
-        shutil.rmtree(folder)
+    start_anew(simple)
     content = document(
         [f"p{n}.jpg" for n in range(1, 6)],
         [OK, annotation(2, 3, RUNS), annotation(3, 3, RUNS, iscrowd=1), annotation(4, 7, box(1, 2, 8, 9))],

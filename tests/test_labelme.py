@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,7 @@ from dataset import build_dataset, find_layout
 from segdata.labelme import find_labelme
 from segdata.reading import DataError
 from tests.conftest import assert_one_line_error
-from tests.test_coco import JUNK, SIZE, mask_of, painted, replace_leaf, save_picture, write
+from tests.test_coco import JUNK, SIZE, mask_of, painted, replace_leaf, save_picture, start_anew, write
 
 
 def shape(label, points, kind="polygon", **more) -> dict:
@@ -140,17 +139,19 @@ def test_files_beside_the_folders_of_splits_are_a_split_of_their_own(tmp_path):
     assert find_labelme(tmp_path).splits() == ["train", "val", "other"]
 
 
-def test_pictures_without_a_file_are_left_out_and_counted(simple, capsys):
+def test_pictures_without_a_file_are_left_out_and_counted(simple):
     for name in ("x.jpg", "y.png"):
         save_picture(simple / name)
-    assert len(both(find_labelme(simple))) == 5
-    assert "x.jpg: has no annotations and is left out (1 more: " in capsys.readouterr().out
+    layout = find_labelme(simple)
+    assert len(both(layout)) == 5
+    assert "x.jpg: has no annotations and is left out (1 more: " in layout.remarks[0]
 
 
-def test_json_of_other_kinds_is_left_out_and_said(simple, capsys):
+def test_json_of_other_kinds_is_left_out_and_said(simple):
     write(simple / "settings.json", {"colour": "red"})
-    assert len(both(find_labelme(simple))) == 5
-    assert "settings.json: is not of LabelMe's form and is left out" in capsys.readouterr().out
+    layout = find_labelme(simple)
+    assert len(both(layout)) == 5
+    assert "settings.json: is not of LabelMe's form and is left out" in layout.remarks[0]
 
 
 # -- embedded pictures -------------------------------------------------------------------------------
@@ -218,7 +219,7 @@ def test_every_type_of_shape_with_an_area(tmp_path, entry, expected):
     np.testing.assert_array_equal(draw(tmp_path, [entry]), expected)
 
 
-def test_lines_and_points_are_left_out_and_counted(tmp_path, capsys):
+def test_lines_and_points_are_left_out_and_counted(tmp_path):
     lines = [
         shape("cat", [[1, 1], [9, 9]], "line"),
         shape("cat", [[1, 1], [9, 9], [9, 1]], "linestrip"),
@@ -227,7 +228,7 @@ def test_lines_and_points_are_left_out_and_counted(tmp_path, capsys):
     ]
     mask = draw(tmp_path, [*lines, shape("cat", box(2, 3, 9, 8))])
     np.testing.assert_array_equal(mask, painted((1, 2, 3, 9, 8)))
-    said = capsys.readouterr().out
+    said = " ".join(find_labelme(tmp_path).remarks)
     assert "shape 1 (cat): is a line or a point: it has no area and is left out (2 more: " in said
     assert "shape 4 (cat): has fewer than three points" in said
 
@@ -384,8 +385,7 @@ def test_a_folder_of_nothing_says_what_is_missing(tmp_path, run_script):
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(path=st.lists(st.integers(0, 50), min_size=1, max_size=5), junk=JUNK, drop=st.booleans())
 def test_a_file_with_other_content_is_one_error_or_a_data_set(simple, path, junk, drop):
-    for folder in (*simple.glob(".masks-*"), *simple.glob("split_by_chance")):
-        shutil.rmtree(folder)
+    start_anew(simple)
     (simple / "classes.txt").unlink(missing_ok=True)
     shapes = [
         shape("cat", box(1, 2, 8, 9)),

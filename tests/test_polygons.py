@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from basics.errors import UserError
-from dataset import build_dataset, find_layout
+from dataset import DATASETS, build_dataset, find_layout
 from segdata import polygons, rasterizing
 from segdata.polygons import elsewhere
 from segdata.reading import DataError
@@ -68,12 +68,12 @@ def objects(layout) -> int:
 
 def test_masks_are_drawn_once(data, no_drawing, capsys):
     name, root = data
-    first = find_layout(name, root)
+    first = DATASETS[name](root)
     said = capsys.readouterr().out
     assert str(drawn_in(root)[0]) in said
     assert ("smaller objects lie on top" if name == "coco" else "later shapes lie on top") in said
     no_drawing()
-    again = find_layout(name, root)
+    again = DATASETS[name](root)
     assert capsys.readouterr().out == ""
     assert [again.files(split) for split in again.splits()] == [first.files(split) for split in first.splits()]
     assert (again.class_names, again.palette) == (first.class_names, first.palette)
@@ -196,13 +196,13 @@ def closed(data, monkeypatch, tmp_path):
 def test_masks_of_a_read_only_folder_lie_elsewhere(closed, no_drawing):
     name, root = closed
     before = sorted(root.rglob("*"))
-    layout = find_layout(name, root)
+    layout = DATASETS[name](root)
     assert sorted(root.rglob("*")) == before
     home = elsewhere(root)
     assert home.parent == Path("data/converted") and home.name.startswith(root.name)
     assert layout.drawn == drawn_in(home)[0]
     no_drawing()
-    assert find_layout(name, root).drawn == layout.drawn
+    assert DATASETS[name](root).drawn == layout.drawn
     sample = build_dataset(name, root, "train", decode_cache=Path("decoded"))[0]  # masks outside the data set's root
     assert set(np.unique(sample["mask"])) <= {0, 1, 2}
 
