@@ -255,6 +255,8 @@ def _best_naming(
         return None
     scored.sort(key=lambda each: each[0], reverse=True)
     (count, rank, _), met, naming = scored[0]
+    if one_folder and count < 2 and rank < 2:
+        return None  # two files that have something in common
     if (1 + one_folder) * count < MOST * min(len(sample_of_masks), len(images)):
         return None
     for (other_count, other_rank, _), other_met, other in scored[1:]:
@@ -297,7 +299,12 @@ def _candidates(sample: list[str]) -> list[Affixes]:
 
 def _frequent(sample: list[str], parts: Callable[[str], list[str]], most: int) -> list[str]:
     counts = Counter(part for name in sample for part in parts(name))
-    return [part for part, count in counts.most_common(most) if count >= max(OFTEN * len(sample), 1)]
+    # A number that occurs once is what tells that file apart.
+    return [
+        part
+        for part, count in counts.most_common(most)
+        if count >= OFTEN * len(sample) and (count > 1 or not re.search(r"\d", part))
+    ]
 
 
 def _boundaries(name: str) -> list[int]:
