@@ -27,7 +27,7 @@ from basics.files import free_bytes, nearest, require_room
 from basics.memory import explain_memory, free_memory
 from dataset import SegmentationDataset, build_dataset
 from networks.weights import read_weights
-from segdata.check import look_at
+from segdata.check import invitation, look_at
 from segdata.decode_cache import check_room, room_needed
 from segdata.transforms import TrainTransform
 from training.arguments import Arguments, check_arguments, make_recipe, name_run
@@ -160,6 +160,8 @@ def look_at_labels(findings: Findings, args: Arguments, datasets: list[Segmentat
             findings.complain("data", finding.line)
         else:
             print(f"remark {'data':<10} {finding.line}")
+    if verdict.is_first:
+        print(f"remark {'data':<10} {invitation(args.dataset, args.data_dir)}")
     return not verdict.faults
 
 
