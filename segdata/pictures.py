@@ -39,7 +39,8 @@ def read_picture(path: str | Path) -> torch.Tensor:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of large pictures and odd metadata
-            with Image.open(path) as image:
+            # By its name Pillow would map an uncompressed TIFF into memory, and mangle one that lies on its side.
+            with path.open("rb") as file, Image.open(file) as image:
                 # Pillow scales PGM's depth to 16 bits, in a mode of 32.
                 sixteen = image.mode.startswith("I;16") or (image.mode, image.format) == ("I", "PPM")
                 rgb = _to_rgb(upright(image), sixteen)

@@ -68,7 +68,7 @@ def _open(file: IO[bytes], path: Path) -> Image.Image:
     """Parse the header alone: nothing is decoded until size and kind are known to be sane."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            warnings.simplefilter("ignore")  # Pillow warns of large pictures and odd metadata
             image = Image.open(file)
     except Image.DecompressionBombError as error:
         raise DataError(f"{path}: {error} (decompression bomb?); {TOO_LARGE}") from None
@@ -115,7 +115,9 @@ def _what_it_is(file: IO[bytes]) -> str:
         try:
             tags = TiffImagePlugin.ImageFileDirectory_v2(start)
             file.seek(tags.next)
-            tags.load(file)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                tags.load(file)
             bands = int(tags.get(TiffImagePlugin.SAMPLESPERPIXEL, 1))
             bits = tags.get(TiffImagePlugin.BITSPERSAMPLE, (1,))
         except Exception:  # of a damaged file Pillow's parser raises whatever it stumbles over

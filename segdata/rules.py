@@ -119,7 +119,7 @@ def judge_training_labels(names: Sequence[str], train: SplitCensus, val: SplitCe
         though = f", though {val.name} has {_listed(scored)}" if val is not None and scored else ""
         yield Finding(
             f"no mask of {train.name} holds {len(absent)} of the {len(names)} classes ({_listed(absent)}){though}: "
-            "they cannot be learnt; look at class list and masks if that is not meant"
+            "nothing is learnt of what no mask shows; look at class list and masks if that is not meant"
         )
     if len(names) == 2:
         yield from _mixed_black_and_white(names, train)

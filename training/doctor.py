@@ -29,7 +29,7 @@ from basics.memory import explain_memory, free_memory
 from dataset import SegmentationDataset, build_split
 from networks.weights import read_weights
 from scoring.memory import memory_advice, scoring_bytes
-from segdata.check import look_at
+from segdata.check import invitation, look_at
 from segdata.decode_cache import check_room, room_needed
 from segdata.parallel import map_in_order
 from segdata.reading import image_size
@@ -167,6 +167,8 @@ def look_at_labels(findings: Findings, args: Arguments, datasets: list[Segmentat
             findings.complain("data", finding.line)
         else:
             print(f"remark {'data':<10} {finding.line}")
+    if verdict.is_first:
+        print(f"remark {'data':<10} {invitation(args.dataset, args.data_dir)}")
     return not verdict.faults
 
 
