@@ -74,8 +74,9 @@ class Result(Scored):
     @property
     def checkpoint_epoch(self) -> int:
         """The epoch whose validation mIoU was the best."""
-        scored = [row for row in self.metrics if row.get("val_miou") is not None]
-        return max(scored, key=lambda row: row["val_miou"])["epoch"] if scored else 0
+        mious = {row["epoch"]: row.get("val_miou") for row in self.metrics}
+        scored = {epoch: miou for epoch, miou in mious.items() if miou is not None and math.isfinite(miou)}
+        return max(scored, key=scored.__getitem__) if scored else 0
 
 
 @dataclass(frozen=True)

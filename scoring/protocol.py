@@ -48,7 +48,7 @@ class Evaluation:
 
     Attributes:
         scores: all scores of the split.
-        loss: mean cross-entropy over all labelled pixels of the split.
+        loss: mean cross-entropy over all labelled pixels of the split; nan for a network that gives masks, not logits.
         ms_per_image: median forward time of one image, in milliseconds, after a warm-up.
         protocol: how the numbers came about, in words; it is printed beside them and saved with them.
     """
@@ -159,7 +159,7 @@ def evaluate_model(
     _refuse_no_score(dataset, scores, broken, amp)
     return Evaluation(
         scores=scores,
-        loss=loss,
+        loss=math.nan if getattr(model, "decides_only", False) else loss,
         ms_per_image=network.median_ms(),
         protocol=f"{dataset.name}/{dataset.split}, {len(dataset)} images: {protocol_text(tile)}",
     )

@@ -16,6 +16,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.textpath import TextPath
 
 from basics.batch import VOID
+from basics.fonts import fonts_for
 from segdata.borders import find_borders
 from segdata.palettes import VOID_COLOR, colour_table
 
@@ -97,8 +98,16 @@ def panel(
     Rows take the height their images need, so that wide, tall and square images share a sheet without
     distortion and without empty bands.
     """
-    heights = [_cell_size(row.image.shape)[1] for row in rows]
     legend = _legend_entries(rows, class_names, palette)
+    texts = [*columns, *(text for row in rows for text in (row.name, *row.notes)), *(name for name, _ in legend)]
+    with fonts_for(texts):
+        _draw_panel(rows, columns, legend, palette).savefig(path, dpi=DPI)
+
+
+def _draw_panel(
+    rows: Sequence[PanelRow], columns: Sequence[str], legend: Sequence[LegendEntry], palette: Palette
+) -> Figure:
+    heights = [_cell_size(row.image.shape)[1] for row in rows]
     width = 2 * MARGIN + len(columns) * COLUMN + (len(columns) - 1) * GAP
     lines = _legend_lines(legend, width - 2 * MARGIN)
     height = 2 * MARGIN + HEADER + sum(heights) + len(rows) * (CAPTION + GAP) + GAP + len(lines) * LEGEND_LINE
@@ -115,7 +124,7 @@ def panel(
     for line in lines:
         top -= LEGEND_LINE
         _draw_legend_line(figure, line, top)
-    figure.savefig(path, dpi=DPI)
+    return figure
 
 
 def _draw_row(figure: Figure, row: PanelRow, top: float, height: float, palette: Palette) -> None:

@@ -113,6 +113,8 @@ def frequency_table(counted: Sequence[ClassStats]) -> str:
 
 def save_stats(stats: ClassStats, folder: Path) -> tuple[Path, Path]:
     """Write ``NAME_SPLIT_stats.csv`` and ``.png`` into ``folder``; return both paths."""
+    from basics.fonts import fonts_for  # matplotlib, which the loader processes have no use for
+
     stem = f"{stats.name}_{stats.split}_stats"  # may have dots, which are no suffix
     table, chart = Path(folder) / f"{stem}.csv", Path(folder) / f"{stem}.png"
     columns = (
@@ -126,7 +128,7 @@ def save_stats(stats: ClassStats, folder: Path) -> tuple[Path, Path]:
     )
     rows = [dict(zip(COLUMNS, values, strict=True)) for values in zip(*columns, strict=True)]
     write_text(table, csv_text(rows, COLUMNS))
-    with replacing(chart) as temporary:
+    with replacing(chart) as temporary, fonts_for([stats.name, stats.split, *stats.class_names]):
         _plot(stats, temporary)
     return table, chart
 
