@@ -52,7 +52,7 @@ def check_layout(layout: Layout) -> Report:
     found = map_in_order(lambda pair: check_pair(*pair, layout), pairs, desc="checking", total=len(pairs))
     report.faults += [fault for faults in found for fault in faults]
     report.faults = list(dict.fromkeys(report.faults))
-    report.remarks = [
+    report.remarks = layout.remarks + [
         f"{len(shared)} images are in both {train} and val, for example {min(shared)}: scores on val will flatter"
         for train in ("train", "train_aug")
         if (shared := split_ids.get(train, set()) & split_ids.get("val", set()))
