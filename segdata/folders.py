@@ -135,10 +135,12 @@ class Search:
 
     def _take_unnamed(self, part: Part) -> None:
         """A folder of a split, or the data set's own, with images and perhaps with masks, too."""
-        if part.split in self.masks or None in self.masks or part.split == "test":
+        if part.split in self.masks or None in self.masks:
             self.images[part.split] = part.path
         elif pair_one_folder(self.listing(part.path)).masks:
             self.images[part.split] = self.masks[part.split] = part.path
+        elif part.split == "test":
+            self.images[part.split] = part.path
         elif part.split:
             self.remarks.append(f"{part.path} holds images without masks: there is no split {part.split!r} of them")
 
@@ -225,7 +227,7 @@ class Search:
                 f"{_some(alone)}"
             )
         if pairing.spare and masks in own:
-            spare = [path.name for path in pairing.spare]
+            spare = [path.name for path in pairing.spare.values()]
             layout.remarks.append(f"{len(spare):,} masks in {masks} have no image and are left out, {_some(spare)}")
 
 

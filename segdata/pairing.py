@@ -163,13 +163,13 @@ class Pairing:
     Attributes:
         images: by name.
         masks: by the name of their image.
-        spare: masks that have no image.
+        spare: masks that have no image, by the name that their image would have but for what all images have.
         named: other names that an image may be called by, in lists: what is common to it and its mask, and the mask's.
     """
 
     images: dict[str, Path]
     masks: dict[str, Path]
-    spare: list[Path]
+    spare: dict[str, Path]
     named: dict[str, str]
 
     @functools.cached_property
@@ -201,7 +201,7 @@ def pair_folders(
         found.setdefault(name, name)
     named = {core: name for core, name in image_of.items()} | {mask: name for name, mask in found.items()}
     used = set(found.values())
-    spare = [path for name, path in masks.items() if name not in used]
+    spare = {of_masks.core(name) or name: path for name, path in masks.items() if name not in used}
     return Pairing(images, {name: masks[mask] for name, mask in found.items()}, spare, named)
 
 
@@ -213,13 +213,13 @@ def pair_one_folder(files: Listing) -> Pairing:
     """
     images, masks = files.by_name(IMAGE_SUFFIXES), files.by_name(MASK_SUFFIXES)
     if not images:
-        return Pairing({}, {}, [], {})
+        return Pairing({}, {}, {}, {})
     both = [name for name, path in images.items() if masks.get(name, path) != path]
     if 2 * len(both) >= len(images):  # a.jpg and a.png
-        return Pairing(images, {name: masks[name] for name in both}, [], {})
+        return Pairing(images, {name: masks[name] for name in both}, {}, {})
     naming = _best_naming(images, masks, one_folder=True)
     if naming is None:
-        return Pairing(images, {}, [], {})
+        return Pairing(images, {}, {}, {})
     of_images, of_masks = naming
     is_mask = {name for name in masks if of_masks.core(name) and (of_images == PLAIN or of_images.core(name) is None)}
     only_images = {name: path for name, path in images.items() if name not in is_mask and of_images.core(name)}

@@ -220,6 +220,11 @@ def read_mask(path: Path) -> np.ndarray:
         DataError: as `load_mask`; or the mask holds colours.
     """
     image = load_mask(path)
+    if image.format == "GIF":
+        raise DataError(
+            f"{path}: a GIF mask: programs number its colours anew when they save one; say in classes.txt which colour "
+            "is which class, as `name r g b`, or save it as PNG"
+        )
     if image.mode in ("P", "L", "1"):
         return np.array(image, dtype=np.uint8)
     *bands, last = (np.asarray(band) for band in image.convert("RGBA").split())
