@@ -116,6 +116,13 @@ class Findings:
             raise DataError("; ".join(lines[:MOST_KINDS]) + more)
 
 
+def check_folder(root: Path) -> None:
+    """Raise `DataError` unless ``root`` is a folder."""
+    if not root.is_dir():
+        what = "is a file" if root.exists() else "no such folder"
+        raise DataError(f"{root}: {what}; --data-dir must name the folder of the data set")
+
+
 def read_json(path: Path) -> Any:
     """The content of a JSON file in any of Unicode's encodings.
 

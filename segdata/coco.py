@@ -25,6 +25,7 @@ from segdata.annotations import (
     as_points,
     as_size,
     check_class_names,
+    check_folder,
     read_json,
     settle_pictures,
     split_in,
@@ -75,8 +76,7 @@ def find_coco(data_dir: Path) -> Layout:
         UserError: there is none, or something about it is faulty.
     """
     data_dir = Path(data_dir)
-    if not data_dir.is_dir():
-        raise DataError(f"{data_dir}: no such folder; --data-dir must name the data set")
+    check_folder(data_dir)
     for root in (data_dir / name for name in ROOTS):
         sources = find_files(root)
         if sources:

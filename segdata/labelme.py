@@ -33,6 +33,7 @@ from segdata.annotations import (
     as_points,
     as_size,
     check_class_names,
+    check_folder,
     read_json,
     settle_pictures,
     split_of_folders,
@@ -79,8 +80,7 @@ def find_labelme(data_dir: Path) -> Layout:
         UserError: there is none, or something about it is faulty.
     """
     root = Path(data_dir)
-    if not root.is_dir():
-        raise DataError(f"{root}: no such folder; --data-dir must name the data set")
+    check_folder(root)
     paths = [root.joinpath(*parts) for parts in walk_files(root) if parts[-1].lower().endswith(".json")]
     if not paths:
         raise DataError(f"{root}: no .json files there or in its subfolders; LabelMe writes one a picture")

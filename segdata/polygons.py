@@ -63,9 +63,7 @@ class AnnotatedLayout(Layout):
         return first + sorted(names - set(first))
 
     def scan(self, split: str) -> tuple[SplitFiles, list[str]]:
-        if split not in self.splits():
-            known = ", ".join(self.splits()) or "none"
-            raise DataError(f"{self.root}: no split {split!r} in the annotations; splits there: {known}")
+        split = self._known_split(split)
         faults: list[str] = []
         files, listings = self._members(split, faults), Listings()
         if not files.ids:

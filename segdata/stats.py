@@ -188,7 +188,7 @@ def _example(layout: Layout, files: SplitFiles, index: int) -> Example:
 
 def _name(layout: Layout) -> str:
     """What files call the data set."""
-    return layout.root.resolve().name if layout.name == "folder" else layout.name
+    return layout.root.resolve().name if layout.name in ("folder", "coco", "labelme") else layout.name
 
 
 def _plot(stats: ClassStats, path: Path) -> None:

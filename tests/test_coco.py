@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +26,10 @@ CATEGORIES = [{"id": 7, "name": "crack"}, {"id": 3, "name": "dot"}]  # dot is cl
 
 
 def save_picture(path: Path, size=SIZE, **options) -> Path:
+    """A picture of its own colour: two that are alike would be taken for one in two splits."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", size[::-1], (90, 120, 30)).save(path, **options)
+    colour = zlib.crc32("/".join(path.parts[-3:]).encode()).to_bytes(4, "big")[:3]
+    Image.new("RGB", size[::-1], tuple(colour)).save(path, **options)
     return path
 
 
@@ -536,6 +539,9 @@ def test_no_annotations_says_where_was_looked(tmp_path, run_script):
     assert_one_line_error(done, "no COCO annotations", "train/_annotations.coco.json")
     done = run_script("dataset.py", "--dataset", "coco", "--data-dir", tmp_path / "nowhere", check=False)
     assert_one_line_error(done, "no such folder", "--data-dir")
+    file = write(tmp_path / "a.json", document([], []))
+    done = run_script("dataset.py", "--dataset", "coco", "--data-dir", file, check=False)
+    assert_one_line_error(done, f"{file}: is a file", "--data-dir")
 
 
 def test_missing_pictures_are_counted_and_named(simple):

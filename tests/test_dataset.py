@@ -698,6 +698,6 @@ def test_real_camvid():
 
 
 def test_the_registry_and_the_help_agree():
-    assert set(DATASETS) == {"voc", "folder", "demo", "ade20k", "cityscapes"}
+    assert set(DATASETS) == {"voc", "folder", "demo", "ade20k", "cityscapes", "coco", "labelme"}
     args = dataset_script.get_args_parser().parse_args([])
     assert (args.dataset, args.data_dir, args.train_split, args.val_split) == ("voc", Path("data"), "train", "val")

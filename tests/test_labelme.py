@@ -90,7 +90,7 @@ def test_files_beside_their_pictures(simple):
         ("{split}/a.jpg", "{split}/a.json", "name_before_it_was_renamed.jpg"),
         ("{split}/a.PNG", "{split}/a.json", "a.jpg"),
         ("{split}/a.jpg", "{split}/a.json", None),
-        ("{split}/img/a.tif", "{split}/json/a.json", ""),
+        ("{split}/img/a.webp", "{split}/json/a.json", ""),
         ("pictures {split}/a.jpg", "{split}/a.json", "../pictures {split}/a.jpg"),
     ],
 )
