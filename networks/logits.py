@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-SLACK = 1e-3  # of probabilities that were stored as float16 or uint8, or averaged
+SLACK = 1e-3  # of probabilities that were averaged, or stored as float16
 
 
 def fault_of_logits(outputs: torch.Tensor) -> str:
@@ -17,7 +17,7 @@ def fault_of_logits(outputs: torch.Tensor) -> str:
     if not outputs.isfinite().all():
         return "not finite: look at its weights, or at these images"
     low, high = outputs.min().item(), outputs.max().item()
-    if outputs.shape[1] > 1 and low >= -SLACK and high > 0:
+    if outputs.shape[1] > 1 and low >= 0 < high:
         remedy = "pass a network that ends before its softmax or sigmoid (export it without)"
         if (outputs.sum(1) - 1).abs().max() <= SLACK:
             return f"probabilities already, which sum to 1 over the classes, not logits: {remedy}"
