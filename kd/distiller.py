@@ -121,7 +121,10 @@ class LiveTeacher:
         parts = images.split(CPU_IMAGES) if images.device.type == "cpu" else [images]
         with autocast(images.device, self.amp):
             outputs = [self.model.forward_taps(part) for part in parts]
-        self.first_word.look(outputs[0][0], batch.get("id", ())[: len(parts[0])])
+        if (
+            not self.first_word.seen and parts[0].isfinite().all()
+        ):  # else it is not the teacher's fault, and the loss tells
+            self.first_word.look(outputs[0][0], batch.get("id", ())[: len(parts[0])])
         if len(outputs) == 1:
             return TeacherOutput(*outputs[0])
         logits, taps = zip(*outputs, strict=True)
