@@ -46,7 +46,7 @@ def save_mask(root: Path, name: str, labels: np.ndarray, palette: list | None = 
     image = Image.fromarray(labels)
     image.putpalette([channel for colour in palette or voc_palette() for channel in colour])
     path = root / "SegmentationClass" / f"{name}.png"
-    image.save(path)
+    image.save(path, compress_level=0)  # so that masks of one size have files of one size
     return path
 
 
@@ -294,11 +294,13 @@ def test_data_that_cannot_be_written_are_kept_elsewhere(root, reads, how, tmp_pa
         assert len(list((tmp_path / ELSEWHERE).glob("*.json"))) == 1
         reads.clear()
         assert take(find_folder(root)) == first and reads == []
-        twin = tmp_path / "twin" / root.name  # of the same name, in another place, with other labels
+        twin = tmp_path / "twin" / root.name  # of the same name, in another place, with other labels of the same age
         shutil.copytree(root, twin)
         twin.chmod(0o755)
         shutil.rmtree(twin / FOLDER, ignore_errors=True)
-        save_mask(twin, "a", np.zeros((10, 20), np.uint8))
+        path, stat = save_mask(twin, "a", np.zeros((10, 20), np.uint8)), (root / "SegmentationClass/a.png").stat()
+        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+        assert path.stat().st_size == stat.st_size
         assert take(find_folder(twin))["train"].masks[0].labels == [0]
     finally:
         root.chmod(0o755)
