@@ -43,7 +43,7 @@ from segdata.reading import check_sizes, read_image
 from segdata.sampler import EpochSampler, seeded
 from segdata.setup import set_up
 from segdata.splitting import DEFAULT_SHARE, with_val_split
-from segdata.stats import count_classes, frequency_table, save_sheets, save_stats
+from segdata.stats import count_classes, frequency_table, save_stats
 from segdata.transforms import full_sample
 
 __all__ = [
@@ -256,6 +256,8 @@ def main(args: argparse.Namespace) -> int | None:
     if counted:
         print(f"\n{frequency_table(counted)}")
     if args.stats:
+        from segdata.sheets import save_sheets  # only here: it takes matplotlib, and everybody imports this module
+
         for stats in counted:
             print("saved", *save_stats(stats, args.output_dir), *save_sheets(layout, stats.split, args.output_dir))
     return None

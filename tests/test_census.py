@@ -14,13 +14,12 @@ from PIL import Image
 
 from basics import files as basic_files
 from basics.batch import VOID
+from dataset import find_layout
 from segdata import census as census_module
 from segdata.census import ELSEWHERE, FOLDER, SplitCensus, open_census
-from segdata.folders import find_folder
 from segdata.labels import IndexLabels
 from segdata.layouts import Layout, SplitFiles
 from segdata.palettes import voc_palette
-from segdata.published import find_ade20k
 from segdata.reading import DataError
 from segdata.stats import count_classes
 from tests.test_dataset import encode
@@ -49,7 +48,7 @@ def save_mask(root: Path, name: str, labels: np.ndarray, palette: list | None = 
     image = Image.fromarray(labels)
     image.putpalette([channel for colour in palette or voc_palette() for channel in colour])
     path = root / "SegmentationClass" / f"{name}.png"
-    image.save(path)
+    image.save(path, compress_level=0)  # so that masks of one size have files of one size
     return path
 
 
@@ -79,7 +78,7 @@ def file_of(root: Path) -> Path:
 
 
 def test_counts_are_those_of_numpy(root):
-    layout = find_folder(root)
+    layout = find_layout("folder", root)
     train = take(layout)["train"]
     masks = [np.asarray(Image.open(path)) for path in train.files.masks]
     everything = np.concatenate([mask.reshape(-1) for mask in masks])
@@ -98,7 +97,7 @@ def test_labels_are_counted_as_they_are_read(tmp_path):
         (base / kind / "training").mkdir(parents=True)
     Image.new("RGB", (4, 2)).save(base / "images/training/x.jpg")
     Image.fromarray(np.array([[0, 0, 0, 1], [1, 1, 7, 150]], np.uint8)).save(base / "annotations/training/x.png")
-    record = take(find_ade20k(tmp_path), "train")["train"].masks[0]
+    record = take(find_layout("ade20k", tmp_path), "train")["train"].masks[0]
     assert dict(zip(record.labels, record.pixels, strict=True)) == {0: 3, 6: 1, 149: 1, VOID: 3}
 
 
@@ -114,12 +113,12 @@ def test_labels_are_counted_as_they_are_read(tmp_path):
 def test_colours_of_palette_files(root, labels, palette, expected):
     values = np.array(labels, np.uint8)[np.arange(200).reshape(10, 20) % len(labels)]
     save_mask(root, "a", values, palette)
-    assert take(find_folder(root))["train"].masks[0].colours == expected
+    assert take(find_layout("folder", root))["train"].masks[0].colours == expected
 
 
 def test_grey_masks_have_no_colours(root):
     Image.fromarray(np.ones((10, 20), np.uint8)).save(root / "SegmentationClass" / "a.png")
-    assert take(find_folder(root))["train"].masks[0].colours == ""
+    assert take(find_layout("folder", root))["train"].masks[0].colours == ""
 
 
 def test_faults_of_all_files_are_listed_and_the_rest_is_counted(root):
@@ -127,7 +126,7 @@ def test_faults_of_all_files_are_listed_and_the_rest_is_counted(root):
     (root / "SegmentationClass" / "b.png").write_bytes(encode(Image.new("RGB", (20, 11)), "JPEG"))
     save_mask(root, "c", np.full((12, 21), 1, np.uint8))
     save_mask(root, "d", np.full((13, 19), 77, np.uint8))
-    train = take(find_folder(root))["train"]
+    train = take(find_layout("folder", root))["train"]
     assert len(train.faults) == 5 and not train.is_whole
     for fault, words in zip(
         train.faults,
@@ -138,28 +137,30 @@ def test_faults_of_all_files_are_listed_and_the_rest_is_counted(root):
     assert [mask is None for mask in train.masks] == [False, True, False, True]
     assert train.images[:2].sum() > 0
     with pytest.raises(DataError, match=r"a\.jpg: the file is empty"):
-        count_classes(find_folder(root), "train")
+        count_classes(find_layout("folder", root), "train")
 
 
 def test_an_image_that_is_its_own_mask_is_a_fault(root):
-    layout = find_folder(root)
-    files = layout.files("train")
+    layout = find_layout("folder", root)
+    masks = layout.files("train").masks
     with open_census(layout) as census:
-        split = census.take({"train": SplitFiles(files.ids, files.images, list(files.images))})["train"]
-    own = [fault for fault in split.faults if "is both an image and its own mask" in fault]
-    assert len(own) == len(files.ids)
+        train = census.take({"train": SplitFiles(list("abcd"), masks, masks)})["train"]
+    assert [fault.partition(": is both an image and its own mask")[0] for fault in train.faults] == list(
+        map(str, masks)
+    )
+    assert not train.is_whole
 
 
 # --- what is kept
 
 
 def test_a_second_start_opens_no_file(root, reads):
-    layout = find_folder(root)
+    layout = find_layout("folder", root)
     first = take(layout)
     assert sorted(reads) == sorted(f"{name}{suffix}" for name in NAMES for suffix in (".jpg", ".png"))
     before = file_of(root).stat().st_mtime_ns
     reads.clear()
-    assert take(find_folder(root)) == first
+    assert take(find_layout("folder", root)) == first
     assert reads == [] and file_of(root).stat().st_mtime_ns == before
     assert count_classes(layout, "train").pixels.tolist() == first["train"].pixels[:3].tolist()
     assert reads == []
@@ -167,13 +168,13 @@ def test_a_second_start_opens_no_file(root, reads):
 
 def test_only_the_first_census_is_the_first(root):
     for expected in (True, False):
-        with open_census(find_folder(root)) as census:
+        with open_census(find_layout("folder", root)) as census:
             assert census.is_first is expected
             census.take({"train": census.layout.files("train")})
 
 
 def test_what_changed_is_read_anew_and_nothing_else(root, reads):
-    layout = find_folder(root)
+    layout = find_layout("folder", root)
     take(layout)
     reads.clear()
     save_mask(root, "b", np.full((11, 20), 1, np.uint8))
@@ -188,37 +189,37 @@ def test_what_changed_is_read_anew_and_nothing_else(root, reads):
 
 
 def test_splits_share_what_is_known(root, reads):
-    layout = find_folder(root)
+    layout = find_layout("folder", root)
     take(layout, "train")
     reads.clear()
     (root / "ImageSets/Segmentation/trainval.txt").write_text("a\nb\nc\nd\nü e\n", encoding="utf-8")
-    take(find_folder(root), "trainval")
+    take(find_layout("folder", root), "trainval")
     assert sorted(reads) == ["ü e.jpg", "ü e.png"]
 
 
 def test_faulty_files_are_read_every_time(root, reads):
     save_mask(root, "b", np.full((11, 20), 99, np.uint8))
     for _ in range(2):
-        assert "b.png: labels 99" in take(find_folder(root))["train"].faults[0]
+        assert "b.png: labels 99" in take(find_layout("folder", root))["train"].faults[0]
     reads.clear()
     save_mask(root, "b", np.full((11, 20), 2, np.uint8))
-    assert take(find_folder(root))["train"].faults == []
+    assert take(find_layout("folder", root))["train"].faults == []
     assert reads == ["b.png"]
 
 
 def test_another_class_list_counts_anew(root, reads):
-    take(find_folder(root))
+    take(find_layout("folder", root))
     (root / "classes.txt").write_text("one\ntwo\n")
     reads.clear()
-    assert any("labels 2" in fault for fault in take(find_folder(root))["train"].faults)
+    assert any("labels 2" in fault for fault in take(find_layout("folder", root))["train"].faults)
     assert len(reads) >= len(NAMES)
     (root / "classes.txt").write_text("one\ntwo\nthree\n")
     reads.clear()
-    assert take(find_folder(root))["train"].faults == [] and reads == []
+    assert take(find_layout("folder", root))["train"].faults == [] and reads == []
 
 
 def test_another_way_of_reading_masks_counts_anew(root, reads):
-    layout = find_folder(root)
+    layout = find_layout("folder", root)
     take(layout)
     reads.clear()
 
@@ -233,19 +234,19 @@ def test_another_way_of_reading_masks_counts_anew(root, reads):
 
 
 def test_a_data_set_may_be_moved(root, tmp_path, reads):
-    take(find_folder(root))
+    take(find_layout("folder", root))
     moved = tmp_path / "elsewhere" / "moved"
     moved.parent.mkdir()
     root.rename(moved)
     reads.clear()
-    take(find_folder(moved))
+    take(find_layout("folder", moved))
     assert reads == []
 
 
 def test_anew_means_anew(root, reads):
-    take(find_folder(root))
+    take(find_layout("folder", root))
     reads.clear()
-    take(find_folder(root), anew=True)
+    take(find_layout("folder", root), anew=True)
     assert len(reads) == 2 * len(NAMES)
 
 
@@ -275,14 +276,14 @@ DAMAGE = {
 @pytest.mark.parametrize("name", DAMAGE)
 def test_a_damaged_census_is_ignored_and_written_anew(root, reads, name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    first = take(find_folder(root))
+    first = take(find_layout("folder", root))
     path = file_of(root)
     DAMAGE[name](path)
     reads.clear()
-    assert take(find_folder(root)) == first
+    assert take(find_layout("folder", root)) == first
     assert len(reads) == 2 * len(NAMES)
     reads.clear()
-    assert take(find_folder(root)) == first and reads == []
+    assert take(find_layout("folder", root)) == first and reads == []
 
 
 @pytest.mark.parametrize("how", ["marked", "no folder can be made", "it fails"])
@@ -298,17 +299,19 @@ def test_data_that_cannot_be_written_are_kept_elsewhere(root, reads, how, tmp_pa
             basic_files, "replacing", lambda path: replacing(Path(os.devnull) / "x" if FOLDER in str(path) else path)
         )
     try:
-        first = take(find_folder(root))
+        first = take(find_layout("folder", root))
         assert not (root / FOLDER).is_dir() or not any((root / FOLDER).iterdir())
         assert len(list((tmp_path / ELSEWHERE).glob("*.json"))) == 1
         reads.clear()
-        assert take(find_folder(root)) == first and reads == []
-        twin = tmp_path / "twin" / root.name  # of the same name, in another place, with other labels
+        assert take(find_layout("folder", root)) == first and reads == []
+        twin = tmp_path / "twin" / root.name  # of the same name, in another place, with other labels of the same age
         shutil.copytree(root, twin)
         twin.chmod(0o755)
         shutil.rmtree(twin / FOLDER, ignore_errors=True)
-        save_mask(twin, "a", np.zeros((10, 20), np.uint8))
-        assert take(find_folder(twin))["train"].masks[0].labels == [0]
+        path, stat = save_mask(twin, "a", np.zeros((10, 20), np.uint8)), (root / "SegmentationClass/a.png").stat()
+        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+        assert path.stat().st_size == stat.st_size
+        assert take(find_layout("folder", twin))["train"].masks[0].labels == [0]
     finally:
         root.chmod(0o755)
 
@@ -317,7 +320,7 @@ def test_where_nothing_can_be_written_nothing_is_kept(root, tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     (root / FOLDER).write_text("a file")
     (tmp_path / "data").write_text("another")
-    assert take(find_folder(root)) == take(find_folder(root))
+    assert take(find_layout("folder", root)) == take(find_layout("folder", root))
 
 
 def test_what_was_read_before_an_interruption_is_kept(root, reads, monkeypatch):
@@ -330,21 +333,21 @@ def test_what_was_read_before_an_interruption_is_kept(root, reads, monkeypatch):
 
     monkeypatch.setattr(census_module, "count_mask", count)
     with pytest.raises(KeyboardInterrupt):
-        take(find_folder(root))
+        take(find_layout("folder", root))
     monkeypatch.setattr(census_module, "count_mask", count_mask)
     reads.clear()
-    take(find_folder(root))
+    take(find_layout("folder", root))
     assert reads == ["ü e.png"]
 
 
 def test_many_files_are_announced_once(root, capsys, monkeypatch):
-    take(find_folder(root))
+    take(find_layout("folder", root))
     assert capsys.readouterr().out == ""  # a few take no time to speak of
     shutil.rmtree(root / FOLDER)
     monkeypatch.setattr(census_module, "SAID_FROM", 5)
-    take(find_folder(root))
+    take(find_layout("folder", root))
     assert "reading 10 images and masks" in capsys.readouterr().out
-    take(find_folder(root))
+    take(find_layout("folder", root))
     assert capsys.readouterr().out == ""
 
 
@@ -352,7 +355,7 @@ def test_many_files_are_announced_once(root, capsys, monkeypatch):
 
 
 def shared(root: Path) -> dict[str, str]:
-    layout = find_folder(root)
+    layout = find_layout("folder", root)
     with open_census(layout) as census:
         counted = census.take({split: layout.files(split) for split in ("train", "val")})
         return census.shared_images(counted["val"], counted["train"])
@@ -389,7 +392,7 @@ def test_a_changed_picture_is_hashed_anew(root):
 
 def test_pictures_of_one_name_in_two_folders_are_two(root):
     """`train/1.jpg` and `val/1.jpg`, as many data sets have them."""
-    layout = find_folder(root)
+    layout = find_layout("folder", root)
     other = root / "other"
     other.mkdir()
     Image.fromarray(np.zeros((10, 20, 3), np.uint8)).save(other / "a.jpg")
