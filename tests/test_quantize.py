@@ -432,7 +432,7 @@ def test_every_private_name_is_looked_for_before_it_is_used(monkeypatch):
 def test_nothing_else_imports_what_is_private_in_pytorch():
     """Module names of torch with an underscore, anywhere in the product.
 
-    The two that PyTorch's own notes on extending it name (dispatch modes, and trees of tensors) are public all the same.
+    The two that PyTorch's own notes on extending it name (dispatch modes, trees of tensors) are public all the same.
     """
     root = Path(torch_internals.__file__).parents[1]
     documented = r"(?!torch\.utils\._(python_dispatch|pytree)\b)"
