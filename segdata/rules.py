@@ -193,6 +193,8 @@ def judge_palettes(splits: Iterable[SplitCensus]) -> Iterator[Finding]:
                 stops=True,
             )
             return
+    if len({number for number, _ in by_number}) < len(by_number):  # colours decide: one number has several labels
+        return
     for (number, _), colours in by_number.items():
         if len(colours) > 1:
             (colour, path), (other, other_path) = list(colours.items())[:2]

@@ -300,6 +300,14 @@ def test_unused_colours_are_no_contradiction(tmp_path):
     assert findings(make(tmp_path, masks=mask)) == []
 
 
+def test_a_table_of_colours_makes_numbers_meaningless_and_nothing_is_said():
+    """Labels by colour, some classes merged: the palettes may be what they like."""
+    split = counted("train", {0: 1, 1: 1}, {0: 1, 1: 1}, {0: 1, 1: 1})
+    colours = ["0:aa0000:0 1:00bb00:1", "0:00bb00:1 1:aa0000:0", "0:cc0000:0 1:00bb00:1"]
+    split.masks = [mask._replace(colours=entry) for mask, entry in zip(split.masks, colours, strict=True)]
+    assert judge(layout_of("a", "b"), {"train": split}, "train", None, {}) == []
+
+
 # --- pictures
 
 
