@@ -245,7 +245,7 @@ def main(args: argparse.Namespace) -> int | None:
         report = check_layout(layout, args.train_split, args.val_split)
         print(report)
         if report.is_first:
-            print(invitation(args.dataset, args.data_dir))
+            print(invitation(args))
         return 1 if report.faults else 0
     for split in layout.splits():
         print(f"  {split:<10} {_count_images(layout, split)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import shlex
 from collections.abc import Iterator, Mapping
@@ -56,10 +57,14 @@ def look_at(layout: Layout, splits: Mapping[str, SplitFiles], train: str, val: s
         return _verdict(census, counted, train, val)
 
 
-def invitation(dataset: str, data_dir: Path) -> str:
-    """What to tell a person who has not seen these data yet."""
-    place = shlex.quote(str(data_dir))
-    return f"to see what the labels mark: python dataset.py --dataset {dataset} --data-dir {place} --stats"
+def invitation(args: argparse.Namespace) -> str:
+    """What to tell a person who has not seen these data yet; ``args`` as `dataset.add_data_arguments` makes them."""
+    given = {"--dataset": args.dataset, "--data-dir": args.data_dir, "--classes": args.classes}
+    given["--val-share"] = args.val_share
+    given |= {"--train-split": args.train_split} if args.train_split != "train" else {}
+    given |= {"--val-split": args.val_split} if args.val_split != "val" else {}
+    options = [word for option, value in given.items() if value is not None for word in (option, str(value))]
+    return f"to see what the labels mark: {shlex.join(['python', 'dataset.py', *options, '--stats'])}"
 
 
 def _verdict(census: Census, counted: Mapping[str, SplitCensus], train: str, val: str) -> Verdict:

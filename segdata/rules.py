@@ -67,7 +67,7 @@ def judge(
     findings += judge_palettes(splits.values())
     findings += judge_pictures(splits.values())
     findings = [replace(finding, line=f"{layout.root}: {finding.line}") for finding in findings]
-    return findings + [Finding(remark) for remark in getattr(layout, "remarks", [])]
+    return findings + [Finding(remark) for remark in layout.remarks]
 
 
 # -- classes and labels ------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import io
 import itertools
 import os
 import re
+import shlex
 import shutil
 import struct
 import time
@@ -24,7 +25,7 @@ from basics.batch import VOID
 from basics.errors import UserError
 from dataset import find_layout
 from segdata.census import MaskRecord, PictureRecord, SplitCensus
-from segdata.check import check_layout, look_at
+from segdata.check import check_layout, invitation, look_at
 from segdata.label_faults import explain_labels
 from segdata.layouts import Layout, SplitFiles
 from segdata.palettes import voc_palette
@@ -515,6 +516,17 @@ def test_the_first_training_points_to_the_sheet(tmp_path, tiny, capsys):
         assert main(train_args(root, tmp_path / "out", "--name", name)) == 0
         pointed = f"python dataset.py --dataset folder --data-dir '{root}' --stats" in capsys.readouterr().out
         assert pointed is expected
+
+
+def test_the_command_that_draws_the_sheet_is_for_the_same_data(tmp_path):
+    given = ["--dataset", "folder", "--data-dir", "a b", "--classes", "few.txt", "--val-share", "0.3"]
+    parse = dataset_script.get_args_parser().parse_args
+    assert shlex.join(["dataset.py", *given, "--train-split", "x", "--stats"]) in invitation(
+        parse([*given, "--train-split", "x"])
+    )
+    for words in (given, given[:4], [*given[:4], "--val-split", "test"]):
+        command = shlex.split(invitation(parse(words)).partition("python dataset.py ")[2])
+        assert parse(command) == parse([*words, "--stats"])
 
 
 def test_a_decoded_cache_is_not_made_of_senseless_data(tmp_path, tiny):

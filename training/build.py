@@ -150,7 +150,7 @@ def find_problem(args: Arguments, train_set: SegmentationDataset, val_set: Segme
     for remark in verdict.remarks:
         print(f"remark: {remark}")
     if verdict.is_first:
-        print(invitation(args.dataset, args.data_dir))
+        print(invitation(args))
     return verdict.problem
 
 

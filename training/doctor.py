@@ -168,7 +168,7 @@ def look_at_labels(findings: Findings, args: Arguments, datasets: list[Segmentat
         else:
             print(f"remark {'data':<10} {finding.line}")
     if verdict.is_first:
-        print(f"remark {'data':<10} {invitation(args.dataset, args.data_dir)}")
+        print(f"remark {'data':<10} {invitation(args)}")
     return not verdict.faults
 
 
