@@ -96,6 +96,12 @@ def test_a_damaged_font_is_passed_over(only, tmp_path):
     assert fonts._families(frozenset(FISH)) == ((), frozenset(FISH))
 
 
+def test_a_font_of_boxes_for_every_character_is_no_font(only, tmp_path):
+    """As matplotlib brings one along since 3.11."""
+    only(make_font(tmp_path / "boxes.ttf", "Last Resort High-Efficiency", FISH))
+    assert fonts._families(frozenset(FISH)) == ((), frozenset(FISH))
+
+
 def draw(path, name):
     mask = np.ones((40, 40), np.uint8)
     panel([PanelRow("x", np.full((40, 40, 3), 255, np.uint8), [mask])], ["In", "Out"], ["a", name], [[0] * 3] * 2, path)

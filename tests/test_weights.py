@@ -177,6 +177,13 @@ def test_damage_is_found_where_it_counts(state, saved):
         load_teacher("small", 3, saved({"model": put(state, "net.")}))
 
 
+def test_damage_in_a_backbone_is_found(donor, saved):
+    backbone = donor.backbone.state_dict()
+    name = next(name for name in backbone if name.endswith("weight"))
+    with pytest.raises(UserError, match=r"holds numbers that are not finite"):
+        create_model("small", 3, saved({"state_dict": put(backbone, "") | {name: backbone[name] * float("nan")}}))
+
+
 def test_objects_are_named_with_the_remedy(state, tmp_path):
     torch.save({"state_dict": state, "hyper_parameters": argparse.Namespace(lr=1)}, tmp_path / "l.ckpt")
     with pytest.raises(UserError, match=r'l\.ckpt.*argparse\.Namespace.*weights_only=False\)\["state_dict"\]'):
