@@ -82,3 +82,7 @@ class SegmentationModel(nn.Module, ABC):
         logits, _ = self.forward_taps(images)
         height, width = images.shape[-2:]
         return upsample_logits(logits, self.logit_stride, (height, width))
+
+    def head_names(self) -> set[str]:
+        """The tensors that a network for other classes has no use for: its classifier's; empty where nobody knows."""
+        return set()

@@ -10,6 +10,7 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from basics.errors import UserError
 
@@ -61,7 +62,7 @@ class Repository:
             f"FOLDER) and give {prefix}:FOLDER"
         )
 
-    def options(self) -> dict[str, object]:
+    def options(self) -> dict[str, Any]:
         """Keywords of the libraries' ``from_pretrained``.
 
         huggingface_hub itself tries again and again, for minutes: it is asked for what it has where the hub is out of
@@ -106,6 +107,16 @@ def cached(repository: str, filename: str, revision: str | None = None) -> bool:
     import huggingface_hub
 
     return isinstance(huggingface_hub.try_to_load_from_cache(repository, filename, revision=revision), str)
+
+
+def commit_of(repository: Repository) -> str | None:
+    """The commit that the hub's cache holds of a repository; None if it holds nothing."""
+    import huggingface_hub
+
+    file = huggingface_hub.try_to_load_from_cache(
+        repository.source, "config.json", revision=repository.revision or "main"
+    )
+    return Path(file).parent.name if isinstance(file, str) else None  # .../snapshots/COMMIT/config.json
 
 
 def out_of_reach() -> str:

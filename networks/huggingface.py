@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from basics.errors import UserError
+from networks.class_lists import same_names
 from networks.foreign import Normalisation
 from networks.hub import Repository, find_repository
 from networks.huggingface_model import FAMILIES, HuggingFaceModel, Settings, plain_config
@@ -204,14 +205,14 @@ def load_for(
     config = read_config(repository)
     if not weights:
         settings = read_settings(repository, config)
-        return _build(spec, plain_config(config), settings, num_classes)
+        return _build(plain_config(config), settings, num_classes)
     published, missing = _load(repository, config)
     if not missing and published.num_classes == num_classes and same_names(published.class_names, class_names):
         print(f"{spec}: all weights, for the same {num_classes} classes")
         return published.train()
     kept = cast(dict[str, Any], published.model_args)
-    model = _build(spec, kept["config"], Settings.from_plain(kept["settings"]), num_classes)
-    new = head_names(model) | {f"network.{name}" for name in missing}
+    model = _build(kept["config"], Settings.from_plain(kept["settings"]), num_classes)
+    new = model.head_names() | {f"network.{name}" for name in missing}
     state = {name: value for name, value in published.state_dict().items() if name not in new}
     model.load_state_dict(state, strict=False)
     part = "the encoder and all it has of the decoder" if missing else "encoder and decoder"
@@ -223,37 +224,20 @@ def build(spec: str, num_classes: int, **model_args: Any) -> HuggingFaceModel:
     """With random weights: from what a checkpoint keeps, without a network; or from the folder or repository."""
     if not model_args:
         return load_for(spec, num_classes, weights=False)
-    return _build(spec, model_args["config"], Settings.from_plain(model_args["settings"]), num_classes)
+    return _build(model_args["config"], Settings.from_plain(model_args["settings"]), num_classes)
 
 
-def _build(spec: str, kept: Mapping[str, Any], settings: Settings, num_classes: int) -> HuggingFaceModel:
-    return HuggingFaceModel(_random_network(spec, kept, num_classes), settings)
+def _build(kept: Mapping[str, Any], settings: Settings, num_classes: int) -> HuggingFaceModel:
+    return HuggingFaceModel(_random_network(kept, num_classes), settings)
 
 
-def _random_network(spec: str, kept: Mapping[str, Any], num_classes: int) -> nn.Module:
+def _random_network(kept: Mapping[str, Any], num_classes: int) -> nn.Module:
     transformers = import_transformers()
     config = transformers.AutoConfig.for_model(**_offline(kept), num_labels=num_classes)
-    return _network_class(config, spec)(_trimmed(config))
+    return _network_class(config, str(config.model_type))(_trimmed(config))
 
 
 def _offline(kept: Mapping[str, Any]) -> dict[str, Any]:
     """``kept`` with nothing in it that would make the library fetch weights of a backbone."""
     plain = {key: _offline(value) if isinstance(value, Mapping) else value for key, value in kept.items()}
     return plain | {key: False for key in ("use_pretrained_backbone", "pretrained") if key in plain}
-
-
-def head_names(model: HuggingFaceModel) -> set[str]:
-    """The tensors of ``model`` whose shape depends on the number of classes: its classifier."""
-    kept = cast(Mapping[str, Any], model.model_args["config"])
-    with torch.device("meta"):
-        other = _random_network("", kept, model.num_classes + 1)
-    shapes = {f"network.{name}": value.shape for name, value in other.state_dict().items()}
-    return {name for name, value in model.state_dict().items() if shapes.get(name) != value.shape}
-
-
-def same_names(names: Sequence[str] | None, others: Sequence[str] | None) -> bool:
-    """Whether two class lists are the same but for case, blanks and underscores; an unknown one is taken as such."""
-    if names is None or others is None:
-        return True
-    plain = [[" ".join(name.replace("_", " ").casefold().split()) for name in each] for each in (names, others)]
-    return plain[0] == plain[1]

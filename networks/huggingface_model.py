@@ -6,6 +6,7 @@ The library's own code runs the network; its maps are caught on the way. Univers
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -151,6 +152,15 @@ class HuggingFaceModel(ForeignModel):
     @property
     def backbone_prefix(self) -> str:  # type: ignore[override]
         return f"network.{self.family.layers or self.encoder}."
+
+    def head_names(self) -> set[str]:
+        """The tensors whose shape depends on the number of classes."""
+        config = copy.deepcopy(self.config)
+        config.num_labels = self.num_classes + 1
+        with torch.device("meta"):
+            other = type(self.network)(config)
+        shapes = {f"network.{name}": value.shape for name, value in other.state_dict().items()}
+        return {name for name, value in self.state_dict().items() if shapes.get(name) != value.shape}
 
     # -- where the maps are ------------------------------------------------------------------------
 

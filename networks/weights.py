@@ -11,6 +11,7 @@ import socket
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -19,6 +20,7 @@ from basics.errors import UserError
 from networks.base import SegmentationModel
 
 StateDict = dict[str, torch.Tensor]
+T = TypeVar("T")
 
 # What our `backbone.` is called in other people's files, "" for a file of the backbone alone.
 BACKBONE_PREFIXES = ("backbone.", "encoder.", "features.", "")
@@ -74,7 +76,7 @@ def _plain_name(name: str) -> str:
 def is_whole(model: SegmentationModel, state: StateDict) -> bool:
     """Whether ``state`` holds more of ``model`` than its backbone."""
     state = _own_names(state)
-    return any(name in state for name in model.state_dict() if not name.startswith("backbone."))
+    return any(name in state for name in model.state_dict() if not name.startswith(model.backbone_prefix))
 
 
 def load_whole(model: SegmentationModel, state: StateDict, origin: str) -> None:
@@ -147,7 +149,7 @@ def load_backbone(model: SegmentationModel, state: StateDict, origin: str) -> No
             f"{origin}: another architecture: {len(unknown)} tensors this model does not know ({_first(unknown)})"
         )
     # By way of the model: some of smp's encoders have a load_state_dict of their own, with other arguments.
-    model.load_state_dict({"backbone." + name: inner[name] for name in found}, strict=False)
+    model.load_state_dict({model.backbone_prefix + name: inner[name] for name in found}, strict=False)
     print(f"backbone: {len(counted) - len(missing)} of {len(counted)} tensors from {origin}")
     if missing:
         layers = dict.fromkeys(name.rpartition(".")[0] for name in missing)
@@ -158,7 +160,7 @@ def _first(names: list[str]) -> str:
     return ", ".join(names[:2]) + (", ..." if len(names) > 2 else "")
 
 
-def fetch(what: str, download: Callable[[], StateDict], option: str) -> StateDict:
+def fetch(what: str, download: Callable[[], T], option: str) -> T:
     """``download()``; if it fails, a `UserError` that names ``what`` and the ways on, ``option``.
 
     No server is waited for longer than `NETWORK_TIMEOUT_S` without a sign of life.
