@@ -31,6 +31,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", metavar="NAME", help="measure on this data set's train split (default: made up)")
     parser.add_argument("--data-dir", default="data", type=Path, metavar="DIR", help="where it lies (default: data)")
+    parser.add_argument("--classes", type=Path, metavar="FILE", help="its classes, as in train_kd.py")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, metavar="PART", help=", ".join(PARTS))
     parser.add_argument("--crop-size", type=int, default=256)
     parser.add_argument("--batch-size", type=int, default=8)
@@ -45,7 +46,7 @@ def choose_pictures(args: argparse.Namespace, folder: Path) -> SegmentationDatas
     """The train split of --dataset, or pictures made up in ``folder``; at most as many as are looked at."""
     count = 8 if args.quick else 48
     if args.dataset:
-        dataset = build_dataset(args.dataset, args.data_dir, "train")
+        dataset = build_dataset(args.dataset, args.data_dir, "train", classes=args.classes)
         dataset.require_masks()
         return first_images(dataset, count)
     size = (94, 125) if args.quick else (375, 500)

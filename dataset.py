@@ -4,7 +4,7 @@
     python dataset.py --download                         fetch it first
     python dataset.py --check                            read every file once and list all faults
     python dataset.py --stats --train-split train_aug    class frequencies and weights, as CSV and PNG
-    python dataset.py --dataset folder --data-dir DIR    the same for your own data
+    python dataset.py --dataset folder --data-dir DIR    the same for your own data (docs/data.md says in which forms)
 
 A sample is a dict:
 
@@ -32,10 +32,14 @@ from basics.errors import UserError, choose, run_cli
 from segdata.check import check_layout
 from segdata.decode_cache import DecodeCache, open_cache
 from segdata.demo import find_demo
-from segdata.layouts import Layout, find_ade20k, find_folder, find_voc
+from segdata.folders import find_folder
+from segdata.given_classes import with_classes
+from segdata.layouts import Layout
+from segdata.published import find_ade20k, find_cityscapes, find_voc
 from segdata.reading import check_sizes, read_image
 from segdata.sampler import EpochSampler, seeded
 from segdata.setup import set_up
+from segdata.splitting import DEFAULT_SHARE, with_val_split
 from segdata.stats import count_classes, frequency_table, save_stats
 from segdata.transforms import full_sample
 
@@ -45,6 +49,7 @@ __all__ = [
     "SegmentationDataset",
     "add_data_arguments",
     "build_dataset",
+    "build_split",
     "find_layout",
 ]
 
@@ -54,6 +59,7 @@ DATASETS: dict[str, Callable[[Path], Layout]] = {
     "folder": find_folder,
     "demo": find_demo,
     "ade20k": find_ade20k,
+    "cityscapes": find_cityscapes,
 }
 
 
@@ -142,9 +148,20 @@ class SegmentationDataset(Dataset[dict]):
         return image, torch.from_numpy(mask)
 
 
-def find_layout(name: str, data_dir: str | Path = "data") -> Layout:
-    """Find data set ``name`` below ``data_dir``; `UserError` for an unknown name or missing data."""
-    return choose(DATASETS, name, "data set")(Path(data_dir))
+def find_layout(
+    name: str, data_dir: str | Path = "data", *, classes: Path | None = None, val_share: float | None = None
+) -> Layout:
+    """Find data set ``name`` below ``data_dir``.
+
+    Args:
+        classes: see `segdata.given_classes`.
+        val_share: see `segdata.splitting`.
+
+    Raises:
+        UserError: an unknown name, missing data, or classes that are not known or do not fit.
+    """
+    layout = choose(DATASETS, name, "data set")(Path(data_dir))
+    return with_val_split(with_classes(layout, classes), val_share)
 
 
 def build_dataset(
@@ -153,20 +170,50 @@ def build_dataset(
     split: str,
     transform: Callable | None = None,
     decode_cache: bool | str | Path | None = None,
+    *,
+    classes: Path | None = None,
+    val_share: float | None = None,
 ) -> SegmentationDataset:
-    """One split of a data set by name; see `SegmentationDataset`."""
-    return SegmentationDataset(find_layout(name, data_dir), split, transform, decode_cache)
+    """One split of a data set by name; see `find_layout` and `SegmentationDataset`."""
+    layout = find_layout(name, data_dir, classes=classes, val_share=val_share)
+    return SegmentationDataset(layout, split, transform, decode_cache)
+
+
+def build_split(
+    args: argparse.Namespace, split: str, decode_cache: bool | str | Path | None = None
+) -> SegmentationDataset:
+    """A split of the data set that the arguments of `add_data_arguments` name."""
+    return build_dataset(
+        args.dataset,
+        args.data_dir,
+        split,
+        decode_cache=decode_cache,
+        classes=args.classes,
+        val_share=args.val_share,
+    )
 
 
 def add_data_arguments(parser: argparse.ArgumentParser, *, train: bool = True) -> None:
-    """Add --dataset, --data-dir, --val-split and, for scripts that train, --train-split."""
+    """Add --dataset, --data-dir, --classes, --val-share, --val-split and, for scripts that train, --train-split."""
     group = parser.add_argument_group("data")
     known = ", ".join(DATASETS)
     group.add_argument("--dataset", default="voc", metavar="NAME", help=f"one of {known} (default: voc)")
     group.add_argument("--data-dir", default="data", type=Path, metavar="DIR", help="where data lie (default: data)")
+    group.add_argument(
+        "--classes",
+        type=Path,
+        metavar="FILE",
+        help="fewer classes, by lines such as `animal = cat, dog`; or a class list for data that bring none",
+    )
     if train:
         group.add_argument("--train-split", default="train", metavar="SPLIT", help="what to train on (default: train)")
     group.add_argument("--val-split", default="val", metavar="SPLIT", help="what to score on (default: val)")
+    group.add_argument(
+        "--val-share",
+        type=float,
+        metavar="SHARE",
+        help=f"of images kept for val by chance, where nothing says which ({DEFAULT_SHARE})",
+    )
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -183,9 +230,12 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> int | None:
-    find = functools.partial(find_layout, args.dataset, args.data_dir)
+    chosen = {"classes": args.classes, "val_share": args.val_share}
+    find = functools.partial(find_layout, args.dataset, args.data_dir, **chosen)
     layout = set_up(args.dataset, args.data_dir, find, fetch=args.download, verify=not args.no_verify)
     print(f"{layout.name}: {layout.root}, {len(layout.class_names)} classes")
+    for remark in layout.remarks:
+        print(f"remark: {remark}")
     if args.check:
         report = check_layout(layout)
         print(report)

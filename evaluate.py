@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from basics.errors import UserError, run_cli
-from dataset import SegmentationDataset, build_dataset
+from dataset import SegmentationDataset, build_split
 from deploy.segmenter import load_segmenter
 from scoring.protocol import Agreement, check_classes
 from scoring.reporting import add_evaluation_arguments, report
@@ -39,11 +39,11 @@ def main(args: argparse.Namespace) -> None:
         if len(args.checkpoints) > 1:
             raise UserError("--submission takes one checkpoint")
         segmenter = load_segmenter(args.checkpoints[0], args.device)
-        dataset = build_dataset(args.dataset, args.data_dir, "test")
+        dataset = build_split(args, "test")
         check_classes(str(args.checkpoints[0]), segmenter.class_names, dataset)
         submit(args.submission, segmenter.mask, dataset)
         return
-    dataset = build_dataset(args.dataset, args.data_dir, args.val_split)
+    dataset = build_split(args, args.val_split)
     dataset.require_masks()
     for path in (args.json, args.csv):
         if path is not None and path.is_dir():

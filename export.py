@@ -45,6 +45,8 @@ def main(args: argparse.Namespace) -> None:
         raise UserError(f"--rounds must be at least 0, not {args.rounds}")
     if args.int8 and not args.int8.is_file():
         raise UserError(f"--int8 {args.int8}: no such file")
+    if args.int8 and args.int8.suffix not in FORMATS:
+        raise UserError(f"--int8 {args.int8}: the name must end in {' or '.join(FORMATS)}")
     model, checkpoint = load_checkpoint_model(args.checkpoint)
     if "qat" in checkpoint:
         raise UserError(f"{args.checkpoint}: trained for INT8 (--qat); quantize.py makes its file")

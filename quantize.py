@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from basics.batch import normalize
 from basics.errors import UserError, run_cli
-from dataset import add_data_arguments, build_dataset
+from dataset import add_data_arguments, build_split
 from deploy.arguments import add_form_arguments, check_output, make_deployed
 from deploy.export_checks import Difference, compare, require_agreement
 from deploy.exporting import Deployed, export_program
@@ -44,7 +44,7 @@ LEAST_AGREEMENT = 0.9
 
 def calibration_images(args: argparse.Namespace, class_names: list[str]) -> Iterator[torch.Tensor]:
     """Images spread over the training split, at native size: normalised (1, 3, H, W), one after the other."""
-    dataset = build_dataset(args.dataset, args.data_dir, args.train_split)
+    dataset = build_split(args, args.train_split)
     check_classes(str(args.checkpoint), class_names, dataset)
     count = min(args.calibration_images, len(dataset))
     for number in tqdm(range(count), desc="calibrate", unit="img", leave=False, disable=None):

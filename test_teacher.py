@@ -13,7 +13,7 @@ import argparse
 
 from basics.device import pick_device
 from basics.errors import run_cli
-from dataset import build_dataset
+from dataset import build_split
 from scoring.reporting import add_evaluation_arguments, report
 from scoring.tables import format_summary, write_results
 from zoo import load_teacher, teacher_name
@@ -33,7 +33,7 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> None:
-    dataset = build_dataset(args.dataset, args.data_dir, args.val_split)
+    dataset = build_split(args, args.val_split)
     teacher = load_teacher(args.teacher, dataset.num_classes, args.teacher_weights, dataset.class_names)
     name = teacher_name(args.teacher, args.teacher_weights)
     label = name if args.teacher_weights == "default" else args.teacher_weights

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from basics.device import add_device_argument
 from basics.errors import UserError, run_cli
-from dataset import SegmentationDataset, add_data_arguments, build_dataset
+from dataset import SegmentationDataset, add_data_arguments, build_split
 from deploy.columns import (
     Column,
     checkpoint_column,
@@ -90,7 +90,7 @@ def main(args: argparse.Namespace) -> None:
         raise UserError("--teacher-weights without --teacher: name the teacher's network, too")
     if args.ids and (args.best or args.worst):
         raise UserError("--ids names the images, --best and --worst rank them: give one or the other")
-    dataset = build_dataset(args.dataset, args.data_dir, args.val_split)
+    dataset = build_split(args, args.val_split)
     columns = load_columns(args, dataset)
     chosen = choose_images(args, dataset, columns[0])
     if args.teacher:  # ranked by a student, shown before the students

@@ -25,6 +25,7 @@ from basics.errors import UserError, choose, run_cli
 from basics.text import text_table
 from networks import smp as smp_models
 from networks.base import SegmentationModel
+from networks.class_names import class_difference, list_classes
 from networks.cost import count_macs, count_parameters
 from networks.fastlitessnet import FastLiteSSNet
 from networks.model_file import ModelFile, check_model_file
@@ -35,12 +36,13 @@ from networks.weights import (
     ClassCountError,
     StateDict,
     WeightsFile,
-    check_tensors,
     fetch,
+    first_names,
     is_whole,
     load_backbone,
     load_whole,
     read_weights,
+    unwrap,
 )
 from student_model import StudentNet
 
@@ -137,7 +139,13 @@ def build_model(name: str, num_classes: int, **model_args: object) -> Segmentati
     return model
 
 
-def create_model(name: str, num_classes: int, weights: str = "none", **model_args: object) -> SegmentationModel:
+def create_model(
+    name: str,
+    num_classes: int,
+    weights: str = "none",
+    class_names: Sequence[str] | None = None,
+    **model_args: object,
+) -> SegmentationModel:
     """A model to be trained.
 
     Args:
@@ -146,32 +154,50 @@ def create_model(name: str, num_classes: int, weights: str = "none", **model_arg
         weights: ``none`` (random), ``default`` (the library's pretrained backbone) or the path of a
             weights' file: of the backbone, or of the whole network. Of a network for another number
             of classes the backbone alone is taken. What was loaded is printed.
+        class_names: of the data set. Of a network for other classes than these, or for these in another order, the
+            backbone alone is taken, too: its outputs would bear the wrong names.
+        model_args: the model's own arguments; by default those in a checkpoint that is given.
 
     Raises:
         UserError: unknown name, download failed, or a file that does not belong to this model.
     """
     spec = choose(MODELS, name, "model")
-    model = build_model(name, num_classes, **model_args)
-    if weights == "none":
-        return model
-    if weights == "default":
-        if spec.backbone_weights is None:
-            print(f"{name}: nobody publishes pretrained weights; starting from random ones")
-            return model
-        way_on = "pass --student-weights PATH with a file you have, or --student-weights none"
-        load_backbone(model, fetch(f"the pretrained backbone of {name}", spec.backbone_weights, way_on), "the library")
+    if weights in ("none", "default"):
+        model = build_model(name, num_classes, **model_args)
+        if weights == "default":
+            _load_default_backbone(model, name, spec)
         return model
     file = _read_for(name, weights)
-    if not is_whole(model, file.state_dict):
-        load_backbone(model, file.state_dict, file.origin)
-        return model
-    try:
-        load_whole(model, file.state_dict, file.origin)
-        print(f"{name}: all weights from {file.origin}")
-    except ClassCountError as error:
-        print(f"{error}: only the backbone is taken")
-        load_backbone(model, file.state_dict, file.origin)
+    model = build_model(name, num_classes, **{**(file.checkpoint or {}).get("model_args", {}), **model_args})
+    state = unwrap(model, file)
+    whole = is_whole(model, state)
+    if whole and file.class_names and class_names is not None:
+        difference = class_difference(file.class_names, class_names)
+        if difference:
+            print(f"{weights}: made for {difference}: only the backbone is taken")
+            whole = False
+    if whole:
+        try:
+            load_whole(model, state, file.origin)
+            print(f"{name}: all weights from {file.origin}{_unnamed(file)}")
+            return model
+        except ClassCountError as error:
+            print(f"{error}: only the backbone is taken")
+    load_backbone(model, state, file.origin)
     return model
+
+
+def _load_default_backbone(model: SegmentationModel, name: str, spec: ModelSpec) -> None:
+    if spec.backbone_weights is None:
+        print(f"{name}: nobody publishes pretrained weights; starting from random ones")
+        return
+    way_on = "pass --student-weights PATH with a file you have, or --student-weights none"
+    load_backbone(model, fetch(f"the pretrained backbone of {name}", spec.backbone_weights, way_on), "the library")
+
+
+def _unnamed(file: WeightsFile) -> str:
+    """What to say of a file that cannot be compared with the data set."""
+    return "" if file.class_names else ", which does not name its classes: taken to be the data set's, in their order"
 
 
 def load_teacher(
@@ -186,7 +212,7 @@ def load_teacher(
         num_classes: classes of the data set, background included.
         weights: ``default`` (the library's VOC weights, 21 classes) or the path of a weights' file. A
             ``.onnx`` file is a teacher by itself, whatever ``name`` says (`networks.onnx_teacher`).
-        class_names: if given, a checkpoint of this project must be for exactly these classes.
+        class_names: if given, a file that names its classes must be for exactly these.
 
     Raises:
         UserError: no weights to be had, or weights for another model, class count or class list.
@@ -196,18 +222,23 @@ def load_teacher(
     spec = choose(MODELS, name, "teacher")
     if weights == "none":
         raise UserError("a teacher without weights teaches noise: pass --teacher-weights default or PATH")
-    if weights == "default":
-        file = _default_teacher(name, spec, num_classes)
-    else:
-        file = _read_for(name, weights)
-        known = (file.checkpoint or {}).get("class_names")
-        if class_names is not None and known is not None and list(known) != list(class_names):
-            raise UserError(f"{weights}: made for {_names(known)}; the data set has {_names(class_names)}")
+    file = _default_teacher(name, spec, num_classes) if weights == "default" else _read_for(name, weights)
+    if class_names is not None and file.class_names and list(file.class_names) != list(class_names):
+        raise UserError(
+            f"{weights}: made for {list_classes(file.class_names)}; the data set has {list_classes(class_names)} "
+            f"({class_difference(file.class_names, class_names)})"
+        )
     with torch.random.fork_rng(devices=[]):
         model = build_model(name, num_classes, **(file.checkpoint or {}).get("model_args", {}))
-    if not is_whole(model, file.state_dict):
-        raise UserError(f"{weights}: no weights of a whole {name}, but at most of its backbone: no teacher yet")
-    load_whole(model, file.state_dict, file.origin)
+    state = unwrap(model, file)
+    if not is_whole(model, state):
+        raise UserError(
+            f"{weights}: no weights of a whole {name}, but at most of its backbone: no teacher yet; it holds "
+            f"{first_names(state)}, a {name} {first_names(model.state_dict())}"
+        )
+    load_whole(model, state, file.origin)
+    if weights != "default" and class_names is not None and not file.class_names:
+        print(f"{name}: all weights from {weights}{_unnamed(file)}")
     return model.eval().requires_grad_(False)
 
 
@@ -236,11 +267,9 @@ def _read_for(name: str, path: str) -> WeightsFile:
         check_model_file(file.checkpoint, path, MODELS)
         if file.checkpoint["model"] != name:
             raise UserError(f"{path}: holds a {file.checkpoint['model']}, asked for is a {name}")
+        if "qat" in file.checkpoint:
+            print(f"{path}: trained with the rounding of INT8 (--qat); taken are its weights, without that rounding")
     return file
-
-
-def _names(names: Sequence[str]) -> str:
-    return f"{len(names)} classes ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
 
 
 # -- model files ---------------------------------------------------------------------------------
@@ -248,9 +277,7 @@ def _names(names: Sequence[str]) -> str:
 
 def load_model_state(model: SegmentationModel, checkpoint: Mapping, path: str | Path) -> None:
     """Load a checkpoint's weights into ``model``, strictly."""
-    state = check_model_file(checkpoint, path, MODELS)["state_dict"]
-    check_tensors(state, str(path))
-    load_whole(model, dict(state), str(path))
+    load_whole(model, dict(check_model_file(checkpoint, path, MODELS)["state_dict"]), str(path))
 
 
 def load_checkpoint_model(path: str | Path, device: torch.device | str = "cpu") -> tuple[SegmentationModel, ModelFile]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import re
 import warnings
 import zipfile
 from pathlib import Path
@@ -44,14 +45,18 @@ def file_sha256(path: str | Path) -> str:
 def load_file(path: str | Path) -> dict:
     """The dict that ``torch.save`` wrote to ``path``, on the CPU; nothing in the file is ever executed.
 
+    Of a ``.safetensors`` file, its tensors by name.
+
     Raises:
         UserError: no such file, not a torch file, truncated, no dict, or more than tensors and plain
             values in it (such a file could run code, and is refused); or it would unpack to more than
-            its own size.
+            its own size; or the package safetensors is absent.
     """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: {'a folder, not a file of weights' if path.is_dir() else 'no such file'}")
+    if path.suffix == ".safetensors":
+        return _load_safetensors(path)
     try:
         _refuse_inflation(path)
         with warnings.catch_warnings():
@@ -62,9 +67,11 @@ def load_file(path: str | Path) -> dict:
     except pickle.UnpicklingError as error:
         # A text file fails as an unknown pickle instruction, too; only a real one deserves the warning.
         if "GLOBAL" in str(error) and _is_torch_file(path):
+            kind = re.search(r"GLOBAL ([\w.]+)", str(error))
             raise UserError(
-                f"{path}: holds more than tensors and plain values, and reading it could run code: refused; "
-                "save its state_dict alone and pass that"
+                f"{path}: holds more than tensors and plain values ({kind[1] if kind else 'objects'}), and reading it "
+                "could run code: refused; where you trust it, save its tensors alone and pass that: "
+                'torch.save(torch.load(FILE, weights_only=False)["state_dict"], "weights.pth")'
             ) from error
         raise UserError(f"{path}: not a torch file, or a damaged one") from error
     except OSError as error:
@@ -74,6 +81,17 @@ def load_file(path: str | Path) -> dict:
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds a {type(content).__name__}, not a dict of weights")
     return content
+
+
+def _load_safetensors(path: Path) -> dict:
+    try:
+        from safetensors.torch import load_file as load_tensors
+    except ImportError as error:
+        raise UserError(f"{path}: needs a package that is absent: pip install safetensors") from error
+    try:
+        return dict(load_tensors(path))
+    except Exception as error:  # a class of its own for what is malformed, the system's for the rest
+        raise UserError(f"{path}: not a safetensors file, or a damaged one ({type(error).__name__})") from error
 
 
 def is_plain(tensor: torch.Tensor) -> bool:

@@ -30,14 +30,14 @@ from __future__ import annotations
 
 import re
 import shlex
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import NoReturn
 
 from basics.errors import UserError, choose
-from dataset import build_dataset
+from basics.toml_file import parse_toml
+from dataset import build_split
 from training.arguments import (
     Arguments,
     Parser,
@@ -188,7 +188,9 @@ def check_files(plan: Plan) -> None:
     """
     args = plan.args
     for split in (args.train_split, args.val_split):
-        dataset = build_dataset(args.dataset, args.data_dir, split)
+        dataset = build_split(args, split)
+    for run in plan.runs:
+        make_recipe(run.args).require_classes(dataset.num_classes)
     for name in plan.report.classes:
         choose(dict.fromkeys(dataset.class_names), name, f"class in {plan.path}: [report] classes:")
     weights = {args.student_weights, *(run.args.teacher_weights for run in plan.runs if run.needs_teacher)}
@@ -202,20 +204,13 @@ def check_files(plan: Plan) -> None:
 
 
 def _read_toml(path: Path) -> tuple[str, dict]:
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        try:
-            import tomli as tomllib
-        except ImportError:
-            raise UserError(f"{path}: Python 3.10 needs a package to read TOML: pip install tomli") from None
     try:
         text = path.read_text(encoding="utf-8")
-        return text, tomllib.loads(text)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}; name the plan's TOML file") from error
-    except ValueError as error:  # not UTF-8, or not TOML
+    except ValueError as error:  # not UTF-8
         raise UserError(f"{path}: not a TOML file ({error})") from error
+    return text, parse_toml(text, path)
 
 
 def _table(content: Mapping, key: str, path: Path) -> dict:

@@ -20,7 +20,7 @@ from basics.files import write_text
 from basics.machine import device_name
 from basics.memory import explain_memory
 from comparison.plan import Plan, Run
-from dataset import SegmentationDataset, build_dataset
+from dataset import SegmentationDataset, build_split
 from deploy.segmenter import load_segmenter
 from networks.cost import count_macs, count_parameters, measure_latency
 from networks.onnx_teacher import OnnxTeacher
@@ -122,7 +122,7 @@ class ImageScores:
 def gather(plan: Plan, finished: list[Run]) -> Comparison:
     """Score what is finished and the teacher, and measure what they cost; what is known is not done again."""
     args = plan.args
-    dataset = build_dataset(args.dataset, args.data_dir, args.val_split)
+    dataset = build_split(args, args.val_split)
     dataset.require_masks()
     results = [score_run(run, plan, dataset) for run in finished]
     teacher = score_teacher(plan, dataset)

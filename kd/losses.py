@@ -45,6 +45,7 @@ class LossSpec:
         adapter: the student's map passes through a trained 1x1 convolution to the teacher's channels.
         max_grid: maps are first averaged to at most this many cells a side; None leaves them.
         uses_temperature: ``fn`` takes ``temperature``.
+        min_classes: with fewer it is the same number whatever the student says, and has no gradient.
     """
 
     fn: Callable[..., torch.Tensor]
@@ -54,18 +55,21 @@ class LossSpec:
     adapter: bool = False
     max_grid: int | None = None
     uses_temperature: bool = False
+    min_classes: int = 1
 
 
 ENCODER_TAPS = ("low", "mid", "high")
 
 LOSSES: dict[str, LossSpec] = {
-    "ce": LossSpec(hard_losses.ce, "hard", "cross-entropy"),
-    "focal": LossSpec(hard_losses.focal, "hard", "Lin 2017"),
-    "dice": LossSpec(hard_losses.dice, "hard", "Milletari 2016"),
-    "kl": LossSpec(logit_losses.kl, "logits", "Hinton 2015", uses_temperature=True),
+    # The softmax of a single class is 1 everywhere.
+    "ce": LossSpec(hard_losses.ce, "hard", "cross-entropy", min_classes=2),
+    "focal": LossSpec(hard_losses.focal, "hard", "Lin 2017", min_classes=2),
+    "dice": LossSpec(hard_losses.dice, "hard", "Milletari 2016", min_classes=2),
+    "kl": LossSpec(logit_losses.kl, "logits", "Hinton 2015", uses_temperature=True, min_classes=2),
     "cwd": LossSpec(logit_losses.cwd, "logits", "Shu 2021", uses_temperature=True),
-    "dist": LossSpec(logit_losses.dist, "logits", "Huang 2022"),
-    "icsd": LossSpec(logit_losses.icsd, "logits", "Mansourian 2024"),
+    "dist": LossSpec(logit_losses.dist, "logits", "Huang 2022", min_classes=2),
+    # A class is compared with the others: with one other, each unit row is (0, 1) or (1, 0).
+    "icsd": LossSpec(logit_losses.icsd, "logits", "Mansourian 2024", min_classes=3),
     "cosine": LossSpec(feature_losses.cosine, "features", "Romero 2015", taps=ENCODER_TAPS, adapter=True),
     "pixelwise": LossSpec(feature_losses.pixelwise, "features", "Mansourian 2023", taps=("decoder",), adapter=True),
     # 16 cells a side: a matrix of 256 x 256 cosines an image.
@@ -111,6 +115,17 @@ class Recipe:
     def names(self, *kinds: Kind) -> list[str]:
         """Names of the terms of these kinds, in the recipe's order."""
         return [name for name in self.weights if LOSSES[name].kind in kinds]
+
+    def require_classes(self, num_classes: int) -> None:
+        """A `UserError` that names every term which cannot act on so few classes."""
+        idle = [name for name in self.weights if LOSSES[name].min_classes > num_classes]
+        if idle:
+            least = max(LOSSES[name].min_classes for name in idle)
+            raise UserError(
+                f"{' and '.join(idle)} would teach nothing: the data set has {num_classes} "
+                f"class{'es' * (num_classes != 1)}, and at least {least} are needed; leave it out: "
+                f"{' '.join(f'--loss {name}=0' for name in idle)}"
+            )
 
     @property
     def needs_teacher(self) -> bool:

@@ -96,6 +96,12 @@ def check_model_file(content: Mapping, path: str | Path, models: Mapping[str, ob
     numbers = [*checkpoint["mean"], *checkpoint["std"]]
     if len(numbers) != 6 or not all(isinstance(value, float | int) and math.isfinite(value) for value in numbers):
         raise UserError(f"{path}: damaged: mean and std must be three numbers each")
+    if not all(math.isclose(one, own, abs_tol=1e-6) for one, own in zip(numbers, (*MEAN, *STD), strict=True)):
+        raise UserError(
+            f"{path}: made for images normalised by mean {checkpoint['mean']} and std {checkpoint['std']}, and all "
+            f"networks here are given images by {list(MEAN)} and {list(STD)}: it would see other pictures than it was "
+            "trained on"
+        )
     return checkpoint
 
 

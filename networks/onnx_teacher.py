@@ -32,6 +32,7 @@ from basics.checkpoint import file_sha256
 from basics.errors import UserError
 from basics.grids import pad_to_stride
 from networks.base import TAPS, SegmentationModel
+from networks.class_names import class_difference, list_classes
 from networks.onnx_session import open_session
 
 if TYPE_CHECKING:  # an optional package
@@ -243,8 +244,8 @@ def load_onnx_teacher(path: str | Path, num_classes: int, class_names: Sequence[
     model = OnnxTeacher(path, num_classes)
     if class_names is not None and model.class_names is not None and list(class_names) != model.class_names:
         raise UserError(
-            f"{path}: made for the classes {', '.join(model.class_names[:3])}, ...; the data set has "
-            f"{', '.join(list(class_names)[:3])}, ..."
+            f"{path}: made for {list_classes(model.class_names)}; the data set has {list_classes(class_names)} "
+            f"({class_difference(model.class_names, class_names)})"
         )
     taps = ", ".join(f"{tap} ({channels})" for tap, channels in model.tap_channels.items()) or "none"
     print(f"{path}: logits at stride {model.logit_stride}, feature maps: {taps}")

@@ -1,14 +1,18 @@
 """Tensors from files and libraries put into models: strict, with one clear error, and said aloud when partial.
 
-A weights' file is a checkpoint of this project, or a state_dict (bare, or under ``state_dict`` or
-``model``), of the whole network or of its backbone alone, as torchvision and smp name their tensors.
+A weights' file is a checkpoint of this project, or any dict of tensors (.safetensors, too), of the whole network or
+of its backbone alone, as torchvision and smp name their tensors. These may lie deeper in the dict (``state_dict``,
+``model_state``, ``ema``) and have any prefix (``model.``, ``net.``, ``module.``): where the network's own names are
+found, there it is. What was unwrapped is printed; a file that holds several networks is refused.
 """
 
 from __future__ import annotations
 
 import contextlib
+import re
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -18,6 +22,7 @@ import torch
 from basics.checkpoint import is_plain, load_file
 from basics.errors import UserError
 from networks.base import SegmentationModel
+from networks.class_names import named_classes
 
 StateDict = dict[str, torch.Tensor]
 T = TypeVar("T")
@@ -26,8 +31,11 @@ T = TypeVar("T")
 BACKBONE_PREFIXES = ("backbone.", "encoder.", "features.", "")
 # Heads of classification networks: never wanted, never missed.
 CLASSIFICATION_HEADS = ("fc.", "classifier.", "head.")
-# Below this share of its tensors a backbone counts as not loaded at all.
+# Running averages of a network's weights, in a file beside the weights themselves or instead of them.
+AVERAGES = re.compile(r"(^|[._])(ema|swa|shadow|averaged?)([._]|$)")
+# Below this share of its tensors a part of a network counts as not there at all.
 LEAST_SHARE = 0.5
+DEEPEST = 3  # dicts within dicts that are looked into
 NETWORK_TIMEOUT_S = 20
 
 
@@ -37,24 +45,48 @@ class ClassCountError(UserError):
 
 @dataclass(frozen=True)
 class WeightsFile:
-    """The content of a weights' file: its tensors, and the whole dict if it is a checkpoint of this project."""
+    """The content of a weights' file.
+
+    Attributes:
+        origin: what to call it in messages.
+        state_dict: its tensors; those of a foreign file by their way through its dicts, joined by dots.
+        checkpoint: the whole dict if it is a checkpoint of this project.
+        class_names: of the classes it was made for, where it names them.
+        sections: the dicts in a foreign file, as beginnings of names: ``state_dict.``.
+    """
 
     origin: str
     state_dict: StateDict
     checkpoint: dict | None = None
+    class_names: list[str] | None = None
+    sections: frozenset[str] = frozenset()
 
 
 def read_weights(path: str | Path) -> WeightsFile:
     """Read ``path`` (see the module's docstring); anything else in it is a `UserError`."""
     content = load_file(path)
-    checkpoint = content if "format" in content and "model" in content else None
-    state = content
-    for key in ("state_dict", "model", "model_state_dict"):
-        if isinstance(content.get(key), Mapping):
-            state = content[key]
-            break
-    check_tensors(state, str(path))
-    return WeightsFile(str(path), {_plain_name(name): value for name, value in state.items()}, checkpoint)
+    if "format" in content and "model" in content and isinstance(content.get("state_dict"), Mapping):
+        state = {_plain_name(str(name)): value for name, value in content["state_dict"].items()}
+        return WeightsFile(str(path), state, content, named_classes(content))
+    tensors: StateDict = {}
+    sections: set[str] = set()
+    _collect(content, "", tensors, sections)
+    if not tensors:
+        raise UserError(
+            f"{path}: neither a checkpoint of this project nor a state_dict: no tensors in it, "
+            f"but {first_names([str(key) for key in content]) or 'nothing at all'}"
+        )
+    return WeightsFile(str(path), tensors, None, named_classes(content), frozenset(sections))
+
+
+def _collect(content: Mapping, path: str, tensors: StateDict, sections: set[str]) -> None:
+    """Put all tensors of ``content`` into ``tensors``, and the ways to the dicts that they lie in into ``sections``."""
+    for key, value in content.items():
+        if isinstance(value, torch.Tensor):
+            tensors[path + _plain_name(str(key))] = value
+        elif isinstance(value, Mapping) and path.count(".") < DEEPEST:
+            sections.add(f"{path}{key}.")
+            _collect(value, f"{path}{key}.", tensors, sections)
 
 
 def check_tensors(state: Mapping, origin: str) -> None:
@@ -73,10 +105,90 @@ def _plain_name(name: str) -> str:
     return name.replace("_orig_mod.", "").removeprefix("module.")
 
 
+# -- where in a file a network is ------------------------------------------------------------------
+
+
+def unwrap(model: SegmentationModel, file: WeightsFile) -> StateDict:
+    """The tensors of ``file`` by the names that ``model`` has for them, where most of those are found in it.
+
+    Otherwise all of them as they are: of a backbone, or of another network. What was taken off is printed.
+
+    Raises:
+        UserError: the file holds several such networks.
+    """
+    own = _counted(model.state_dict())
+    spelled = [*own, *("encoder." + name.removeprefix("backbone.") for name in own if name.startswith("backbone."))]
+    prefix, averages = _find_prefix(spelled, file.state_dict, file.origin, least=LEAST_SHARE * len(own))
+    state = {name: value for name, value in file.state_dict.items() if not name.startswith(tuple(averages))}
+    section = max((section for section in file.sections if prefix.startswith(section)), key=len, default="")
+    done = [f"unwrapped `{section[:-1]}`"] if section else []
+    done += [f"prefix `{prefix.removeprefix(section)}` removed"] if prefix != section else []
+    done += [f"left aside: the average under `{average[:-1]}`" for average in averages]
+    if prefix:  # without one it is strict: all in the file must be the network's
+        beside = [name for name in state if name.startswith(section) and not name.startswith(prefix)]
+        parts = dict.fromkeys(name.removeprefix(section).partition(".")[0] for name in beside)
+        done += [f"left aside: {first_names(parts)}"] if parts else []
+    if done:
+        print(f"{file.origin}: {'; '.join(done)}")
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+
+def _find_prefix(names: Collection[str], tensors: StateDict, origin: str, least: float) -> tuple[str, list[str]]:
+    """With which prefix most of ``names`` are found among ``tensors``, and with which ones an average of that network.
+
+    "" where fewer than ``least`` are found. The weights themselves come before an average of them; of several
+    networks the one without a prefix, or with one of `BACKBONE_PREFIXES`, is taken.
+
+    Raises:
+        UserError: there are several with prefixes of their own, and they are not the same tensors.
+    """
+    wanted, found = set(names), Counter[str]()
+    for name in tensors:
+        parts = name.split(".")
+        for depth in range(len(parts)):
+            if ".".join(parts[depth:]) in wanted:
+                found["".join(f"{part}." for part in parts[:depth])] += 1
+    most = max(found.values(), default=0)
+    if most < max(least, 1):
+        return "", []
+    copies = [prefix for prefix, count in found.items() if 2 * count > most]
+    averages = [prefix for prefix in copies if AVERAGES.search(prefix)]
+    plain = [prefix for prefix in copies if prefix not in averages] or averages
+    usual = [prefix for prefix in BACKBONE_PREFIXES if prefix in plain]
+    chosen = usual[0] if usual else plain[0]
+    others = [] if usual else [prefix for prefix in plain[1:] if not _same(tensors, chosen, prefix)]
+    if others:
+        listed = " and ".join(f"`{prefix}`" for prefix in (chosen, *others))
+        raise UserError(
+            f"{origin}: holds such a network {1 + len(others)} times, under {listed}: save the tensors of the one that "
+            "is meant alone, and pass that file"
+        )
+    return chosen, [prefix for prefix in averages if prefix != chosen]
+
+
+def _same(tensors: StateDict, prefix: str, other: str) -> bool:
+    """Whether what is found under both prefixes is the same."""
+    one, two = (
+        {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}
+        for start in (prefix, other)
+    )
+    shared = one.keys() & two.keys()
+    return all(one[name].dtype == two[name].dtype and torch.equal(one[name], two[name]) for name in shared)
+
+
+def _counted(state: Collection[str]) -> list[str]:
+    """The names that a file must have; old ones lack BatchNorm's counters."""
+    return [name for name in state if not name.endswith("num_batches_tracked")]
+
+
+# -- into a model ----------------------------------------------------------------------------------
+
+
 def is_whole(model: SegmentationModel, state: StateDict) -> bool:
-    """Whether ``state`` holds more of ``model`` than its backbone."""
+    """Whether ``state`` holds more of ``model`` than its backbone: most of what comes behind that."""
     state = _own_names(state)
-    return any(name in state for name in model.state_dict() if not name.startswith(model.backbone_prefix))
+    behind = [name for name in _counted(model.state_dict()) if not name.startswith(model.backbone_prefix)]
+    return sum(name in state for name in behind) > LEAST_SHARE * len(behind)
 
 
 def load_whole(model: SegmentationModel, state: StateDict, origin: str) -> None:
@@ -84,8 +196,9 @@ def load_whole(model: SegmentationModel, state: StateDict, origin: str) -> None:
 
     Raises:
         ClassCountError: the weights are for another number of classes, all else fits.
-        UserError: tensors are missing, left over or of another shape.
+        UserError: tensors are missing, left over, of another shape or damaged.
     """
+    check_tensors(state, origin)
     state, own = _own_names(state), model.state_dict()
     missing = [name for name in own if name not in state and not name.endswith("num_batches_tracked")]
     surplus = [name for name in state if name not in own]
@@ -95,7 +208,7 @@ def load_whole(model: SegmentationModel, state: StateDict, origin: str) -> None:
         if len(counts) == 1 and None not in counts:
             raise ClassCountError(f"{origin}: made for {counts.pop()} classes, needed are {model.num_classes}")
     faults = [
-        f"{len(names)} {what} ({_first(names)})"
+        f"{len(names)} {what} ({first_names(names)})"
         for names, what in ((missing, "tensors missing"), (surplus, "unknown"), (unlike, "of another shape"))
         if names
     ]
@@ -120,7 +233,7 @@ def _other_class_count(own: torch.Tensor, other: torch.Tensor, num_classes: int)
 
 
 def load_backbone(model: SegmentationModel, state: StateDict, origin: str) -> None:
-    """Load what ``state`` holds of ``model.backbone`` and print what was loaded and what was not.
+    """Load what ``state`` holds of ``model.backbone``, under whatever prefix; print what was loaded and what was not.
 
     A partial file is accepted from half of the backbone's tensors on; the rest stays random.
 
@@ -128,35 +241,46 @@ def load_backbone(model: SegmentationModel, state: StateDict, origin: str) -> No
         UserError: too little in common, tensors of another shape, or of a deeper network.
     """
     own = model.backbone.state_dict()
-    prefix = max(BACKBONE_PREFIXES, key=lambda prefix: sum(prefix + name in state for name in own))
-    inner = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    counted = _counted(own)
+    prefix, averages = _find_prefix(counted, state, origin, least=1)
+    inner = {
+        name.removeprefix(prefix): value
+        for name, value in state.items()
+        if name.startswith(prefix) and not name.startswith(tuple(averages))
+    }
     found = [name for name in own if name in inner]
-    counted = [name for name in own if not name.endswith("num_batches_tracked")]
     missing = [name for name in counted if name not in inner]
     share = 1 - len(missing) / len(counted)
     if share < LEAST_SHARE:
         raise UserError(
-            f"{origin}: holds {len(counted) - len(missing)} of the {len(counted)} tensors of this model's backbone; "
-            "pass weights of the same architecture, or `none`"
+            f"{origin}: holds {len(counted) - len(missing)} of the {len(counted)} tensors of this model's backbone "
+            f"({first_names(counted)}), its own are {first_names(state)}; pass weights of the same architecture, "
+            "or `none`"
         )
+    check_tensors({name: inner[name] for name in found}, origin)
     unlike = [name for name in found if inner[name].shape != own[name].shape]
     if unlike:
-        raise UserError(f"{origin}: another architecture: {len(unlike)} tensors of another shape ({_first(unlike)})")
-    spare = model.spare_backbone_keys + (CLASSIFICATION_HEADS if prefix == "" else ())
+        raise UserError(
+            f"{origin}: another architecture: {len(unlike)} tensors of another shape ({first_names(unlike)})"
+        )
+    spare = model.spare_backbone_keys + (() if prefix.endswith(BACKBONE_PREFIXES[:-1]) else CLASSIFICATION_HEADS)
     unknown = [name for name in inner if name not in own and not name.startswith(spare)]
     if unknown:
         raise UserError(
-            f"{origin}: another architecture: {len(unknown)} tensors this model does not know ({_first(unknown)})"
+            f"{origin}: another architecture: {len(unknown)} tensors this model does not know ({first_names(unknown)})"
         )
     # By way of the model: some of smp's encoders have a load_state_dict of their own, with other arguments.
     model.load_state_dict({model.backbone_prefix + name: inner[name] for name in found}, strict=False)
-    print(f"backbone: {len(counted) - len(missing)} of {len(counted)} tensors from {origin}")
+    where = "" if prefix in BACKBONE_PREFIXES else f", there under `{prefix[:-1]}`"
+    print(f"backbone: {len(counted) - len(missing)} of {len(counted)} tensors from {origin}{where}")
     if missing:
         layers = dict.fromkeys(name.rpartition(".")[0] for name in missing)
         print(f"backbone: not in that file and left random: {', '.join(layers)}")
 
 
-def _first(names: list[str]) -> str:
+def first_names(names: Iterable[str]) -> str:
+    """The first two, to tell a file or a network by."""
+    names = list(names)
     return ", ".join(names[:2]) + (", ..." if len(names) > 2 else "")
 
 

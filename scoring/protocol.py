@@ -26,6 +26,7 @@ from basics.device import autocast, exact_dtype, synchronize
 from basics.errors import UserError
 from basics.signals import Stopped, StopSignal, ignore_stop_signals
 from dataset import SegmentationDataset
+from networks.class_names import class_difference, list_classes
 from scoring.metrics import ConfusionMatrix, Scores
 from segdata.reading import image_size
 
@@ -201,7 +202,7 @@ def check_classes(label: str, class_names: Sequence[str], dataset: SegmentationD
     """A model that was made for other classes than the data set's is a `UserError`."""
     if list(class_names) != list(dataset.class_names):
         raise UserError(
-            f"{label} was trained for {len(class_names)} classes ({', '.join(class_names[:3])}, ...), "
-            f"the data set {dataset.name} has {dataset.num_classes} ({', '.join(dataset.class_names[:3])}, ...): "
-            "give the --dataset and --data-dir it was trained on"
+            f"{label} was trained for {list_classes(class_names)}, the data set {dataset.name} has "
+            f"{list_classes(dataset.class_names)} ({class_difference(class_names, dataset.class_names)}): "
+            "give the --dataset, --data-dir and --classes it was trained on"
         )

@@ -110,7 +110,7 @@ def _record_bytes(shape: Shape) -> int:
 
 
 def describe_sources(layout: Layout, files: SplitFiles) -> list[list]:
-    """Name, bytes and modification time of each source file, names relative to the data set's root."""
+    """Name, bytes and modification time of each source file, names relative to the root; and how masks are written."""
     paths = [*files.images, *(files.masks or [])]
     described = []
     for path in paths:
@@ -119,7 +119,7 @@ def describe_sources(layout: Layout, files: SplitFiles) -> list[list]:
         except OSError as error:
             raise DataError(f"{path}: {error.strerror or error}") from None
         described.append([path.relative_to(layout.root).as_posix(), found.st_size, found.st_mtime_ns])
-    return described
+    return described + layout.labels.key
 
 
 def _load(data: Path, sources: list[list]) -> DecodeCache | None:

@@ -18,7 +18,8 @@ from tqdm import tqdm
 
 from basics.batch import VOID
 from segdata.borders import find_borders
-from segdata.layouts import LISTS, Layout, folder_layout
+from segdata.folders import folder_layout
+from segdata.layouts import LISTS, Layout
 from segdata.palettes import colour_table, distinct_palette
 from segdata.pictures import palette_image
 from segdata.reading import DataError

@@ -1,33 +1,26 @@
-"""Where data lie on disk: find a data set in the folders people really have, and list a split's files."""
+"""A data set on disk: which files belong to a split, and how its masks are read."""
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from basics.batch import VOID
-from segdata.palettes import Color, distinct_palette, voc_palette
-from segdata.reading import DataError, check_labels, read_mask
+from segdata.class_tables import ClassTable
+from segdata.labels import IndexLabels, Labels
+from segdata.listed import Files, ListReader
+from segdata.pairing import IMAGE_SUFFIXES, MASK_SUFFIXES, Affixes, Listing, Pairing, pair_folders, pair_one_folder
+from segdata.palettes import Color
+from segdata.reading import DataError, check_labels
+from segdata.split_lists import LISTS, USUAL_SPLITS, usual_name
 
-VOC_CLASSES = [
-    "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
-    "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
-]  # fmt: skip
-VOC_FOLDERS = (
-    "VOCdevkit/VOC2012",
-    "VOC2012",
-    "VOC2012_train_val/VOC2012_train_val",
-    "VOCtrainval_11-May-2012/VOCdevkit/VOC2012",
-    "VOC2012/VOCdevkit/VOC2012",
-    "VOCtrainval_11-May-2012/VOC2012",
-    ".",
-)
-USUAL_SPLITS: tuple[str, ...] = ("train", "train_aug", "val", "trainval", "test")
-LISTS = "ImageSets/Segmentation"
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")  # in this order where two files share a name
-ADE_CLASSES_FILE = Path(__file__).with_name("ade20k_classes.txt")
+__all__ = ["LISTS", "Layout", "SplitFiles"]
+
+SHOWN = 20  # faults that get a hint: each takes a look at all names
 
 
 @dataclass
@@ -44,10 +37,16 @@ class Layout:
     """A data set found on disk.
 
     Attributes:
-        image_folders, mask_folders: by split, with `None` for every other split.
+        image_folders, mask_folders: by split, with `None` for every other split; images and masks may share one.
         split_lists: list file by split; a split without one takes all files of its image folder (ADE20K),
             or, for ``train_aug``, all masks of its folder but those of val, which is how that split is defined.
-        reduce_zero_label: stored label 0 means void and k means class k - 1 (ADE20K).
+        split_ids: the same as names of images, where a list could not be written.
+        labels: how masks are written.
+        naming: what the names of images and of masks have in common; None: to be looked for.
+        complete: every image must have a mask. Otherwise those without are left out where no list names them.
+        class_files: the class lists that the data bring.
+        class_fault: why they give no classes; ``class_names`` is empty then.
+        remarks: what a person should know of how the data were understood, one line each.
     """
 
     name: str
@@ -57,7 +56,27 @@ class Layout:
     image_folders: dict[str | None, Path]
     mask_folders: dict[str | None, Path]
     split_lists: dict[str, Path] = field(default_factory=dict)
-    reduce_zero_label: bool = False
+    split_ids: dict[str, list[str]] = field(default_factory=dict)
+    labels: Labels = field(default_factory=IndexLabels)
+    naming: tuple[Affixes, Affixes] | None = None
+    complete: bool = True
+    class_files: list[Path] = field(default_factory=list)
+    class_fault: str = ""
+    remarks: list[str] = field(default_factory=list)
+    # Kept, because folders are listed once.
+    listings: dict[Path, Listing] = field(default_factory=dict, repr=False, compare=False)
+    pairings: dict[tuple[Path, Path | None], Pairing] = field(default_factory=dict, repr=False, compare=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what can be listed again: a loader process needs none of it."""
+        return self.__dict__ | {"listings": {}, "pairings": {}}
+
+    def take_classes(self, table: ClassTable) -> None:
+        """Take classes and the way masks are written from a class list."""
+        self.class_names, self.palette, self.labels = table.names, table.palette, table.labels
+        self.class_fault = ""
+        if table.void_names:
+            self.remarks.append(f"{table.path}: {', '.join(table.void_names)}: void, and no class")
 
     def read_labels(self, path: Path) -> np.ndarray:
         """The labels in a mask file, uint8 (H, W): classes 0..C-1 and 255.
@@ -65,18 +84,45 @@ class Layout:
         Raises:
             DataError: the file is no mask, or a value in it is neither a class nor void.
         """
-        labels = read_mask(path)
-        if self.reduce_zero_label:
-            labels = labels - np.uint8(1)  # 0 - 1 wraps round to 255 in uint8: void, as a reduced zero label means
+        labels = self.labels.read(path)
         check_labels(labels, len(self.class_names), path)
         return labels
 
     def splits(self) -> list[str]:
         """The names of the splits that are there, `train` and `val` first."""
-        named = (*self.split_lists, *self.image_folders, *self.mask_folders)
+        named = (*self.split_lists, *self.split_ids, *self.image_folders, *self.mask_folders)
         names = {name for name in named if name is not None}
         first = [name for name in USUAL_SPLITS if name in names]
         return first + sorted(names - set(first))
+
+    def listing(self, folder: Path) -> Listing:
+        """The files of a folder, which is listed once."""
+        if folder not in self.listings:
+            self.listings[folder] = Listing(folder)
+        return self.listings[folder]
+
+    def folders(self, split: str | None) -> tuple[Path, Path | None]:
+        """Where the images and the masks of a split lie; a split without masks has no folder of them."""
+        images, masks = self.image_folders, self.mask_folders
+        anywhere = next(iter(images.values()))  # of a list whose name no folder has
+        return images.get(split) or images.get(None, anywhere), masks.get(split) or masks.get(None)
+
+    def pairing(self, split: str | None) -> Pairing:
+        """The images and masks in the folders of a split, whether they are listed or not.
+
+        Raises:
+            DataError: a folder cannot be read, or it is not clear which masks belong to which images.
+        """
+        image_folder, mask_folder = self.folders(split)
+        key = image_folder, mask_folder
+        if key not in self.pairings:
+            images = self.listing(image_folder)
+            if mask_folder == image_folder:
+                self.pairings[key] = pair_one_folder(images)
+            else:
+                masks = self.listing(mask_folder).by_name(MASK_SUFFIXES) if mask_folder else {}
+                self.pairings[key] = pair_folders(images.by_name(IMAGE_SUFFIXES), masks, self.naming)
+        return self.pairings[key]
 
     def scan(self, split: str) -> tuple[SplitFiles, list[str]]:
         """List a split's files and all faults that show without opening an image.
@@ -86,38 +132,18 @@ class Layout:
             entry, missing image or mask, empty split.
 
         Raises:
-            DataError: there is no such split.
+            DataError: there is no such split, or its folders cannot be understood.
         """
-        if split not in self.splits():
-            known = ", ".join(self.splits()) or "none"
-            raise DataError(f"{self.root}: no split {split!r} ({LISTS}/{split}.txt); splits there: {known}")
-        image_folder = self.image_folders.get(split) or self.image_folders[None]
-        mask_folder = self.mask_folders.get(split) or self.mask_folders[None]
-        images, masks = files_by_stem(image_folder, IMAGE_SUFFIXES), files_by_stem(mask_folder, (".png",))
+        split = self._known_split(split)
         faults: list[str] = []
-        origin = self.split_lists.get(split)
-        if origin:
-            ids = read_split_list(origin, faults)
-        elif split == "train_aug":
-            val = self.split_lists.get("val")
-            ids = sorted(set(masks) - set(read_split_list(val, []) if val else []))
-        else:
-            ids = sorted(images)
+        files = self._files(split, faults)
         # A test split usually has no masks; one that has some is a labelled split like any other.
-        labelled = split != "test" or any(name in masks for name in ids)
-        listed = f" (listed in {origin})" if origin else ""
-        for name in ids:
-            if name not in images:
-                faults.append(f"{image_folder / name}.jpg: no such image{listed}")
-            if labelled and name not in masks:
-                faults.append(f"{mask_folder / name}.png: no such mask{listed}")
-        if not ids:
-            faults.append(f"{origin or image_folder}: the split {split!r} is empty")
-        whole = [name for name in ids if name in images and (name in masks or not labelled)]
-        return (
-            SplitFiles(whole, [images[name] for name in whole], [masks[name] for name in whole] if labelled else None),
-            faults,
-        )
+        labelled = split != "test" or any(mask is not None for _, mask in files.values())
+        faults += self._missing(split, files, labelled)
+        whole = {name: each for name, each in files.items() if each[0] and (each[1] or not labelled)}
+        images = [image for image, _ in whole.values() if image]
+        masks = [mask for _, mask in whole.values() if mask]
+        return SplitFiles(list(whole), images, masks if labelled else None), faults
 
     def files(self, split: str) -> SplitFiles:
         """As `scan`, but any fault is a `DataError` that names the first and counts the rest."""
@@ -127,154 +153,64 @@ class Layout:
             raise DataError(faults[0] + more)
         return files
 
-
-def files_by_stem(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
-    """Map file stem to path, listing the folder once: ten thousand stats cost seconds on a network disk."""
-    found: dict[str, Path] = {}
-    try:
-        paths = sorted(folder.iterdir()) if folder.is_dir() else []
-    except OSError as error:
-        raise DataError(f"{folder}: cannot be listed: {error.strerror or error}") from None
-    for path in paths:
-        suffix = path.suffix.lower()
-        if suffix not in suffixes or path.name.startswith("."):
-            continue
-        other = found.get(path.stem)
-        if other is None or suffixes.index(suffix) < suffixes.index(other.suffix.lower()):
-            found[path.stem] = path
-    return found
-
-
-def read_split_list(path: Path, faults: list[str]) -> list[str]:
-    """The ids of a split list, one a line; malformed and doubled lines are added to ``faults``.
-
-    Blank lines, CRLF, a byte order mark and lines of two paths (``/JPEGImages/ID.jpg /SegmentationClassAug/ID.png``,
-    as the common SBD list has them) are understood. An id must be a bare file name.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        faults.append(f"{path}: the list cannot be read: {error}")
-        return []
-    first_line: dict[str, int] = {}
-    for number, line in enumerate(lines, start=1):
-        name = _entry_id(line)
-        if not name:
-            continue
-        if "/" in name or "\\" in name or "\0" in name or name in (".", ".."):
-            faults.append(f"{path}, line {number}: {name!r} is not a bare file name")
-        elif name in first_line:
-            faults.append(f"{path}, line {number}: {name!r} is listed already in line {first_line[name]}")
-        else:
-            first_line[name] = number
-    return list(first_line)
-
-
-def _entry_id(line: str) -> str:
-    parts = line.split()
-    if len(parts) == 2 and parts[0].startswith("/JPEGImages/") and parts[1].endswith(".png"):
-        name = PurePosixPath(parts[0].removeprefix("/JPEGImages/"))
-        return str(name.with_suffix(""))
-    return line.strip()
-
-
-def read_class_names(path: Path) -> list[str]:
-    """The class names of a ``classes.txt``, one a line; blank lines are skipped.
-
-    Raises:
-        DataError: missing, unreadable, empty, a name twice, or more than 255 classes.
-    """
-    try:
-        names = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file; write the class names there, one a line") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read: {error}") from None
-    if not 1 <= len(names) <= VOID:
-        raise DataError(f"{path}: {len(names)} class names; between 1 and {VOID} are possible")
-    doubled = sorted({name for name in names if names.count(name) > 1})
-    if doubled:
-        raise DataError(f"{path}: class name {doubled[0]!r} stands there more than once")
-    return names
-
-
-def _voc_like(name: str, root: Path, class_names: list[str], palette: list[Color]) -> Layout:
-    lists = {path.stem: path for path in sorted((root / LISTS).glob("*.txt")) if not path.name.startswith(".")}
-    masks: dict[str | None, Path] = {None: root / "SegmentationClass"}
-    augmented = root / "SegmentationClassAug"
-    if "trainaug" in lists:  # the other spelling in use
-        lists.setdefault("train_aug", lists.pop("trainaug"))
-    if augmented.is_dir():
-        masks["train_aug"] = augmented
-    return Layout(name, root, class_names, palette, {None: root / "JPEGImages"}, masks, lists)
-
-
-def looks_like_voc(root: Path) -> bool:
-    """Whether ``root`` has the folders of the VOC layout."""
-    return (root / "JPEGImages").is_dir() and (root / LISTS).is_dir()
-
-
-def _bases(data_dir: Path) -> list[Path]:
-    """Where to look: the folder named, its `data/`, and beside the default `data/` the current folder."""
-    return [data_dir, data_dir / "data", *([Path()] if data_dir == Path("data") else [])]
-
-
-def find_voc(data_dir: Path) -> Layout:
-    """PASCAL VOC 2012 in any layout of `VOC_FOLDERS` below ``data_dir``."""
-    for base in _bases(Path(data_dir)):
-        for folder in VOC_FOLDERS:
-            root = base / folder
-            if looks_like_voc(root):
-                return _voc_like("voc", root, list(VOC_CLASSES), voc_palette(len(VOC_CLASSES)))
-    raise DataError(
-        f"no VOC 2012 below {data_dir} (looked for {', '.join(VOC_FOLDERS[:3])} or JPEGImages/ itself); "
-        "`python dataset.py` extracts VOCtrainval_11-May-2012.tar from data/, --download fetches it, "
-        "--data-dir DIR names another place"
-    )
-
-
-def find_folder(data_dir: Path) -> Layout:
-    """Any folder in VOC layout with its own ``classes.txt``."""
-    root = Path(data_dir)
-    if not root.is_dir():
-        raise DataError(f"{root}: no such folder; --data-dir must name the data set")
-    for wanted in ("JPEGImages", LISTS):
-        if not (root / wanted).is_dir():
+    def _known_split(self, split: str) -> str:
+        splits = self.splits()
+        if split not in splits and usual_name(split) in splits:
+            return usual_name(split)
+        if split not in splits:
+            hint = ""
+            if usual_name(split) == "val" and "train" in splits:
+                hint = ": name one of them with --val-split, or keep a fifth of train for val with --val-share 0.2"
             raise DataError(
-                f"{root}: no {wanted}/ there; a `folder` data set has JPEGImages/, SegmentationClass/, "
-                f"{LISTS}/ and classes.txt"
+                f"{self.root}: no split {split!r} ({LISTS}/{split}.txt); splits there: "
+                f"{', '.join(splits) or 'none'}{hint}"
             )
-    return folder_layout("folder", root)
+        return split
 
+    def _files(self, split: str, faults: list[str]) -> dict[str, Files]:
+        """Image and mask of each name in the split, None for what is missing."""
+        pairing = self.pairing(split)
+        if split in self.split_lists:
+            others = (self.pairing(other) for other in (None, *self.splits()))
+            reader = ListReader(self.root, itertools.chain([pairing], others), self.listing)
+            return reader.read(self.split_lists[split], faults)
+        if split in self.split_ids:
+            names = self.split_ids[split]
+        elif split == "train_aug":
+            val = set(self._files("val", [])) if "val" in self.split_lists else set()
+            names = sorted(set(pairing.masks) - val)
+        else:
+            names = sorted(pairing.images)
+            if not self.complete and pairing.masks:
+                names = [name for name in names if name in pairing.masks]
+        return {name: (pairing.images.get(name), pairing.masks.get(name)) for name in names}
 
-def folder_layout(name: str, root: Path) -> Layout:
-    """The layout of a folder known to look like VOC, with the classes of its ``classes.txt``."""
-    names = read_class_names(root / "classes.txt")
-    return _voc_like(name, root, names, distinct_palette(names))
-
-
-def find_ade20k(data_dir: Path) -> Layout:
-    """The ADE20K scene parsing benchmark (150 classes, ``ADEChallengeData2016/``) below ``data_dir``."""
-    for base in _bases(Path(data_dir)):
-        for root in (base / "ADEChallengeData2016", base):
-            if (root / "images" / "training").is_dir() or (root / "images" / "validation").is_dir():
-                return _ade20k_layout(root)
-    raise DataError(
-        f"no ADE20K below {data_dir} (looked for ADEChallengeData2016/images/training); get ADEChallengeData2016.zip "
-        "from the benchmark's site (sceneparsing.csail.mit.edu), unpack it there, or name its place with --data-dir"
-    )
-
-
-def _ade20k_layout(root: Path) -> Layout:
-    names = read_class_names(ADE_CLASSES_FILE)
-    folders = {"train": "training", "val": "validation", "test": "testing"}
-    present = {split: folder for split, folder in folders.items() if (root / "images" / folder).is_dir()}
-    return Layout(
-        "ade20k",
-        root,
-        names,
-        distinct_palette(names),
-        image_folders={split: root / "images" / folder for split, folder in present.items()},
-        mask_folders={split: root / "annotations" / folder for split, folder in present.items()},
-        reduce_zero_label=True,
-    )
+    def _missing(self, split: str, files: dict[str, Files], labelled: bool) -> list[str]:
+        """A line for each image and mask that is not there; one for all of them if none is."""
+        image_folder, mask_folder = self.folders(split)
+        origin = self.split_lists.get(split)
+        listed = f" (listed in {origin})" if origin else ""
+        if not files:
+            return [f"{origin or image_folder}: the split {split!r} is empty"]
+        kinds: list[tuple[str, Path, str, Sequence[str], list[str]]] = [
+            ("image", image_folder, "jpg", IMAGE_SUFFIXES, [name for name in files if not files[name][0]])
+        ]
+        if labelled:
+            without = [name for name in files if not files[name][1]]
+            kinds.append(("mask", mask_folder or self.root, "png", MASK_SUFFIXES, without))
+        faults = []
+        for kind, folder, suffix, suffixes, missing in kinds:
+            there = self.listing(folder)
+            read = f"read are {', '.join(suffixes)}"
+            if len(missing) == len(files) > 1:
+                some = ", ".join(missing[:3])
+                faults.append(
+                    f"{folder}: no {kind} for any of {len(files):,} names such as {some}{listed}; there lie "
+                    f"{there.describe()}, and {read}"
+                )
+                break
+            for name in missing:
+                similar = there.similar(name) if len(faults) < SHOWN else None
+                hint = f"; {similar} lies there, and {read}" if similar else ""
+                faults.append(f"{folder / name}.{suffix}: no such {kind}{listed}{hint}")
+        return faults

@@ -20,7 +20,7 @@ from basics.batch import VOID
 from basics.errors import UserError
 
 MAX_PIXELS = 100_000_000  # 300 MB decoded; far above any photograph here, far below a decompression bomb
-IMAGE_FORMATS = ("JPEG", "PNG", "MPO", "WEBP")  # MPO: a JPEG with a second view behind it, made by phones
+IMAGE_FORMATS = ("JPEG", "PNG", "MPO", "WEBP", "BMP", "TIFF")  # MPO: a JPEG with a second view, made by phones
 RGB_LIKE = ("RGB", "L", "P", "1", "RGBA", "LA", "PA")  # what converts to 8-bit RGB without guessing
 
 
@@ -61,7 +61,12 @@ def _open(file: IO[bytes], path: Path) -> Image.Image:
         raise DataError(f"{path}: {width}x{height} pixels are over the limit of {MAX_PIXELS:,} (decompression bomb?)")
     frames = getattr(image, "n_frames", 1)  # formats of one frame may lack it
     if image.format != "MPO" and frames > 1:
-        raise DataError(f"{path}: an animated {image.format} with {frames} frames; save one frame")
+        many = (
+            f"a TIFF of {frames} pages"
+            if image.format == "TIFF"
+            else f"an animated {image.format} with {frames} frames"
+        )
+        raise DataError(f"{path}: {many}; save one of them alone")
     return image
 
 
@@ -75,7 +80,7 @@ def _load_bytes(path: Path) -> bytes:
 
 
 def read_image(path: Path) -> torch.Tensor:
-    """Decode ``path`` (JPEG, PNG or WebP, told by content, not by name) to RGB.
+    """Decode ``path`` (JPEG, PNG, WebP, BMP or TIFF, told by content, not by name) to RGB.
 
     Returns:
         uint8 (3, H, W), the stored pixels without EXIF orientation, in channels-last memory.
@@ -132,21 +137,61 @@ def image_size(path: Path) -> tuple[int, int]:
 def read_mask(path: Path) -> np.ndarray:
     """Read the class numbers of a mask: palette indices of a palette PNG, grey values of a grey one.
 
+    An RGB mask whose three channels are the same is a grey one.
+
     Returns:
         uint8 (H, W) as stored; whether the numbers are classes is for `check_labels` to say.
 
     Raises:
-        DataError: missing, empty, truncated, RGB instead of palette, 16-bit, animated, too large.
+        DataError: as `load_mask`; or the mask holds colours.
+    """
+    image = load_mask(path)
+    if image.mode in ("P", "L", "1"):
+        return np.array(image, dtype=np.uint8)
+    *bands, last = (np.asarray(band) for band in image.convert("RGBA").split())
+    # Transparency that varies may be what was meant to tell the classes apart.
+    if image.mode == "PA" or any((band != bands[0]).any() for band in bands[1:]) or (last != last.flat[0]).any():
+        raise DataError(
+            f"{path}: the mask holds {image.mode} colours: say in classes.txt which colour is which class, as "
+            "`name r g b`, or save class numbers as a palette or grey PNG"
+        )
+    return np.array(bands[0])
+
+
+def load_mask(path: Path) -> Image.Image:
+    """A mask's pixels as they are stored, decoded; of mode P, L, 1, RGB, RGBA, LA or PA.
+
+    Raises:
+        DataError: missing, empty, truncated, compressed with losses, CMYK, 16-bit, animated, too large.
     """
     data = _load_bytes(path)
     image = _open(io.BytesIO(data), path)
-    if image.mode in ("RGB", "RGBA", "CMYK", "YCbCr", "LA", "PA"):
-        raise DataError(f"{path}: the mask holds {image.mode} colours; save class numbers as a palette or grey PNG")
-    if image.mode not in ("P", "L", "1"):
-        raise DataError(f"{path}: mask of mode {image.mode}; save class numbers as an 8-bit palette or grey PNG")
-    if image.format in ("JPEG", "MPO", "WEBP"):
+    if _is_lossy(image, data):
         raise DataError(f"{path}: a {image.format} mask: lossy compression changes class numbers; save it as PNG")
-    return _decode_pillow(image, None, path)
+    if image.mode not in RGB_LIKE:
+        raise DataError(f"{path}: mask of mode {image.mode}; save class numbers as an 8-bit palette or grey PNG")
+    try:
+        image.load()
+    except (OSError, SyntaxError, ValueError, EOFError, OverflowError) as error:
+        raise DataError(f"{path}: truncated or damaged image: {error}") from None
+    return image
+
+
+def _is_lossy(image: Image.Image, data: bytes) -> bool:
+    """Whether the file was compressed with losses."""
+    if image.format == "WEBP":  # its pixels are in a chunk VP8L where they are whole, otherwise in VP8
+        return b"VP8L" not in _riff_chunks(data)
+    return image.format in ("JPEG", "MPO") or image.info.get("compression") in ("jpeg", "tiff_jpeg", "webp")
+
+
+def _riff_chunks(data: bytes) -> set[bytes]:
+    """The names of the chunks in a RIFF file, behind its twelve bytes of header."""
+    names, start = set(), 12
+    while start + 8 <= len(data):
+        names.add(data[start : start + 4])
+        size = int.from_bytes(data[start + 4 : start + 8], "little")
+        start += 8 + size + size % 2  # chunks begin at even bytes
+    return names
 
 
 def check_labels(mask: np.ndarray, num_classes: int, path: Path) -> None:

@@ -120,13 +120,15 @@ def test_a_compiled_run_is_the_run(demo_data, distilled, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_two_steps_with_the_default_backend(demo_data, distilled, tmp_path, monkeypatch):
+def test_two_steps_with_the_default_backend(demo_data, distilled, tmp_path):
     """Kernels are really built. They add in another order: losses and scores agree closely, not bit for bit."""
-    # Dropout draws eager's random numbers; left alone, compiled code has its own.
-    monkeypatch.setattr("torch._inductor.config.fallback_random", True)
+    import torch._inductor.config as inductor
+
     steps = ["--max-steps", "2", "--warmup-epochs", "0"]  # so that the second loss shows what the first step did
-    for name, more in (("plain", []), ("compiled", ["--compile"])):
-        assert main(arguments(demo_data, tmp_path, *distilled, *steps, "--name", name, *more)) == 0
+    # Dropout draws eager's random numbers; left alone, compiled code has its own.
+    with inductor.patch(fallback_random=True):
+        for name, more in (("plain", []), ("compiled", ["--compile"])):
+            assert main(arguments(demo_data, tmp_path, *distilled, *steps, "--name", name, *more)) == 0
     (plain,), (compiled,) = rows(tmp_path / "plain"), rows(tmp_path / "compiled")
     for key, value in plain.items():
         assert float(compiled[key]) == pytest.approx(float(value), rel=1e-3, abs=1e-3), key

@@ -22,8 +22,9 @@ from torch.utils.data import DataLoader
 import dataset as dataset_script
 from basics.errors import UserError
 from dataset import DATASETS, EpochSampler, SegmentationDataset, build_dataset, find_layout
-from segdata.layouts import VOC_CLASSES, VOC_FOLDERS, find_voc, read_class_names, read_split_list
+from segdata.class_tables import read_class_names
 from segdata.palettes import distinct_palette, voc_palette
+from segdata.published import VOC_CLASSES, VOC_FOLDERS, find_voc
 from segdata.reading import DataError, image_size, read_image, read_mask
 from segdata.stats import MAX_WEIGHT, class_weights, count_classes, inverse_frequency
 from segdata.transforms import TrainTransform
@@ -233,13 +234,16 @@ def test_lists_that_are_no_text(voc):
 
 
 @settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(content=st.binary(max_size=80))
-def test_any_list_gives_bare_names_or_faults(tmp_path, content):
-    path = tmp_path / "list.txt"
-    path.write_bytes(content)
-    faults: list[str] = []
-    for name in read_split_list(path, faults):
-        assert name and "/" not in name and "\\" not in name and name not in (".", "..")
+@given(content=st.binary(max_size=80), names=st.lists(st.sampled_from(["one", "/two.jpg", "x/three.png", "../one"])))
+def test_any_list_gives_known_names_or_faults(tmp_path, content, names):
+    root = tmp_path / "voc"
+    if not root.exists():
+        write_voc(root)
+    path = root / "ImageSets/Segmentation/train.txt"
+    path.write_bytes(content + "\n".join(names).encode())
+    files, faults = find_voc(root).scan("train")
+    assert set(files.ids) <= set(IDS) and len(set(files.ids)) == len(files.ids)
+    assert all(image.parent == root / "JPEGImages" for image in files.images)
     assert all(str(path) in fault for fault in faults)
 
 
@@ -707,6 +711,6 @@ def test_real_camvid():
 
 
 def test_the_registry_and_the_help_agree():
-    assert set(DATASETS) == {"voc", "folder", "demo", "ade20k"}
+    assert set(DATASETS) == {"voc", "folder", "demo", "ade20k", "cityscapes"}
     args = dataset_script.get_args_parser().parse_args([])
     assert (args.dataset, args.data_dir, args.train_split, args.val_split) == ("voc", Path("data"), "train", "val")

@@ -14,6 +14,7 @@ from basics.errors import UserError, run_cli
 from deploy.exporting import Deployed, export_program
 from deploy.formats import FORMATS, load_exported
 from deploy.speed import file_table
+from tests.conftest import assert_one_line_error
 from tests.small import CLASS_NAMES, PALETTE, SmallStudent, balanced, in_zoo, lively, small_checkpoint
 
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -290,3 +291,12 @@ def test_students_of_the_zoo(name, demo_checkpoint, tmp_path):
         pytest.importorskip("segmentation_models_pytorch")
     for suffix in (".onnx", ".pt2"):
         assert run_export(demo_checkpoint(name), tmp_path / f"a{suffix}").is_file()
+
+
+def test_an_int8_file_of_no_known_kind_is_refused_before_the_work(run_script, demo_student, tmp_path):
+    other = tmp_path / "int8.bin"
+    other.write_bytes(b"x")
+    output = tmp_path / "student.onnx"
+    done = run_script("export.py", demo_student, "--output", output, "--int8", other, check=False)
+    assert_one_line_error(done, "int8.bin", "must end in .onnx or .pt2")
+    assert not output.exists()

@@ -16,7 +16,7 @@ from basics.errors import UserError
 from dataset import build_dataset
 from evaluate import get_args_parser, main
 from scoring.submission import write_submission
-from segdata.layouts import VOC_CLASSES
+from segdata.published import VOC_CLASSES
 from tests.tiny import TinyModel
 from zoo import model_file_dict
 

@@ -208,7 +208,7 @@ def test_a_teacher_that_has_changed_is_noticed(demo_data, distilled, tmp_path):
     next(iter(content["state_dict"].values())).add_(1)
     torch.save(content, teacher)
     more += ["--resume", "auto", "--max-steps", "2"]
-    with pytest.raises(UserError, match=r"taught by another network than .*teacher\.pth now holds"):
+    with pytest.raises(UserError, match=r"made with another teacher than .*teacher\.pth now holds"):
         main(arguments(demo_data, tmp_path, *more))
     assert main(arguments(demo_data, tmp_path, *more, "--allow-changed")) == 0
 

@@ -85,8 +85,10 @@ class Arguments(argparse.Namespace):
 
     dataset: str = flag("data", "budget", "voc", shared=True)
     data_dir: Path = flag("data", "machine", Path("data"), may_change=True, shared=True)
+    classes: Path | None = flag("data", "budget", None, shared=True)
     train_split: str = flag("data", "budget", "train", shared=True)
     val_split: str = flag("data", "budget", "val", shared=True)
+    val_share: float | None = flag("data", "budget", None, shared=True)
 
     student: str = flag("models", "run", "standard", "the network that is trained")
     student_weights: str = flag(
@@ -160,12 +162,7 @@ class Arguments(argparse.Namespace):
     batch_size: int = flag("optimization", "budget", 16, least=1)
     lr: float = flag("optimization", "budget", 5e-4, "base learning rate", above=0)
     backbone_lr_factor: float = flag(
-        "optimization",
-        "budget",
-        1.0,
-        "the pretrained backbone learns at F times that rate",
-        least=0,
-        metavar="F",
+        "optimization", "budget", 1.0, "the pretrained backbone learns at F times that rate", least=0, metavar="F"
     )
     weight_decay: float = flag("optimization", "budget", 1e-2, least=0)
     optimizer: str = flag("optimization", "budget", "adamw", choices=OPTIMIZERS)
@@ -235,12 +232,7 @@ class Arguments(argparse.Namespace):
         "run", "machine", 1, "only images of equal size share a batch", may_change=True, least=1
     )
     patience: int = flag(
-        "run",
-        "budget",
-        0,
-        "stop after so many evaluations without a gain; 0: never",
-        may_change=True,
-        least=0,
+        "run", "budget", 0, "stop after so many evaluations without a gain; 0: never", may_change=True, least=0
     )
     save_every: int = flag(
         "run", "machine", 0, "also keep epoch_N.pth; 0: never", may_change=True, least=0, metavar="EPOCHS"
@@ -397,4 +389,5 @@ def name_run(args: Arguments, recipe: Recipe) -> None:
         return
     terms = "_".join(f"{name}{weight:g}" for name, weight in recipe.weights.items() if (name, weight) != ("ce", 1.0))
     qat = "_qat" if args.qat else ""
-    args.name = f"{args.dataset}_{args.student}_{terms or 'baseline'}{qat}_seed{args.seed}"
+    merged = f"_{args.classes.stem}" if args.classes else ""
+    args.name = f"{args.dataset}{merged}_{args.student}_{terms or 'baseline'}{qat}_seed{args.seed}"

@@ -20,7 +20,7 @@ from basics.checkpoint import file_sha256
 from basics.errors import UserError
 from basics.files import remove_stale
 from basics.signals import ignore_stop_signals
-from dataset import EpochSampler, SegmentationDataset, build_dataset
+from dataset import EpochSampler, SegmentationDataset, build_split
 from deploy.quantized import FakeQuantModel
 from kd.distiller import DistilledStudent, Distiller, LiveTeacher, Recipe, Teacher
 from kd.teacher_cache import open_teacher_cache
@@ -32,7 +32,7 @@ from training.arguments import Arguments
 from training.optim import Optimization, make_optimizer, make_scheduler
 from training.runlog import METRICS, RunLog, read_metrics
 from training.stages import Stage, Stages
-from training.state import RunState, fingerprint, part_random_streams
+from training.state import MadeFrom, RunState, fingerprint, part_random_streams
 from zoo import create_model, load_model_state, load_teacher, model_file_dict, teacher_name
 
 
@@ -84,13 +84,14 @@ class Data:
     """The two splits of a run, and the order in which it sees its training images.
 
     Attributes:
-        images: a short name for the list of training images.
+        images, val_images: short names for the lists of training and validation images.
     """
 
     train_set: SegmentationDataset
     val_set: SegmentationDataset
     sampler: EpochSampler
     images: str
+    val_images: str
 
     def loader(self, stage: Stage, args: Arguments, device: torch.device) -> DataLoader:
         """This rank's batches of an epoch of the stage; set the sampler's epoch before each pass."""
@@ -121,16 +122,17 @@ def build_data(args: Arguments, *, resumed: bool) -> Data:
     """
     with distributed.main_first():  # it fills the decoded cache
         decode_cache = None if args.dry_run else args.decode_cache
-        train_set = build_dataset(args.dataset, args.data_dir, args.train_split, decode_cache=decode_cache)
-    val_set = build_dataset(args.dataset, args.data_dir, args.val_split)
+        train_set = build_split(args, args.train_split, decode_cache)
+    val_set = build_split(args, args.val_split)
     train_set.require_masks()
     val_set.require_masks()
-    images = fingerprint(train_set.ids)
-    seen = distributed.gather((images, fingerprint(val_set.ids), resumed))
+    images = fingerprint([*train_set.ids, *map(str, train_set.layout.labels.key)])
+    val_images = fingerprint([*val_set.ids, *map(str, val_set.layout.labels.key)])
+    seen = distributed.gather((images, val_images, train_set.class_names, resumed))
     if any(other != seen[0] for other in seen):
         raise UserError("the processes see different files: --data-dir and --output-dir must be shared by all")
     sampler = EpochSampler(len(train_set), args.seed, rank=distributed.rank(), world_size=distributed.world_size())
-    return Data(train_set, val_set, sampler, images)
+    return Data(train_set, val_set, sampler, images, val_images)
 
 
 # -- networks ----------------------------------------------------------------------------------------
@@ -184,12 +186,15 @@ def build_models(args: Arguments, recipe: Recipe, data: Data, device: torch.devi
     """Student, adapters and, if the recipe asks for one, the teacher, on ``device``; all ranks must call it.
 
     Raises:
-        UserError: unknown names, weights that cannot be had or do not fit, a map that a loss needs and a network lacks.
+        UserError: unknown names, weights that cannot be had or do not fit, a map that a loss needs and a network lacks,
+            a loss that cannot act on so few classes.
     """
+    recipe.require_classes(data.train_set.num_classes)
     torch.manual_seed(args.seed)
     teacher = None
     with distributed.main_first():  # it fetches weights and fills the teacher's cache; the other ranks find them
-        student = create_model(args.student, data.train_set.num_classes, args.student_weights).to(device)
+        classes, names = data.train_set.num_classes, data.train_set.class_names
+        student = create_model(args.student, classes, args.student_weights, names).to(device)
         if recipe.needs_teacher:
             teacher = _make_teacher(args, recipe, data, device)
     plain = distributed.synchronize_batchnorm(student, device)
@@ -233,10 +238,12 @@ def _make_teacher(args: Arguments, recipe: Recipe, data: Data, device: torch.dev
     return LiveTeacher(fold_batchnorm(model).to(device), args.amp)
 
 
-def weight_files(args: Arguments, recipe: Recipe) -> dict[str, str]:
-    """The hashes of the files that student and teacher come from, by role."""
-    given = {"student": args.student_weights} | ({"teacher": args.teacher_weights} if recipe.needs_teacher else {})
-    return {role: file_sha256(weights) for role, weights in given.items() if weights not in ("default", "none")}
+def made_from(args: Arguments, recipe: Recipe, data: Data) -> MadeFrom:
+    """What a resumed run is compared by."""
+    given = {"student": args.student_weights, "class weights": args.class_weights or "none"}
+    given |= {"teacher": args.teacher_weights} if recipe.needs_teacher else {}
+    files = {role: file_sha256(path) for role, path in given.items() if path not in ("default", "none", "auto")}
+    return MadeFrom(args.as_plain(), data.images, data.val_images, data.train_set.class_names, files)
 
 
 # -- optimization ------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from basics.device import check_amp, pick_device
 from basics.errors import UserError
 from basics.files import free_bytes, nearest, require_room
 from basics.memory import explain_memory, free_memory
-from dataset import SegmentationDataset, build_dataset
+from dataset import SegmentationDataset, build_split
 from networks.weights import read_weights
 from segdata.decode_cache import check_room, room_needed
 from segdata.transforms import TrainTransform
@@ -84,12 +84,14 @@ def examine(args: Arguments) -> int:
         findings.look("device", check_device, device, args.amp)
     splits = {}
     for role, split in (("train", args.train_split), ("val", args.val_split)):
-        dataset = splits[role] = findings.look("data", build_dataset, args.dataset, args.data_dir, split)
+        dataset = splits[role] = findings.look("data", build_split, args, split)
         if dataset is not None:
             findings.look("data", check_samples, dataset, crop_size if role == "train" else None)
     train_set = splits["train"]
     if train_set is not None:
         findings.look("batches", check_batches, args, train_set)
+        if recipe is not None:
+            findings.look("losses", recipe.require_classes, train_set.num_classes)
         if args.decode_cache:
             findings.look("decoding", check_decode_cache, args.decode_cache, train_set)
     findings.look("packages", check_packages, args)
@@ -199,12 +201,13 @@ def classes_of(weights: str, dataset: SegmentationDataset | None) -> int:
     """Number of classes: the data set's, or, without one, what the weights were made for."""
     if dataset is not None:
         return dataset.num_classes
-    checkpoint = read_weights(weights).checkpoint if weights not in ("default", "none") else None
-    return len(checkpoint["class_names"]) if checkpoint and isinstance(checkpoint.get("class_names"), list) else 21
+    names = read_weights(weights).class_names if weights not in ("default", "none") else None
+    return len(names) if names else 21
 
 
 def check_student(args: Arguments, dataset: SegmentationDataset | None) -> str:
-    create_model(args.student, classes_of(args.student_weights, dataset), args.student_weights)
+    names = dataset.class_names if dataset is not None else None
+    create_model(args.student, classes_of(args.student_weights, dataset), args.student_weights, names)
     return f"{args.student}, weights {args.student_weights}"
 
 

@@ -15,7 +15,8 @@ from basics import distributed
 from basics.checkpoint import is_plain
 from basics.device import exact_dtype
 from basics.errors import UserError
-from training.arguments import MAY_CHANGE
+from networks.class_names import class_difference, named_classes
+from training.arguments import MAY_CHANGE, Arguments
 from training.optim import Optimization
 
 # What each optimizer keeps for a parameter.
@@ -128,34 +129,50 @@ class MadeFrom:
 
     Attributes:
         arguments: as in `Arguments.as_plain`.
-        images: `fingerprint` of the training split.
-        weight_files: hashes of the files that student and teacher come from, by role.
+        images, val_images: `fingerprint` of the training and of the validation split.
+        class_names: in their order.
+        weight_files: hashes of the files that student, teacher and the weights of the classes come from, by role.
     """
 
     arguments: Mapping[str, object]
     images: str
+    val_images: str
+    class_names: Sequence[str]
     weight_files: Mapping[str, str]
 
-    def refuse_other(self, saved: Mapping[str, object], path: Path, *, allow: bool) -> None:
-        """A `UserError` that names what differs in the state ``saved`` in ``path``, unless ``allow``."""
+    def refuse_other(self, checkpoint: Mapping[str, Any], path: Path, *, allow: bool) -> None:
+        """A `UserError` that names what differs in what ``path`` holds; with ``allow``, its classes alone.
+
+        What an older last.pth does not tell is not compared.
+        """
+        saved = checkpoint["training"]
         arguments = saved.get("arguments")
         if not isinstance(arguments, Mapping):
             raise UserError(f"{path}: damaged: the arguments of its run are missing")
+        names = named_classes(checkpoint)
+        if names and (difference := class_difference(names, self.class_names)):
+            # Whatever is allowed: best.pth and last.pth would give the outputs names that they were not trained for.
+            raise UserError(
+                f"{path} was made for other classes: {difference}; bring the class list back, or begin a run of "
+                f"another --name with --student-weights {path} (which then takes its backbone)"
+            )
         if allow:
             return
         refuse_changes(arguments, self.arguments, str(path))
-        if saved.get("images") != self.images:
-            raise UserError(
-                f"{path} was made with other images in the split {self.arguments['train_split']}: "
-                "bring the list back, or pass --allow-changed"
-            )
+        for key, own, option in (("images", self.images, "train_split"), ("val_images", self.val_images, "val_split")):
+            if saved.get(key, own) != own:
+                raise UserError(
+                    f"{path} was made with other images in the split {self.arguments[option]}, or with masks that "
+                    "meant something else: bring the list back, and the class list, or pass --allow-changed"
+                )
         files = saved.get("weight_files")
-        teacher = files.get("teacher") if isinstance(files, dict) else None
-        if teacher and teacher != self.weight_files.get("teacher"):
-            raise UserError(
-                f"{path} was taught by another network than {self.arguments['teacher_weights']} now holds: "
-                "bring that file back, or pass --allow-changed"
-            )
+        for role, option in (("teacher", "teacher_weights"), ("class weights", "class_weights")):
+            there = files.get(role) if isinstance(files, Mapping) else None
+            if there and there != self.weight_files.get(role):
+                raise UserError(
+                    f"{path} was made with another {role} than {self.arguments[option]} now holds: "
+                    "bring that file back, or pass --allow-changed"
+                )
 
     def other_steps(self, saved: Mapping[str, Any]) -> bool:
         """Whether the steps of an epoch are of another size or other images than in the state ``saved``."""
@@ -209,6 +226,7 @@ class RunState:
             "rng": distributed.gather(rng_state(self.device)),
             **{name: part.state_dict() for name, part in self.parts.items()},
             "images": self.made_from.images,
+            "val_images": self.made_from.val_images,
             "weight_files": dict(self.made_from.weight_files),
         }
 
@@ -303,9 +321,12 @@ def _check_like(saved: Any, own: object, where: str) -> None:
 def refuse_changes(saved: Mapping, now: Mapping[str, object], where: str) -> None:
     """Name the arguments that differ from the saved run's and would make the rest of it another run.
 
+    An argument that the saved run's program did not know yet counts as not given.
+
     Raises:
         UserError: some differ.
     """
+    saved = {**Arguments().as_plain(), **saved}
     changed = [
         f"--{name.replace('_', '-')} was {reprlib.repr(saved.get(name))}, is {now[name]!r}"
         for name in now

@@ -28,12 +28,12 @@ from kd.distiller import Recipe
 from scoring.protocol import Evaluation, evaluate_model
 from scoring.tables import lab_score
 from training.arguments import Arguments
-from training.build import build_data, build_models, build_optimization, locate_run, open_log, weight_files
+from training.build import build_data, build_models, build_optimization, locate_run, made_from, open_log
 from training.failures import LossWatch, refuse_non_finite
 from training.report import epoch_line, epoch_row, report_sections
 from training.runlog import RunLog
 from training.stages import Stage, Stages
-from training.state import LossSums, MadeFrom, Progress, RunState
+from training.state import LossSums, Progress, RunState
 
 
 class Trainer:
@@ -62,7 +62,7 @@ class Trainer:
         self.student, self.distiller = self.models.student, self.models.distiller
         self.optimization = build_optimization(args, self.models.model, self.student, self.stages, self.device)
         self.state = RunState(
-            MadeFrom(args.as_plain(), self.data.images, weight_files(args, recipe)),
+            made_from(args, recipe, self.data),
             LossSums([*recipe.weights, "loss"], self.device),
             self.models.model.adapters,
             self.optimization,
@@ -83,7 +83,7 @@ class Trainer:
         saved = checkpoint.get("training")
         if not isinstance(saved, dict):
             raise UserError(f"{path} holds a student without its training state: resume from a last.pth")
-        self.state.made_from.refuse_other(saved, path, allow=self.args.allow_changed)
+        self.state.made_from.refuse_other(checkpoint, path, allow=self.args.allow_changed)
         self.models.load(checkpoint, path)
         self.state.restore(saved, path)
         self.start -= self.progress.elapsed_s
@@ -224,7 +224,7 @@ class Trainer:
         progress, scores = self.progress, evaluation.scores
         best = self.folder / "best.pth"
         missing = distributed.any_rank(distributed.is_main() and not best.exists())
-        if scores.miou > progress.best_miou or missing:
+        if not scores.miou <= progress.best_miou or missing:  # a run of old may have kept nan, which nothing exceeds
             progress.best_miou, progress.best_epoch, progress.stale_evaluations = scores.miou, progress.epoch + 1, 0
             info = {"epoch": progress.epoch + 1, "miou": scores.miou, "protocol": evaluation.protocol}
             if distributed.is_main():

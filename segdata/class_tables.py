@@ -1,0 +1,265 @@
+"""Class lists as people have them: names, one a line, or names with the colours that stand for them in masks.
+
+    classes.txt             a name a line; or `name r g b`, `name #rrggbb`, `r g b name`
+    labelmap.txt            of CVAT: `name:r,g,b:parts:actions`
+    class_dict.csv          columns name, r, g, b
+    _classes.csv            of Roboflow: columns Pixel Value, Class
+
+Which of these forms a file has is told by its content. In a table of colours the names `VOID_NAMES` are no classes:
+their colours mean void, and the colour `*` means all that are not named.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import NamedTuple
+
+from basics.batch import VOID
+from segdata.labels import ColourLabels, IndexLabels, Labels
+from segdata.palettes import Color, distinct_palette
+from segdata.reading import DataError
+
+CLASS_FILES = (
+    "classes.txt",
+    "labelmap.txt",
+    "class_dict.csv",
+    "class_dict_seg.csv",
+    "label_colors.txt",
+    "_classes.csv",
+    "classes.csv",
+)
+VOID_NAMES = ("void", "ignore", "ignored", "unlabelled", "unlabeled", "unknown", "__ignore__")
+ANY = "*"  # in the place of a colour
+
+_BETWEEN = r"[\s,;:=(\[]+"
+_RGB = r"(?P<r>\d{1,3})[\s,;]+(?P<g>\d{1,3})[\s,;]+(?P<b>\d{1,3})"
+_LINES = (
+    re.compile(rf"(?P<name>\S.*?){_BETWEEN}{_RGB}[\s)\]]*"),
+    re.compile(rf"[(\[]?{_RGB}[\s,;:)\]]+(?P<name>[^\s\d].*)"),
+    re.compile(rf"(?P<name>\S.*?){_BETWEEN}#(?P<r>[0-9a-f]{{2}})(?P<g>[0-9a-f]{{2}})(?P<b>[0-9a-f]{{2}})", re.I),
+    re.compile(r"(?P<name>\S.*?)[\s,;:=]+(?P<any>\*)"),
+)
+_CVAT_LINE = re.compile(r"(?P<name>[^:]+):(?P<colour>[^:]*):[^:]*:[^:]*")
+
+
+@dataclass(frozen=True)
+class ClassTable:
+    """A class list, read.
+
+    Attributes:
+        names: of the classes, in their order.
+        colours: of the classes; None where the file has names alone.
+        void: colours that mean void.
+        others_are_void: colours that are not named mean void.
+        void_names: the lines in the file that are no classes for this reason.
+    """
+
+    path: Path
+    names: list[str]
+    colours: list[Color] | None = None
+    void: list[Color] = field(default_factory=list)
+    others_are_void: bool = False
+    void_names: list[str] = field(default_factory=list)
+
+    @property
+    def by_name(self) -> dict[str, Color]:
+        """The colours, if there are any."""
+        return dict(zip(self.names, self.colours or [], strict=self.colours is not None))
+
+    @property
+    def palette(self) -> list[Color]:
+        """To show the classes in."""
+        return self.colours or distinct_palette(self.names)
+
+    @property
+    def labels(self) -> Labels:
+        """How masks are written that this list is for."""
+        if self.colours is None:
+            return IndexLabels()
+        colours = tuple(self.colours), tuple(self.void), self.others_are_void
+        return ColourLabels(tuple(self.names), *colours, self.path)
+
+
+def read_class_names(path: Path) -> list[str]:
+    """The class names of a plain list, one a line; blank lines are skipped.
+
+    Raises:
+        DataError: missing, unreadable, empty, a name twice, or more than 255 classes.
+    """
+    names = [line.strip() for line in _read_lines(path) if line.strip()]
+    _check_names(names, path)
+    return names
+
+
+def read_class_table(path: Path) -> ClassTable:
+    """A class list in any of the forms of this module's text.
+
+    Raises:
+        DataError: missing, unreadable or empty; a name or a colour twice; a line without a colour among others that
+            have one; too many classes.
+    """
+    lines = _read_lines(path)
+    entries = list((_csv_entries if path.suffix.lower() == ".csv" else _line_entries)(path, lines))
+    if any(entry.colour for entry in entries):
+        return _coloured(path, entries)
+    names = [entry.name for entry in entries]
+    _check_names(names, path)
+    return ClassTable(path, names)
+
+
+class Entry(NamedTuple):
+    """A line of a class list; the colour is `ANY`, too."""
+
+    line: int
+    name: str
+    colour: Color | str | None
+
+
+def _line_entries(path: Path, lines: list[str]) -> Iterator[Entry]:
+    numbered = [(number, line.strip()) for number, line in enumerate(lines, start=1) if line.strip()]
+    # The header of CVAT's list, `# label:color_rgb:parts:actions`, is a comment; in a list of names alone `#` is none.
+    told = [(number, line) for number, line in numbered if not line.startswith("#")]
+    cvat = [(number, _CVAT_LINE.fullmatch(line)) for number, line in told]
+    if cvat and all(match for _, match in cvat):
+        for number, match in cvat:
+            assert match is not None
+            words = match["colour"].replace(",", " ").split()
+            yield Entry(number, match["name"].strip(), _colour(words, path, number) if words else None)
+        return
+    matches = [next((match for form in _LINES if (match := form.fullmatch(line))), None) for _, line in told]
+    if not any(matches):
+        yield from (Entry(number, line, None) for number, line in numbered)
+        return
+    for (number, line), match in zip(told, matches, strict=True):
+        if match is None:
+            raise DataError(
+                f"{path}, line {number}: no colour in {line!r}, though other lines have one; wanted is `name r g b`"
+            )
+        groups = match.groupdict()
+        words = [groups[key] for key in ("r", "g", "b", "any") if groups.get(key)]
+        if "#" in line and len(words[0]) == 2 and match.re is _LINES[2]:
+            words = [str(int(word, 16)) for word in words]
+        yield Entry(number, match["name"].strip(), _colour(words, path, number))
+
+
+def _csv_entries(path: Path, lines: list[str]) -> Iterator[Entry]:
+    reader = csv.reader(lines, skipinitialspace=True)
+    header = [cell.strip().lower() for cell in next(reader, [])]
+
+    def column(*titles: str) -> int | None:
+        return next((header.index(title) for title in titles if title in header), None)
+
+    name = column("name", "class", "class name", "class_name", "label", "classes")
+    value = column("pixel value", "pixel_value", "value")  # grey: red, green and blue at once
+    channels = [column(letter, word) for letter, word in (("r", "red"), ("g", "green"), ("b", "blue"))]
+    if None in channels:
+        channels = [value] * 3
+    if name is None or None in channels:
+        raise DataError(f"{path}, line 1: the columns are {', '.join(header) or 'none'}; wanted are name,r,g,b")
+    for row in reader:
+        if row:
+            label, *words = (row[at].strip() if at is not None and at < len(row) else "" for at in (name, *channels))
+            yield Entry(reader.line_num, label, _colour(words, path, reader.line_num))
+
+
+def _colour(words: Sequence[str], path: Path, line: int) -> Color | str:
+    if set(words) == {ANY}:
+        return ANY
+    try:
+        red, green, blue = map(int, words)
+    except ValueError:
+        raise DataError(f"{path}, line {line}: {' '.join(words)!r} is no colour; wanted are r, g, b") from None
+    if not all(0 <= channel <= 255 for channel in (red, green, blue)):
+        raise DataError(f"{path}, line {line}: colour {red} {green} {blue}; wanted are numbers from 0 to 255")
+    return red, green, blue
+
+
+def _coloured(path: Path, entries: list[Entry]) -> ClassTable:
+    """The table of entries of which each has a colour."""
+    first: dict[Color | str, Entry] = {}
+    classes: dict[str, list[Color]] = {}
+    void: dict[str, Color | str] = {}
+    for entry in entries:
+        line, name, colour = entry
+        if colour is None:
+            raise DataError(f"{path}, line {line}: {name!r} has no colour, though others have one")
+        if colour in first:
+            other = first[colour]
+            raise DataError(
+                f"{path}, line {line}: {name!r} has the colour of {other.name!r} in line {other.line}; each class "
+                "needs its own"
+            )
+        first[colour] = entry
+        if name.lower() in VOID_NAMES:
+            void[f"{name} {colour}"] = colour
+        elif isinstance(colour, str):
+            raise DataError(f"{path}, line {line}: all other colours, `{ANY}`, can be void alone: `void {ANY}`")
+        else:
+            classes.setdefault(name, []).append(colour)
+    _check_names([entry.name for entry in entries if entry.name in classes], path, most=VOID - 1)
+    colours = [colour for (colour,) in classes.values()]
+    if colours == [(number,) * 3 for number in range(len(entries))]:
+        return ClassTable(path, list(classes))  # class numbers, and no colours (Roboflow)
+    exact = [colour for colour in void.values() if not isinstance(colour, str)]
+    return ClassTable(path, list(classes), colours, exact, ANY in void.values(), list(void))
+
+
+def _read_lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8-sig").splitlines()
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file; write the class names there, one a line") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read: {error}") from None
+
+
+def _check_names(names: list[str], path: Path, most: int = VOID) -> None:
+    if not 1 <= len(names) <= most:
+        raise DataError(f"{path}: {len(names)} class names; between 1 and {most} are possible")
+    doubled = sorted({name for name in names if names.count(name) > 1})
+    if doubled:
+        raise DataError(f"{path}: class name {doubled[0]!r} stands there more than once")
+
+
+# -- which of several files counts -------------------------------------------------------------------
+
+
+def choose_table(tables: Sequence[ClassTable]) -> ClassTable:
+    """The one class list that the ``tables`` which a data set brings agree on.
+
+    Names alone in the first file give the order, colours beside the same names in another say how masks are written.
+
+    Raises:
+        DataError: they contradict each other.
+    """
+    chosen = tables[0]
+    for other in tables[1:]:
+        fault = ""
+        if set(chosen.names) != set(other.names):
+            fault = f"name other classes: {difference(chosen.names, other.names)}"
+        elif chosen.by_name and other.by_name and chosen.by_name != other.by_name:
+            fault = "give other colours to the same classes"
+        elif not chosen.by_name and not other.by_name and chosen.names != other.names:
+            fault = "have the classes in another order"
+        if fault:
+            raise DataError(
+                f"{chosen.path} and {other.path.name} {fault}; keep one of them, or name one by --classes FILE"
+            )
+        if not chosen.by_name and other.by_name:
+            chosen = replace(other, names=chosen.names, colours=[other.by_name[name] for name in chosen.names])
+    return chosen
+
+
+def difference(first: Sequence[str], second: Sequence[str]) -> str:
+    """In words, which names are in one list alone."""
+    alone = {
+        "in the first alone": [name for name in first if name not in second],
+        "in the second alone": [name for name in second if name not in first],
+    }
+    return "; ".join(
+        f"{where} {', '.join(names[:5])}{', ...' * (len(names) > 5)}" for where, names in alone.items() if names
+    )

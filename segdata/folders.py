@@ -1,0 +1,262 @@
+"""Anybody's folder as a data set: where its images, masks, lists and class names are.
+
+    images/ masks/                          and the other usual names, see `IMAGE_FOLDERS` and `MASK_FOLDERS`
+    train/images/ train/masks/ val/...      or images/train/ masks/train/, train_images/ train_masks/, train/ train_gt/
+    a.jpg a_mask.png ...                    in one folder, or in train/ and val/
+    JPEGImages/ SegmentationClass/ ImageSets/Segmentation/*.txt
+
+Lists are optional; upper and lower case are the same.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from segdata.class_tables import CLASS_FILES, ClassTable, choose_table, read_class_table
+from segdata.labels import describe_content
+from segdata.layouts import Layout
+from segdata.pairing import IMAGE_SUFFIXES, MASK_SUFFIXES, Listing, pair_one_folder
+from segdata.reading import DataError
+from segdata.split_lists import SPLIT_NAMES, USUAL_SPLITS, find_lists, usual_name
+
+# Folder names without case, spaces, hyphens and underscores; where several are there, the first counts.
+IMAGE_FOLDERS = (
+    "jpegimages", "images", "image", "imgs", "img", "imgdir", "pictures", "photos", "rgb", "inputs", "input",
+    "originals", "original", "originalimages", "originalimage", "leftimg8bit", "frames",
+)  # fmt: skip
+MASK_FOLDERS = (
+    "segmentationclass", "segmentationclassraw", "segmentationclasspng", "masks", "mask", "labels", "label",
+    "annotations", "annotation", "annots", "annot", "anns", "ann", "anndir", "gt", "gts", "groundtruth",
+    "groundtruths", "gtfine", "segmentations", "segmentation", "segs", "seg", "targets", "target", "maskspng",
+    "pngmasks", "labelimages", "labelimagessemantic", "masksmachine",
+)  # fmt: skip
+KINDS = [*IMAGE_FOLDERS, *MASK_FOLDERS]
+SPLITS = {name.replace("_", ""): usual_name(name) for name in (*SPLIT_NAMES, *USUAL_SPLITS)}
+DEPTH = 2  # folders below the data set's own that are looked at
+PEEK = 6  # masks that are looked into where nobody says what they hold
+
+
+class Part(NamedTuple):
+    """A folder with images or masks (``kind``; None: not known), of one split or of none."""
+
+    order: int  # among the names for its kind
+    path: Path
+    split: str | None
+    kind: str | None
+
+
+def find_folder(data_dir: Path) -> Layout:
+    """The data set in the folder ``data_dir``, or in the only folder that is in it.
+
+    Raises:
+        DataError: naming all that is missing; or no mask belongs to an image.
+    """
+    root = Path(data_dir)
+    if not root.is_dir():
+        raise DataError(f"{root}: no such folder; --data-dir must name the data set")
+    return folder_layout("folder", root)
+
+
+def folder_layout(name: str, root: Path) -> Layout:
+    """As `find_folder`, for a data set called ``name``; what it lacks of classes is in `Layout.class_fault`."""
+    search = Search(root)
+    inner = [path for path in _folders(root) if path.name != "__MACOSX"]
+    if search.missing and len(inner) == 1:  # as archives are unpacked
+        below = Search(inner[0])
+        search = search if below.missing else below
+    if search.missing:
+        raise DataError(
+            f"{root}: no data set yet, for want of {'; of '.join(search.missing)}. Lists (train.txt, val.txt) may be "
+            f"there, too; without them a part of the images is kept for val by chance. What lies there: "
+            f"{_contents(root)}"
+        )
+    return search.layout(name)
+
+
+class Search:
+    """What a folder holds of a data set.
+
+    Attributes:
+        images, masks: folders by split, with None for every other split.
+        lists: by split.
+        tables: the class lists.
+        missing: what keeps it from being a data set, in words; the class list is among it if it is not alone.
+    """
+
+    def __init__(self, root: Path):
+        self.root = root
+        self.listings: dict[Path, Listing] = {}
+        self.remarks: list[str] = []
+        self.lists = find_lists(root)
+        parts = sorted(self._parts(root, None, None, DEPTH), key=lambda part: part.order)
+        self.images = self._choose([part for part in parts if part.kind == "image"])
+        self.masks = self._choose([part for part in parts if part.kind == "mask"])
+        for part in parts:
+            if part.kind is None and part.split not in self.images and (part.split or not self.images):
+                self._take_unnamed(part)
+        self.tables = self._read_tables([part.path for part in parts])
+        self.missing = self._missing()
+
+    def listing(self, folder: Path) -> Listing:
+        if folder not in self.listings:
+            self.listings[folder] = Listing(folder)
+        return self.listings[folder]
+
+    def _parts(self, folder: Path, split: str | None, kind: str | None, depth: int) -> Iterator[Part]:
+        """The folders below ``folder`` that hold pictures and whose names, or those above them, say what they are."""
+        inner: list[Part] = []
+        for child in _folders(folder) if depth else ():
+            child_split, child_kind = meaning(child.name)
+            known = child_split or child_kind
+            if known and not (child_split and split) and not (child_kind and kind):
+                inner += self._parts(child, child_split or split, child_kind or kind, depth - 1)
+        yield from inner
+        # What lies deeper is looked at where names do not tell it apart: images/city/*.png.
+        flat = inner or folder == self.root
+        files = folder.iterdir() if flat else self.listing(folder).files
+        if any(path.suffix.lower() in (MASK_SUFFIXES if kind == "mask" else IMAGE_SUFFIXES) for path in files):
+            words = [_plain(part) for part in folder.relative_to(self.root).parts]
+            orders = [KINDS.index(word) for word in words if word in KINDS]
+            yield Part(min(orders, default=len(KINDS)), folder, split, kind)
+
+    def _choose(self, parts: list[Part]) -> dict[str | None, Path]:
+        """The first folder of each split."""
+        chosen: dict[str | None, Path] = {}
+        for part in parts:
+            first = chosen.setdefault(part.split, part.path)
+            if first != part.path:
+                self.remarks.append(f"{part.path} is not read: {part.kind}s are taken from {first}")
+        return chosen
+
+    def _take_unnamed(self, part: Part) -> None:
+        """A folder of a split, or the data set's own, with images and perhaps with masks, too."""
+        both = pair_one_folder(self.listing(part.path)).masks
+        if part.split in self.masks or None in self.masks or both or part.split == "test":
+            self.images[part.split] = part.path
+            if both and part.split not in self.masks and None not in self.masks:
+                self.masks[part.split] = part.path
+        elif part.split:
+            self.remarks.append(f"{part.path} holds images without masks: there is no split {part.split!r} of them")
+
+    def _read_tables(self, parts: list[Path]) -> list[ClassTable]:
+        """The class lists in the data set's folder and in those of its parts."""
+        found = {
+            (CLASS_FILES.index(path.name.lower()), path)
+            for folder in (self.root, *parts)
+            for path in (self.root.iterdir() if folder == self.root else self.listing(folder).files)
+            if path.name.lower() in CLASS_FILES and path.is_file()
+        }
+        return [read_class_table(path) for _, path in sorted(found)]
+
+    def _missing(self) -> list[str]:
+        missing = []
+        if not self.images:
+            missing.append(f"a folder of images (images/, JPEGImages/ or train/images/, of {' '.join(IMAGE_SUFFIXES)})")
+        if not self.masks and {*self.images, *self.lists} - {None} != {"test"}:
+            missing.append(
+                "a folder of masks (masks/, SegmentationClass/ or train/masks/, with the images' names, or these and "
+                "an ending such as _mask)"
+            )
+        if missing and not self.tables:
+            missing.append("classes.txt with the class names, one a line (for colour masks `name r g b`)")
+        return missing
+
+    def layout(self, name: str) -> Layout:
+        """The data set.
+
+        Raises:
+            DataError: no mask belongs to an image.
+        """
+        layout = Layout(name, self.root, [], [], self.images, self.masks, self.lists, complete=False)
+        layout.listings |= self.listings
+        layout.remarks += self.remarks
+        layout.class_files = [table.path for table in self.tables]
+        try:
+            if self.tables:
+                layout.take_classes(choose_table(self.tables))
+        except DataError as error:
+            layout.class_fault = str(error)
+        splits: list[str | None] = [*layout.splits()] or [None]
+        for split in splits:
+            if split not in self.lists:
+                self._look_at_pairs(layout, split)
+        if not self.tables:
+            masks = [path for split in splits for path in layout.pairing(split).masks.values()]
+            content = describe_content(masks[:PEEK])
+            layout.class_fault = (
+                f"{self.root / CLASS_FILES[0]}: no such file; write the class names there, one a line"
+                f"{content and f' ({content})'}, or name a class list by --classes FILE"
+            )
+        return layout
+
+    def _look_at_pairs(self, layout: Layout, split: str | None) -> None:
+        """Remark on images without masks and masks without images, where no list says which are meant."""
+        pairing = layout.pairing(split)
+        images, masks = layout.folders(split)
+        if masks is None or (split == "test" and not pairing.masks):
+            return
+        if not pairing.masks:
+            raise DataError(
+                f"{masks}: none of its masks has the name of an image: there lie "
+                f"{self.listing(masks).describe()}, and in {images} {self.listing(images).describe()}"
+            )
+        # Of a folder that all splits share, each has but a part.
+        own = {folders.get(split) for folders in (self.images, self.masks)}
+        alone = [name for name in pairing.images if name not in pairing.masks]
+        if alone and images in own:
+            layout.remarks.append(
+                f"{len(alone):,} of {len(pairing.images):,} images in {images} have no mask and are left out, "
+                f"{_some(alone)}"
+            )
+        if pairing.spare and masks in own:
+            spare = [path.name for path in pairing.spare]
+            layout.remarks.append(f"{len(spare):,} masks in {masks} have no image and are left out, {_some(spare)}")
+
+
+def meaning(folder: str) -> tuple[str | None, str | None]:
+    """(split, kind) that a folder's name speaks of: `train_masks` of ("train", "mask"), `images` of (None, "image")."""
+    plain = _plain(folder)
+    if plain == "segmentationclassaug":  # VOC's masks of SBD
+        return "train_aug", "mask"
+    if plain in SPLITS:
+        return SPLITS[plain], None
+    for split in ("", *sorted(SPLITS, key=len, reverse=True)):
+        for rest in (plain.removeprefix(split), plain.removesuffix(split)):
+            kind = "image" if rest in IMAGE_FOLDERS else "mask" if rest in MASK_FOLDERS else None
+            if kind and (not split or rest != plain):
+                return SPLITS.get(split), kind
+    return None, None
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\s_-]+", "", name.casefold())
+
+
+def _folders(folder: Path) -> list[Path]:
+    try:
+        return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be listed: {error.strerror or error}") from None
+
+
+def _contents(root: Path, most: int = 10) -> str:
+    """The folders in ``root`` with what they hold, and its files."""
+    shown = []
+    for path in sorted(root.iterdir()):
+        if path.name.startswith("."):
+            continue
+        if path.is_dir():
+            kinds = Counter(file.suffix.lower() or "folders" for file in Listing(path).files)
+            counts = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common(3))
+            shown.append(f"{path.name}/ ({counts or 'empty'})")
+        else:
+            shown.append(path.name)
+    return ", ".join(shown[:most]) + ", ..." * (len(shown) > most) or "nothing"
+
+
+def _some(names: list[str]) -> str:
+    return "such as " + ", ".join(names[:3])

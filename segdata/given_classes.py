@@ -1,0 +1,72 @@
+"""`--classes FILE`: a class list for data that bring none, or fewer classes than the data have."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from basics.batch import VOID
+from basics.errors import UserError
+from segdata.class_groups import ClassGroups, group_numbers, is_groups, parse_groups
+from segdata.class_tables import difference, read_class_table
+from segdata.labels import MergedLabels
+from segdata.layouts import Layout
+from segdata.palettes import distinct_palette
+from segdata.reading import DataError
+
+
+def with_classes(layout: Layout, path: Path | None) -> Layout:
+    """The data set with the classes that the file in ``path`` says.
+
+    A file of groups (`segdata.class_groups`) brings the data's classes together to fewer. A class list
+    (`segdata.class_tables`) names the classes of data that bring none, settles which of several counts, adds colours,
+    or puts the classes in another order.
+
+    Raises:
+        UserError: the data bring no classes and ``path`` is None or a file of groups; or the names do not fit.
+    """
+    if path is None:
+        if not layout.class_names:
+            raise DataError(layout.class_fault)
+        return layout
+    if not layout.class_names and not layout.class_fault:
+        raise DataError(f"{layout.root}: the data set has no classes")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"--classes {path}: cannot be read: {reason}") from None
+    if is_groups(text):
+        if not layout.class_names:
+            raise DataError(layout.class_fault)
+        return _merge(layout, parse_groups(text, path))
+    table = read_class_table(path)
+    if not layout.class_names:
+        layout = replace(layout, remarks=list(layout.remarks))
+        layout.take_classes(table)
+        return layout
+    if set(table.names) != set(layout.class_names):
+        raise UserError(
+            f"--classes {path} and the data in {layout.root} name other classes: "
+            f"{difference(table.names, layout.class_names)}; to merge or drop classes write lines such as "
+            "`animal = cat, dog`"
+        )
+    if table.colours:
+        layout = replace(layout, remarks=list(layout.remarks))
+        layout.take_classes(table)
+        return layout
+    return _merge(layout, ClassGroups(path, {name: [name] for name in table.names}, []))
+
+
+def _merge(layout: Layout, groups: ClassGroups) -> Layout:
+    """The data set with the classes of ``groups``, each in the colour of the first that it takes."""
+    numbers = group_numbers(groups, layout.class_names, f"the data in {layout.root}", VOID)
+    colours = [layout.palette[numbers.index(number)] for number in range(len(groups.names))]
+    if len(set(colours)) < len(colours):
+        colours = distinct_palette(groups.names)
+    return replace(
+        layout,
+        class_names=groups.names,
+        palette=colours,
+        labels=MergedLabels(layout.labels, tuple(numbers)),
+    )
