@@ -6,12 +6,10 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import PurePosixPath
 
-from segdata.layouts import ADE_CLASSES_FILE, read_class_names
+from segdata.class_tables import read_class_names
+from segdata.published import ADE_CLASSES_FILE, CITYSCAPES, VOC_CLASSES
 
-CITYSCAPES = (
-    "road", "sidewalk", "building", "wall", "fence", "pole", "traffic light", "traffic sign", "vegetation", "terrain",
-    "sky", "person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle",
-)  # fmt: skip
+VOC = tuple(VOC_CLASSES)
 
 
 @cache
@@ -24,7 +22,7 @@ def published_classes(source: str, count: int) -> list[str] | None:
     """The classes of a published network, told by its name (``segformer-b0-512x512-ade-160k``) and their number."""
     parts = PurePosixPath(source.replace("\\", "/")).parts
     name = parts[-1].lower() if parts else ""
-    for hint, names in (("ade", ade20k()), ("city", CITYSCAPES)):
+    for hint, names in (("ade", ade20k()), ("city", [name for name, _, _ in CITYSCAPES])):
         if count == len(names) and (hint in name or "smp-hub" in parts):
             return list(names)
     return None

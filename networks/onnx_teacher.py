@@ -51,6 +51,8 @@ class OnnxTeacher(SegmentationModel):
     Args:
         path: the file.
         num_classes: classes of the data set; one of the file's outputs has as many channels.
+        own: the file's own classes come first: those that its metadata name, or the channels of its only map;
+            ``num_classes``, if given, is for a file that leaves it open.
 
     Attributes:
         weights_sha256: hash of the file.
@@ -60,9 +62,9 @@ class OnnxTeacher(SegmentationModel):
         UserError: ONNX Runtime is not installed, the file is no ONNX, or input or outputs are not as above.
     """
 
-    def __init__(self, path: str | Path, num_classes: int):
+    def __init__(self, path: str | Path, num_classes: int | None, *, own: bool = False):
         super().__init__()
-        self.path, self.num_classes = Path(path), num_classes
+        self.path = Path(path)
         if not self.path.is_file():
             raise UserError(f"{path}: no such file")
         self.weights_sha256 = file_sha256(self.path)
@@ -77,7 +79,9 @@ class OnnxTeacher(SegmentationModel):
         shift = torch.tensor([(i - own) / s for i, own, s in zip(MEAN, mean, std, strict=True)])
         own_normalisation = list(mean) != list(MEAN) or list(std) != list(STD)
         self._renormalise = (scale.view(3, 1, 1), shift.view(3, 1, 1)) if own_normalisation else None
-        self._choose_logits(metadata.get("grid"))
+        if own and self.class_names:
+            num_classes, own = len(self.class_names), False
+        self._choose_logits(metadata.get("grid"), num_classes, own)
         self._find_taps()
 
     def count_weights(self) -> int | None:
@@ -121,8 +125,8 @@ class OnnxTeacher(SegmentationModel):
             raise UserError(f"{self.path}: its metadata entry {key!r} must be a JSON list, not {metadata[key]!r}")
         return numbers
 
-    def _choose_logits(self, grid: str | None) -> None:
-        """Decide which output the logits are, on which grid."""
+    def _choose_logits(self, grid: str | None, num_classes: int | None, own: bool) -> None:
+        """Decide which output the logits are, of how many classes, on which grid."""
         if grid not in (None, *GRIDS):
             raise UserError(f"{self.path}: its metadata entry 'grid' must be one of {', '.join(GRIDS)}, not {grid!r}")
         names = [entry.name for entry in self._session.get_outputs()]
@@ -132,11 +136,19 @@ class OnnxTeacher(SegmentationModel):
             for name, values in probed.items()
             if name not in TAPS and (stride := exact_stride(values.shape, PROBE))
         }
-        strides = {name: stride for name, (channels, stride) in maps.items() if channels == self.num_classes}
-        if not strides:
-            shapes = ", ".join(f"{name} {channels}" for name, (channels, _) in maps.items())
+        counts = {channels for channels, _ in maps.values()}
+        if own and len(counts) == 1:
+            (num_classes,) = counts
+        strides = {name: stride for name, (channels, stride) in maps.items() if channels == num_classes}
+        shapes = ", ".join(f"{name} {channels}" for name, (channels, _) in maps.items())
+        if num_classes is None:
             raise UserError(
-                f"{self.path}: the data set has {self.num_classes} classes, the channels of its outputs are: "
+                f"{self.path}: does not say how many classes it has; the channels of its outputs are: {shapes}"
+            )
+        self.num_classes = num_classes
+        if not strides:
+            raise UserError(
+                f"{self.path}: the data set has {num_classes} classes, the channels of its outputs are: "
                 f"{shapes or 'none (no output is a map)'}"
             )
         whole = next((name for name, stride in strides.items() if stride == 1), None)
@@ -235,13 +247,15 @@ class OnnxTeacher(SegmentationModel):
         return [np.concatenate(values).astype(np.float32, copy=False) for values in zip(*results, strict=True)]
 
 
-def load_onnx_teacher(path: str | Path, num_classes: int, class_names: Sequence[str] | None = None) -> OnnxTeacher:
-    """The teacher in an ONNX file, in eval mode; what was found in it is printed.
+def load_onnx_teacher(
+    path: str | Path, num_classes: int | None, class_names: Sequence[str] | None = None, *, own: bool = False
+) -> OnnxTeacher:
+    """The teacher in an ONNX file, in eval mode; what was found in it is printed. Arguments as of `OnnxTeacher`.
 
     Raises:
         UserError: as `OnnxTeacher`, or its metadata name other classes than ``class_names``.
     """
-    model = OnnxTeacher(path, num_classes)
+    model = OnnxTeacher(path, num_classes, own=own)
     if class_names is not None and model.class_names is not None and list(class_names) != model.class_names:
         raise UserError(
             f"{path}: made for {list_classes(model.class_names)}; the data set has {list_classes(class_names)} "

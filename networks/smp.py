@@ -10,6 +10,7 @@ smp loads after that renaming. The head's upsampling and activation are taken ou
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import nn
 
+from basics.checkpoint import load_file
 from basics.errors import UserError
 from networks.class_lists import published_classes, same_names
 from networks.foreign import (
@@ -134,6 +136,11 @@ def build_architecture(
     model = SmpModel(network, _encoder_normalisation(encoder, weights) if weights else None)
     model.model_args = _rebuilding(network, model.normalisation)
     return model
+
+
+def row(architecture: str, encoder: str, num_classes: int, **options: object) -> SmpModel:
+    """A row of the zoo: with random weights, normalised as for ImageNet, rebuilt from its name alone."""
+    return SmpModel(architectures()[architecture](encoder, encoder_weights=None, classes=num_classes, **options))
 
 
 def _flexible(architecture: str, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -313,6 +320,13 @@ def _read(spec: str) -> tuple[Repository, dict[str, Any], int]:
     return repository, {"architecture": architecture, "options": options, "normalisation": normalisation}, classes
 
 
+def published_state(spec: str) -> dict[str, torch.Tensor]:
+    """The tensors of a published network, by smp's names."""
+    repository = find_repository(spec)
+    with repository.explained():
+        return _tensors(repository)
+
+
 def load_for(spec: str, num_classes: int, class_names: Sequence[str] | None = None) -> SmpModel:
     """A student from a published network: all of it for the same classes, otherwise all but the classifier."""
     published = load(spec)
@@ -340,12 +354,12 @@ def _file(repository: Repository, name: str) -> Path:
 
 def _tensors(repository: Repository) -> dict[str, torch.Tensor]:
     """The weights; pickled ones are read without running anything."""
-    try:
-        from safetensors.torch import load_file
-
-        return load_file(_file(repository, WEIGHTS))
-    except FileNotFoundError:
-        return torch.load(_file(repository, "pytorch_model.bin"), map_location="cpu", weights_only=True)
+    for name in (WEIGHTS, "pytorch_model.bin"):
+        with contextlib.suppress(FileNotFoundError):
+            file = _file(repository, name)
+            if file.is_file():
+                return load_file(file)
+    raise UserError(f"{repository.spec}: neither {WEIGHTS} nor pytorch_model.bin in it")
 
 
 def _eval_normalisation(repository: Repository) -> Normalisation:
