@@ -31,7 +31,7 @@ def _swin(tf: Any) -> Any:
 
 VIT = {"hidden_size": 8, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 16}
 DETR = {
-    "d_model": 32,
+    "d_model": 64,
     "encoder_layers": 1,
     "decoder_layers": 1,
     "encoder_attention_heads": 2,
@@ -40,11 +40,11 @@ DETR = {
     "decoder_ffn_dim": 16,
     "num_queries": 6,
 }
-# Their GroupNorm has 32 groups.
+# Their GroupNorm has 32 groups, and wants two values in each.
 QUERIES = {
-    "feature_size": 32,
-    "mask_feature_size": 32,
-    "hidden_dim": 32,
+    "feature_size": 64,
+    "mask_feature_size": 64,
+    "hidden_dim": 64,
     "encoder_feedforward_dim": 16,
     "dim_feedforward": 16,
     "encoder_layers": 1,
@@ -119,15 +119,15 @@ def _configs(tf: Any) -> dict[str, Callable[..., Any]]:
         "maskformer": lambda **labels: tf.MaskFormerConfig(
             backbone_config=_swin(tf),
             decoder_config=tf.DetrConfig(**DETR),
-            fpn_feature_size=32,
-            mask_feature_size=32,
+            fpn_feature_size=64,
+            mask_feature_size=64,
             **labels,
         ),
         "oneformer": lambda **labels: tf.OneFormerConfig(
             backbone_config=_swin(tf),
-            conv_dim=32,
-            mask_dim=32,
-            hidden_dim=32,
+            conv_dim=64,
+            mask_dim=64,
+            hidden_dim=64,
             encoder_feedforward_dim=16,
             encoder_layers=1,
             decoder_layers=3,

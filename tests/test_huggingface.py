@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +17,25 @@ from PIL import Image
 from torch.nn import functional as F
 
 from basics.batch import normalize
-from tests.families import FAMILIES, SIDE, UNIVERSAL, save_family
+from basics.checkpoint import save_atomic
+from basics.errors import UserError
+from dataset import build_dataset
+from kd.distiller import DistilledStudent, Distiller, LiveTeacher, Recipe
+from kd.losses import LOSSES
+from networks import huggingface
+from scoring.protocol import evaluate_model
+from tests.families import FAMILIES, NAMES, SIDE, UNIVERSAL, save_family
+from tests.tiny import TinyModel, tiny_batch
+from zoo import create_model, load_any_teacher, load_checkpoint_model, load_teacher, model_file_dict
 
 pytest.importorskip("transformers")
 
-from networks import huggingface
-
 SEMANTIC = [family for family in FAMILIES if family not in UNIVERSAL]
-FIXED = ("data2vec-vision", "eomt")
+
+
+class Labels:
+    class_names = tuple(NAMES)
+    palette = tuple((index, 0, 0) for index in range(len(NAMES)))
 
 
 @pytest.fixture(scope="session")
@@ -148,3 +161,197 @@ def test_eomt_is_tiled_as_by_its_processor(size, saved, loaded):
     assert len(inputs["pixel_values"]) > 1 and expected.std() > 0.01
     assert (told - expected).abs().mean() < 0.1 * expected.std()
     assert (told.argmax(0) == result.segmentation).float().mean() > 0.98
+
+
+# -- as every model ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+class TestEveryFamily:
+    """The promises of `networks.base.SegmentationModel`."""
+
+    @torch.no_grad()
+    def test_strides_and_channels_are_as_announced(self, family, loaded):
+        model = loaded(family)
+        for height, width in ((64, 96), (97, 40)):
+            logits, taps = model.forward_taps(torch.randn(2, 3, height, width))
+            height, width = (side + -side % model.stride for side in (height, width))
+            assert set(taps) == set(model.tap_channels) == {"low", "mid", "high", "decoder"}
+            for name, tap in taps.items():
+                stride = model.tap_strides[name]
+                assert tap.shape == (2, model.tap_channels[name], height // stride, width // stride), name
+            assert logits.shape == (2, len(NAMES), height // model.logit_stride, width // model.logit_stride)
+
+    @torch.no_grad()
+    def test_any_size(self, family, loaded):
+        for size in ((32, 32), (50, 75)):
+            logits = loaded(family)(torch.randn(1, 3, *size))
+            assert logits.shape == (1, len(NAMES), *size) and logits.isfinite().all()
+
+    @torch.no_grad()
+    def test_images_of_a_batch_do_not_mix(self, family, loaded):
+        images = torch.randn(3, 3, 64, 96)
+        together = loaded(family).forward_taps(images)
+        alone = loaded(family).forward_taps(images[1:2])
+        torch.testing.assert_close(together[0][1:2], alone[0], rtol=1e-3, atol=1e-3)
+        for tap, values in alone[1].items():
+            torch.testing.assert_close(together[1][tap][1:2], values, rtol=1e-3, atol=1e-3)
+
+    def test_names_and_kept_arguments(self, family, loaded):
+        model = loaded(family)
+        assert model.class_names == NAMES and model.num_classes == len(NAMES)
+        assert json.loads(json.dumps(model.model_args)) == model.model_args
+
+    @pytest.mark.parametrize("role", ["student", "teacher"])
+    def test_distillation_step_with_every_feature_loss(self, family, loaded, role):
+        """One optimizer step: finite losses, gradients in the student's backbone, a teacher that stays as it was."""
+        torch.manual_seed(0)
+        model, tiny = copy.deepcopy(loaded(family)).train().requires_grad_(True), TinyModel(len(NAMES))
+        student, teacher = (model, tiny) if role == "student" else (tiny, model)
+        kept = {name: value.clone() for name, value in teacher.state_dict().items()}
+        features = [name for name, spec in LOSSES.items() if spec.kind == "features"]
+        recipe, live = Recipe({"ce": 1.0, "kl": 1.0} | dict.fromkeys(features, 1.0)), LiveTeacher(teacher)
+        distilled = DistilledStudent(student, recipe, live).train()
+        distiller = Distiller(distilled, student, recipe, live)
+        losses = distiller.losses(tiny_batch(classes=len(NAMES)))
+        assert losses.keys() == {"ce", "kl", *features}
+        assert all(loss.isfinite() and loss > 0 for loss in losses.values()), losses
+        distiller.total(losses).backward()
+        moved = [value for value in student.backbone.parameters() if value.grad is not None]
+        assert moved and all(value.grad.isfinite().all() for value in moved)
+        torch.optim.SGD(distilled.parameters(), lr=1e-4).step()
+        assert all(parameter.isfinite().all() for parameter in distilled.parameters())
+        assert all(torch.equal(value, kept[name]) for name, value in teacher.state_dict().items())
+
+    def test_checkpoint_rebuilds_it_offline(self, family, saved, loaded, tmp_path, monkeypatch):
+        """No folder, no hub: the checkpoint alone."""
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+        monkeypatch.setattr(huggingface, "find_repository", lambda spec: pytest.fail("the repository was asked"))
+        model, images = loaded(family), torch.randn(1, 3, 64, 96)
+        save_atomic(model_file_dict("hf:org/gone", model, Labels), tmp_path / "model.pth")
+        again, checkpoint = load_checkpoint_model(tmp_path / "model.pth")
+        assert checkpoint["class_names"] == NAMES and not again.training
+        with torch.no_grad():
+            torch.testing.assert_close(again(images), model(images), rtol=1e-4, atol=1e-4)
+
+    def test_backbone_is_a_part_of_the_network(self, family, loaded):
+        """What --freeze-epochs freezes: named by `backbone_prefix` in the state_dict, and not all there is."""
+        model = loaded(family)
+        inside = {id(value) for value in model.backbone.parameters()}
+        names = [name for name, value in model.named_parameters() if id(value) in inside]
+        assert 0 < len(names) < len(list(model.parameters()))
+        assert all(name.startswith(model.backbone_prefix) for name in names)
+        taken = {name.removeprefix(model.backbone_prefix) for name in model.state_dict()}
+        assert set(model.backbone.state_dict()) <= taken
+
+
+# -- students --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_student_for_other_classes_has_a_new_classifier_only(family, saved, loaded, capsys):
+    published = loaded(family)
+    student = create_model(f"hf:{saved(family)}", 3, "default", ["sea", "land", "air"])
+    head, state, own = student.head_names(), student.state_dict(), published.state_dict()
+    assert 1 <= len(head) <= 3 and head < set(own)
+    assert all(torch.equal(state[name], own[name]) for name in own if name not in head)
+    assert student.training and student.num_classes == 3
+    said = capsys.readouterr().out
+    assert "new classifier for 3 classes" in said and len(said.strip().splitlines()) == 1
+    with torch.no_grad():
+        assert student.eval()(torch.randn(2, 3, 64, 64)).shape == (2, 3, 64, 64)
+
+
+@pytest.mark.parametrize("family", ["segformer", "mask2former"])
+def test_a_student_of_as_many_but_other_classes_has_a_new_classifier_too(family, saved, loaded):
+    names = [f"class {index}" for index in range(len(NAMES))]
+    student = create_model(f"hf:{saved(family)}", len(names), "default", names)
+    own = loaded(family).state_dict()
+    changed = {name for name, value in student.state_dict().items() if not torch.equal(value, own[name])}
+    assert changed and changed <= student.head_names()
+
+
+@pytest.mark.parametrize("names", [NAMES, [name.upper() for name in NAMES], None])
+def test_a_student_for_the_same_classes_is_taken_whole(names, saved, loaded, capsys):
+    student = create_model(f"hf:{saved('segformer')}", len(NAMES), "default", names)
+    own = loaded("segformer").state_dict()
+    assert all(torch.equal(value, own[name]) for name, value in student.state_dict().items())
+    assert "all weights" in capsys.readouterr().out
+
+
+def test_a_student_without_weights_is_random_and_seeded(saved, loaded):
+    states = []
+    for _ in range(2):
+        torch.manual_seed(5)
+        states.append(create_model(f"hf:{saved('segformer')}", 3, "none").state_dict())
+    own = loaded("segformer").state_dict()
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+    name = next(name for name in own if name.endswith("proj.weight"))
+    assert not torch.equal(states[0][name], own[name])
+
+
+def test_weights_of_the_library_and_of_a_checkpoint(saved, loaded, tmp_path, capsys):
+    """A state_dict by the library's names, and a checkpoint of a student for other classes."""
+    own = loaded("segformer")
+    save_atomic({key.removeprefix("network."): v for key, v in own.state_dict().items()}, tmp_path / "bare.pth")
+    student = create_model(f"hf:{saved('segformer')}", len(NAMES), str(tmp_path / "bare.pth"))
+    assert all(torch.equal(value, own.state_dict()[name]) for name, value in student.state_dict().items())
+    name = f"hf:{saved('segformer')}"
+    save_atomic(model_file_dict(name, own, Labels), tmp_path / "student.pth")
+    other = create_model(name, 2, str(tmp_path / "student.pth"), ["a", "b"])
+    assert "all but the classifier" in capsys.readouterr().out
+    assert torch.equal(other.state_dict()["network.segformer.stages.0.layer_norm.weight"],
+                       own.state_dict()["network.segformer.stages.0.layer_norm.weight"])  # fmt: skip
+
+
+# -- teachers --------------------------------------------------------------------------------------
+
+
+def test_a_teacher_speaks_of_its_own_classes(saved):
+    before = torch.random.get_rng_state()
+    teacher = load_any_teacher(f"hf:{saved('segformer')}")
+    assert teacher.class_names == NAMES and not teacher.training
+    assert not any(value.requires_grad for value in teacher.parameters())
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_a_teacher_of_other_classes_is_refused_where_there_is_no_map(saved):
+    name = f"hf:{saved('segformer')}"
+    assert load_teacher(name, len(NAMES), class_names=NAMES).num_classes == len(NAMES)
+    with pytest.raises(UserError, match=r"speaks of 5 classes \(background, cat.*has 2 classes \(a, b\)"):
+        load_teacher(name, 2, class_names=["a", "b"])
+    with pytest.raises(UserError, match="speaks of 5 classes"):
+        load_teacher(name, len(NAMES), class_names=NAMES[::-1])
+
+
+def test_unnamed_classes_may_be_listed_in_the_folder(tmp_path):
+    folder = save_family("segformer", tmp_path / "unnamed", names=[f"LABEL_{index}" for index in range(3)])
+    assert load_any_teacher(f"hf:{folder}").class_names is None
+    (folder / "classes.txt").write_text("sea\nland\nair\n", encoding="utf-8")
+    assert load_any_teacher(f"hf:{folder}").class_names == ["sea", "land", "air"]
+
+
+def test_a_network_that_cannot_segment_yet_is_no_teacher_but_a_student(tmp_path, capsys):
+    """An ImageNet encoder, as nvidia/mit-b0 is published."""
+    import transformers
+
+    folder = save_family("segformer", tmp_path / "encoder")
+    config = transformers.AutoConfig.from_pretrained(folder)
+    encoder = transformers.SegformerForImageClassification(config)
+    encoder.save_pretrained(folder)
+    with pytest.raises(UserError, match=r"no weights for decode_head.*no teacher"):
+        load_any_teacher(f"hf:{folder}")
+    student = create_model(f"hf:{folder}", 3, "default")
+    assert "encoder" in capsys.readouterr().out
+    own = encoder.segformer.state_dict()
+    taken = student.backbone.state_dict()
+    assert all(torch.equal(value, own[name]) for name, value in taken.items())
+
+
+def test_evaluation(saved, demo_data, tmp_path):
+    """The students' own protocol, on a teacher with the data set's classes."""
+    dataset = build_dataset("demo", demo_data, "val")
+    folder = save_family("segformer", tmp_path / "demo", names=dataset.class_names)
+    teacher = load_teacher(f"hf:{folder}", dataset.num_classes, class_names=dataset.class_names)
+    evaluation = evaluate_model(teacher, dataset, torch.device("cpu"))
+    assert 0 <= evaluation.scores.miou <= 1
