@@ -68,7 +68,7 @@ class ForeignModel(SegmentationModel):
         super().__init__()
         self.class_names = None if class_names is None else list(class_names)
         self.normalisation = normalisation
-        self._caught: dict[str, Any] = {}
+        self._caught = Caught()
         mean, std = (
             values[::-1] if normalisation.bgr else values for values in (normalisation.mean, normalisation.std)
         )
@@ -96,8 +96,7 @@ class ForeignModel(SegmentationModel):
 
     def take_caught(self) -> dict[str, Any]:
         """What was caught since the last call, by name."""
-        caught = dict(self._caught)
-        self._caught.clear()
+        caught, self._caught.maps = self._caught.maps, {}
         return caught
 
     def announce(self, logits: torch.Tensor, taps: Mapping[str, torch.Tensor], size: tuple[int, int]) -> None:
@@ -114,23 +113,30 @@ class ForeignModel(SegmentationModel):
         self.tap_strides = {tap: size[0] // values.shape[2] for tap, values in taps.items()}
 
 
-# Classes, not closures: a copy of the model must catch into its own dict.
+class Caught:
+    """A place for what hooks catch. No dict: those among a module's attributes torch.export replaces by copies."""
+
+    def __init__(self) -> None:
+        self.maps: dict[str, Any] = {}
+
+
+# Classes, not closures: a copy of the model must catch into a place of its own.
 @dataclass
 class _Catch:
-    caught: dict[str, Any]
+    caught: Caught
     name: str
 
     def __call__(self, module: nn.Module, inputs: tuple, output: object) -> None:
-        self.caught[self.name] = output
+        self.caught.maps[self.name] = output
 
 
 @dataclass
 class _CatchInput:
-    caught: dict[str, Any]
+    caught: Caught
     name: str
 
     def __call__(self, module: nn.Module, inputs: tuple) -> None:
-        self.caught[self.name] = inputs[0]
+        self.caught.maps[self.name] = inputs[0]
 
 
 # -- looking at a network while it runs ------------------------------------------------------------

@@ -91,7 +91,7 @@ def find_repository(spec: str) -> Repository:
         UserError: it is neither.
     """
     place = spec.partition(":")[2]
-    folder = Path(place).expanduser()
+    folder = Path(place or "no folder").expanduser()
     if folder.is_dir():
         return Repository(spec, str(folder), is_folder=True)
     if folder.is_file():

@@ -42,6 +42,7 @@ def import_transformers() -> ModuleType:
     noisy.setLevel(logging.ERROR)
     try:
         import transformers
+        import transformers.modeling_utils  # the package itself imports nothing until it is asked
     except ImportError as error:
         raise UserError(
             "hf: networks need the package transformers: pip install transformers (see requirements-extra.txt)"

@@ -17,6 +17,7 @@ from torch import nn
 
 from networks.foreign import (
     PROBE,
+    Caught,
     ForeignModel,
     Normalisation,
     before_relu,
@@ -203,7 +204,7 @@ class HuggingFaceModel(ForeignModel):
         if task is not None:
             options["task_inputs"] = task.expand(len(images), -1)
         if self.kind == "dpt":
-            self._caught["grid"] = (images.shape[-2] // self.patch, images.shape[-1] // self.patch)
+            self._caught.maps["grid"] = (images.shape[-2] // self.patch, images.shape[-1] // self.patch)
         output = cast(Network, self.network)(pixel_values=images, **options)
         return output, self.take_caught()
 
@@ -284,8 +285,8 @@ def _mask_features(output: Any) -> torch.Tensor:
 class _GridForNeck:
     """Tells the neck of DPT the grid of its tokens; left alone, it takes every image for a square one."""
 
-    caught: dict[str, Any]
+    caught: Caught
 
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-        height, width = self.caught["grid"]
+        height, width = self.caught.maps["grid"]
         return args, kwargs | {"patch_height": height, "patch_width": width}

@@ -74,15 +74,18 @@ class SmpModel(ForeignModel):
         self.decoder = network.decoder
         self.segmentation_head = _without_upsampling(network.segmentation_head)
         self.stride = max(int(network.encoder.output_stride), 16)
-        images = noise(PROBE)
+        size = PROBE
+        if type(network).__name__ == "PAN":  # which halves the encoder's map three times
+            self.stride, size = 128, (128, 256)
+        images = noise(size)
         (features, _, logits), calls = watch(self, lambda: self._run(images))
-        self._places = pick_maps(features, PROBE)
+        self._places = pick_maps(features, size)
         self.min_train_batch = smallest_batch(calls)
         classifier = find_classifier(calls, logits.shape[1])
         assert classifier is not None  # the head's convolution
         self.catch_input("decoder", before_relu(calls, classifier.given) or classifier.module)
         (features, _, _), _ = watch(self, lambda: self._run(images))
-        self.announce(logits, self._taps(features), PROBE)
+        self.announce(logits, self._taps(features), size)
 
     def head_names(self) -> set[str]:
         """The tensors of its last convolution."""

@@ -5,7 +5,7 @@ module maps images (N, 3, H, W) to logits (N, C, h, w) at full size or at a stri
 ``logits`` of a dict or an object, or as the first one of a tuple. All else is optional, attributes of the module:
 
     class_names     list of names, of a teacher that speaks of its own classes
-    mean, std       three numbers each: its normalisation of values in 0..1 (default: ImageNet's)
+    mean, std       lists of three numbers: the normalisation it wants of values in 0..1 (default: ImageNet's)
     bgr             True: it wants blue first
     stride          images are padded to a multiple of it (default: 32)
     backbone        the part that --freeze-epochs and --backbone-lr-factor are about (or ``encoder``)
@@ -154,15 +154,11 @@ class UserModel(ForeignModel):
     """
 
     def __init__(self, network: nn.Module, spec: str) -> None:
-        own = {key: getattr(network, key) for key in ("mean", "std", "bgr") if hasattr(network, key)}
-        try:
-            normalisation = Normalisation.of(**{"mean": Normalisation.mean, "std": Normalisation.std, **own})
-        except (TypeError, ValueError) as error:
-            raise UserError(f"{spec}: its mean and std must be three numbers each: {error}") from error
         names = getattr(network, "class_names", None)
-        super().__init__(normalisation, None if names is None else [str(name) for name in names])
+        super().__init__(_normalisation(network, spec), None if names is None else [str(name) for name in names])
         self.network, self.spec = network, spec
-        self.stride = int(getattr(network, "stride", STRIDE))
+        stride = getattr(network, "stride", STRIDE)
+        self.stride = stride if isinstance(stride, int) else STRIDE
         size = tuple(-(-side // self.stride) * self.stride for side in PROBE)
         try:
             (logits, taps), calls = watch(network, lambda: self._run(noise((size[0], size[1]))))
@@ -194,6 +190,20 @@ class UserModel(ForeignModel):
 
     def _forward_padded(self, images: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         return self._run(self.own_input(images))
+
+
+def _normalisation(network: nn.Module, spec: str) -> Normalisation:
+    """What the module says of itself in plain numbers; a tensor of that name is its own affair, and used by itself."""
+    said = {key: getattr(network, key, None) for key in ("mean", "std")}
+    own = {key: value for key, value in said.items() if isinstance(value, list | tuple)}
+    try:
+        return Normalisation.of(
+            own.get("mean", Normalisation.mean),
+            own.get("std", Normalisation.std),
+            getattr(network, "bgr", False) is True,
+        )
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{spec}: its mean and std must be three numbers each: {error}") from error
 
 
 def _find_logits(output: Any, spec: str) -> torch.Tensor:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.nn import SyncBatchNorm
 from torch.nn import functional as F
 
 from basics.batch import normalize
@@ -23,6 +25,7 @@ from dataset import build_dataset
 from kd.distiller import DistilledStudent, Distiller, LiveTeacher, Recipe
 from kd.losses import LOSSES
 from networks import huggingface
+from networks.folding import fold_batchnorm
 from scoring.protocol import evaluate_model
 from tests.families import FAMILIES, NAMES, SIDE, UNIVERSAL, save_family
 from tests.tiny import TinyModel, tiny_batch
@@ -355,3 +358,71 @@ def test_evaluation(saved, demo_data, tmp_path):
     teacher = load_teacher(f"hf:{folder}", dataset.num_classes, class_names=dataset.class_names)
     evaluation = evaluate_model(teacher, dataset, torch.device("cpu"))
     assert 0 <= evaluation.scores.miou <= 1
+
+
+# -- in the house ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["segformer", "mobilenet_v2", "beit"])
+def test_maps_are_found_when_batchnorm_is_folded_or_synchronised(family, loaded):
+    """Both put other modules in the place of BatchNorm's; what the hooks catch stays the same."""
+    model, images = loaded(family), torch.randn(1, 3, 64, 64)
+    folded, synchronised = fold_batchnorm(model), SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(model)).eval()
+    assert folded is not model and any(isinstance(module, SyncBatchNorm) for module in synchronised.modules())
+    with torch.no_grad():
+        logits, taps = model.forward_taps(images)
+        for other in (folded, synchronised):
+            told, maps = other.forward_taps(images)
+            torch.testing.assert_close(told, logits, rtol=1e-3, atol=1e-3)
+            for tap, values in taps.items():
+                torch.testing.assert_close(maps[tap], values, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("family", ["segformer", pytest.param("upernet", marks=pytest.mark.slow)])
+def test_it_is_one_graph_for_torch_compile(family, loaded):
+    torch.compiler.reset()
+    model, images = copy.deepcopy(loaded(family)), torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        logits, taps = torch.compile(model.forward_taps, backend="eager", fullgraph=True)(images)
+        expected, maps = model.forward_taps(images)
+    assert torch.equal(logits, expected) and all(torch.equal(taps[tap], values) for tap, values in maps.items())
+    torch.compiler.reset()
+
+
+def test_a_frozen_backbone_keeps_its_statistics(loaded):
+    """As --freeze-epochs has it: the encoder in eval mode without gradients, the decoder learns."""
+    model = copy.deepcopy(loaded("mobilenet_v2")).train()
+    model.backbone.requires_grad_(False).eval()
+    before = copy.deepcopy(model.backbone.state_dict())
+    F.cross_entropy(model(torch.randn(2, 3, 64, 64)), torch.zeros(2, 64, 64, dtype=torch.long)).backward()
+    assert all(torch.equal(value, before[name]) for name, value in model.backbone.state_dict().items())
+    assert all(value.grad is None for value in model.backbone.parameters())
+    assert any(value.grad is not None for value in model.parameters())
+
+
+def test_a_network_that_pools_the_image_wants_two_of_them(loaded):
+    model = copy.deepcopy(loaded("upernet")).train()
+    with pytest.raises(UserError, match="batches of 2 images"):
+        model(torch.randn(1, 3, 64, 64))
+
+
+@pytest.mark.slow
+def test_train_evaluate_export(saved, demo_data, tmp_path, run_script):
+    """The pair as people write it, with a universal teacher; the student's files need neither folder."""
+    names = build_dataset("demo", demo_data, "val").class_names
+    student = save_family("segformer", tmp_path / "student", names)
+    teacher = save_family("mask2former", tmp_path / "teacher", names)
+    data = ("--dataset", "demo", "--data-dir", demo_data, "--device", "cpu")
+    flags = ("--alpha", 1, "--beta", 1, "--epochs", 1, "--batch-size", 4, "--crop-size", 64, "--workers", 0)
+    networks = ("--student", f"hf:{student}", "--teacher", f"hf:{teacher}", "--output-dir", tmp_path / "runs")
+    said = run_script("train_kd.py", *data, *flags, *networks).stdout
+    assert "all weights, for the same" in said
+    (run,) = (tmp_path / "runs").iterdir()
+    assert run.name == "demo_student_kl1_cosine1_seed0"
+    for folder in (student, teacher):
+        folder.rename(folder.with_name(f"{folder.name} is gone"))
+    scored = run_script("evaluate.py", run / "best.pth", *data).stdout
+    run_script("export.py", run / "best.pth", "--output", tmp_path / "net.onnx")
+    again = run_script("evaluate.py", tmp_path / "net.onnx", *data).stdout
+    scores = [re.findall(r"hf:\S+ +([\d.]+) +([\d.]+)", text) for text in (scored, again)]
+    assert scores[0] and scores[0] == scores[1]
