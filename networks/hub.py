@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
 import socket
 import urllib.parse
@@ -62,6 +63,7 @@ class Repository:
             f"FOLDER) and give {prefix}:FOLDER"
         )
 
+    @functools.cached_property
     def options(self) -> dict[str, Any]:
         """Keywords of the libraries' ``from_pretrained``.
 
@@ -74,6 +76,24 @@ class Repository:
         if reason and not cached(self.source, "config.json", self.revision):
             raise UserError(f"cannot download {self.spec} ({reason}); {self._way_on}")
         return {"revision": self.revision, "local_files_only": bool(reason)}
+
+    def file(self, name: str) -> Path:
+        """A file of the repository, fetched if need be.
+
+        Raises:
+            FileNotFoundError: it has none of that name.
+        """
+        if self.is_folder:
+            path = Path(self.source) / name
+            if not path.is_file():
+                raise FileNotFoundError(f"{name} is missing")
+            return path
+        import huggingface_hub
+
+        try:
+            return Path(huggingface_hub.hf_hub_download(self.source, name, **self.options))
+        except huggingface_hub.errors.EntryNotFoundError as error:
+            raise FileNotFoundError(f"{name} is missing") from error
 
     def listed_classes(self) -> list[str] | None:
         """The class names in the folder's ``classes.txt``, one a line; None without it."""

@@ -12,6 +12,7 @@ transformer; ``decoder`` what the classifier reads, before its ReLU. Code from a
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -22,6 +23,7 @@ from torch import nn
 
 from basics.errors import UserError
 from networks.class_lists import same_names
+from networks.class_names import named_classes
 from networks.foreign import Normalisation
 from networks.hub import Repository, find_repository
 from networks.huggingface_model import FAMILIES, HuggingFaceModel, Settings, plain_config
@@ -30,7 +32,8 @@ from networks.windows import Windows
 if TYPE_CHECKING:  # an optional package
     from types import ModuleType
 
-TESTED = "5.24"
+OLDEST = 5  # its major version; each network of an older minor one works or says why not
+PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 TASK = "the task is semantic"  # what OneFormer is told
 
 
@@ -49,6 +52,10 @@ def import_transformers() -> ModuleType:
         ) from error
     finally:
         noisy.setLevel(level)
+    if int(transformers.__version__.partition(".")[0]) < OLDEST:
+        raise UserError(
+            f"transformers {transformers.__version__} is too old for hf: networks: pip install --upgrade transformers"
+        )
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
     return transformers
@@ -66,7 +73,7 @@ def read_config(repository: Repository) -> Any:
     transformers = import_transformers()
     with repository.explained():
         config = transformers.AutoConfig.from_pretrained(
-            repository.source, trust_remote_code=False, **repository.options()
+            repository.source, trust_remote_code=False, **repository.options
         )
     _network_class(config, repository.spec)
     return _trimmed(config)
@@ -96,20 +103,26 @@ def _network_class(config: Any, spec: str) -> Any:
 def read_settings(repository: Repository, config: Any) -> Settings:
     """How the repository's own image processor prepares images; ImageNet's normalisation, said aloud, without one."""
     transformers = import_transformers()
-    options: dict[str, Any] = {"trust_remote_code": False, **repository.options()}
+    options: dict[str, Any] = {"trust_remote_code": False, **repository.options}
     if config.model_type == "oneformer":
         options["class_info_file"] = None  # it is for training, and would be downloaded from elsewhere
     processor = None
-    try:
-        processor = transformers.AutoImageProcessor.from_pretrained(repository.source, **options)
-    except (OSError, ValueError) as error:
-        if "trust_remote_code" in str(error):
-            with repository.explained():
-                raise
-        print(f"{repository.spec}: brings no image processor: images are normalised as for ImageNet")
+    with repository.explained():
+        if _has_processor(repository):
+            processor = transformers.AutoImageProcessor.from_pretrained(repository.source, **options)
+        else:
+            print(f"{repository.spec}: brings no image processor: images are normalised as for ImageNet")
     windows = _windows(config, processor)
     task = _task_tokens(repository, config) if config.model_type == "oneformer" else None
     return Settings(_normalisation(processor), windows, task)
+
+
+def _has_processor(repository: Repository) -> bool:
+    for name in PROCESSOR_FILES:
+        with contextlib.suppress(FileNotFoundError):
+            repository.file(name)
+            return True
+    return False
 
 
 def _normalisation(processor: Any) -> Normalisation:
@@ -141,7 +154,7 @@ def _task_tokens(repository: Repository, config: Any) -> list[int]:
     transformers = import_transformers()
     with repository.explained():
         tokenizer = transformers.AutoTokenizer.from_pretrained(
-            repository.source, trust_remote_code=False, **repository.options()
+            repository.source, trust_remote_code=False, **repository.options
         )
     tokens = tokenizer(TASK, padding="max_length", max_length=config.task_seq_len, truncation=True)
     return [token * kept for token, kept in zip(tokens["input_ids"], tokens["attention_mask"], strict=True)]
@@ -150,10 +163,12 @@ def _task_tokens(repository: Repository, config: Any) -> list[int]:
 def read_class_names(repository: Repository, config: Any) -> list[str] | None:
     """``id2label`` in order, or the folder's ``classes.txt``; None where the labels are but numbered."""
     listed = repository.listed_classes()
-    names = [str(config.id2label[index]).strip() for index in range(config.num_labels)]
-    if listed and len(listed) == len(names):
+    if listed and len(listed) == config.num_labels:
         return listed
-    return None if all(name == f"LABEL_{index}" for index, name in enumerate(names)) else names
+    names = named_classes({"id2label": config.id2label})
+    if names is None or all(name == f"LABEL_{index}" for index, name in enumerate(names)):
+        return None
+    return [name.strip() for name in names]
 
 
 # -- the three ways to a model ---------------------------------------------------------------------
@@ -167,6 +182,8 @@ def load(spec: str) -> HuggingFaceModel:
     """
     repository = find_repository(spec)
     config = read_config(repository)
+    if config.num_labels < 2:
+        raise UserError(f"{spec}: scores a single class, by a sigmoid; networks here tell at least two apart")
     model, missing = _load(repository, config)
     if missing:
         raise UserError(
@@ -185,12 +202,12 @@ def _load(repository: Repository, config: Any) -> tuple[HuggingFaceModel, list[s
             config=config,
             dtype=torch.float32,
             output_loading_info=True,
-            **repository.options(),
+            **repository.options,
         )
+        model = HuggingFaceModel(network, settings, names).eval()
     spare = ("num_batches_tracked", "criterion.empty_weight")
     missing = sorted(name for name in info["missing_keys"] if not name.endswith(spare))
-    model = HuggingFaceModel(network, settings, names).eval()
-    own = set(dict(model.named_parameters()))  # without the layers that were idle
+    own = set(dict(model.named_parameters()))
     return model, [name for name in missing if f"network.{name}" in own]
 
 

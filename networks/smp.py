@@ -310,7 +310,7 @@ def _read(spec: str) -> tuple[Repository, dict[str, Any], int]:
     """The repository, what `rebuild` needs, and the number of classes."""
     known, repository = architectures(), find_repository(spec)
     with repository.explained():
-        config = json.loads(_file(repository, "config.json").read_text(encoding="utf-8"))
+        config = json.loads(repository.file("config.json").read_text(encoding="utf-8"))
     architecture, classes = config.get("_model_class"), config.get("classes")
     if architecture not in known or not isinstance(classes, int):
         raise UserError(
@@ -343,32 +343,18 @@ def load_for(spec: str, num_classes: int, class_names: Sequence[str] | None = No
     return model
 
 
-def _file(repository: Repository, name: str) -> Path:
-    """A file of the repository, fetched if need be; `FileNotFoundError` if it is not there."""
-    if repository.is_folder:
-        return Path(repository.source) / name
-    import huggingface_hub
-
-    try:
-        return Path(huggingface_hub.hf_hub_download(repository.source, name, **repository.options()))
-    except huggingface_hub.errors.EntryNotFoundError as error:
-        raise FileNotFoundError(f"{name} is missing") from error
-
-
 def _tensors(repository: Repository) -> dict[str, torch.Tensor]:
     """The weights; pickled ones are read without running anything."""
     for name in (WEIGHTS, "pytorch_model.bin"):
         with contextlib.suppress(FileNotFoundError):
-            file = _file(repository, name)
-            if file.is_file():
-                return load_file(file)
+            return load_file(repository.file(name))
     raise UserError(f"{repository.spec}: neither {WEIGHTS} nor pytorch_model.bin in it")
 
 
 def _eval_normalisation(repository: Repository) -> Normalisation:
     """That of the network's own evaluation; ImageNet's, said aloud, where it does not say."""
     try:
-        steps = json.loads(_file(repository, EVAL_CONFIG).read_text(encoding="utf-8"))["transform"]["transforms"]
+        steps = json.loads(repository.file(EVAL_CONFIG).read_text(encoding="utf-8"))["transform"]["transforms"]
         step = next(step for step in steps if step["__class_fullname__"].endswith("Normalize"))
         scale = float(step.get("max_pixel_value", 255)) / 255
         return Normalisation.of([scale * value for value in step["mean"]], [scale * value for value in step["std"]])

@@ -12,7 +12,7 @@ teacher its own classes.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,16 +35,15 @@ HUBS = ("hf:", "smp:")
 
 def is_source(name: str) -> bool:
     """Whether a model's name is of one of these forms, and no row of the zoo."""
-    return name.startswith(HUBS) or user_file.SPEC.fullmatch(name) is not None
+    return name.startswith(HUBS) or user_file.is_spec(name)
 
 
 def short_name(name: str) -> str:
     """What to call it in tables and folders: ``hf:nvidia/segformer-b0`` is ``segformer-b0``."""
     if not is_source(name):
         return name
-    match = user_file.SPEC.fullmatch(name)
-    if match and not name.startswith(HUBS):
-        return f"{Path(match['file']).stem}-{match['function']}"
+    if not name.startswith(HUBS):
+        return f"{user_file.file_of(name).stem}-{name.rpartition(':')[2]}"
     place = name.partition(":")[2].rstrip("/\\")
     parts = re.split(r"[/\\]", place.partition("@")[0])
     is_architecture = name.startswith("smp:") and smp.is_architecture(parts[0])
@@ -61,7 +60,7 @@ def build(name: str, num_classes: int, **model_args: Any) -> SegmentationModel:
         if smp.split_name(name):
             return smp.create(name, num_classes, weights=False)
         return smp.rebuild(num_classes, **smp.read_arguments(name))
-    return _for_classes(name, num_classes)
+    return _for_classes(name, num_classes, model_args)
 
 
 def create(
@@ -82,7 +81,7 @@ def create(
         UserError: it cannot be had, or the file does not belong to it.
     """
     if file is not None:
-        model = build(name, num_classes, **(file.checkpoint or {}).get("model_args", {}))
+        model = _build_for(name, num_classes, file)
         _load_file(model, file, name, class_names)
         return model
     if weights == "none":
@@ -110,7 +109,7 @@ def load(name: str, num_classes: int | None = None, file: WeightsFile | None = N
         count = len(names) if names else num_classes
         if count is None:
             raise UserError(f"{file.origin}: bare weights: of how many classes is not known without a data set")
-        model = build(name, count, **(file.checkpoint or {}).get("model_args", {}))
+        model = _build_for(name, count, file)
         load_whole(model, _own_names(model, file.state_dict), file.origin)
         model.class_names = list(names) if names else model.class_names
         return model
@@ -126,8 +125,16 @@ def load(name: str, num_classes: int | None = None, file: WeightsFile | None = N
     return user_file.load(name, num_classes)
 
 
-def _for_classes(name: str, num_classes: int) -> SegmentationModel:
-    """A user's network as a student."""
+def _build_for(name: str, num_classes: int, file: WeightsFile) -> SegmentationModel:
+    """The network that the weights of ``file`` are for; the user has named it, so that a file of code may be run."""
+    args = {} if user_file.is_spec(name) else (file.checkpoint or {}).get("model_args", {})
+    return build(name, num_classes, **args)
+
+
+def _for_classes(name: str, num_classes: int, model_args: Mapping[str, Any] | None = None) -> SegmentationModel:
+    """A user's network as a student; one that a checkpoint names, if there are ``model_args``."""
+    if model_args:
+        user_file.refuse_foreign(name, str(model_args.get("sha256")))
     model = user_file.load(name, num_classes)
     if model.num_classes != num_classes:
         raise UserError(
@@ -171,7 +178,7 @@ def digest(name: str) -> str | None:
     Called after the network was loaded, when the hub's cache knows.
     """
     if not name.startswith(HUBS):
-        return file_sha256(user_file.SPEC.fullmatch(name)["file"])  # type: ignore[index]
+        return file_sha256(user_file.file_of(name))
     if name.startswith("smp:") and smp.split_name(name):
         return None
     repository = find_repository(name)

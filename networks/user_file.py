@@ -32,14 +32,45 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from basics.checkpoint import file_sha256
 from basics.errors import UserError
 from networks.base import TAPS
 from networks.foreign import PROBE, ForeignModel, Normalisation, noise, smallest_batch, watch
 
-SPEC = re.compile(r"(?P<file>.+\.py):(?P<function>[A-Za-z_]\w*)")
+SPEC = re.compile(r".+\.py:[A-Za-z_]\w*")
 # Not imported anew for a file that has something of that name beside it: they have parts that cannot be there twice.
 NEVER_ANEW = sys.stdlib_module_names | {"torch", "torchvision", "numpy", "PIL"}
 STRIDE = 32
+ROOT = Path(__file__).resolve().parent.parent  # of this project
+PRIVATE = "user_file_"  # what the user's own module is called in `sys.modules`
+
+
+def is_spec(name: str) -> bool:
+    """Whether a model's name is of the form FILE.py:FUNCTION."""
+    return SPEC.fullmatch(name) is not None
+
+
+def file_of(spec: str) -> Path:
+    """The file of FILE.py:FUNCTION."""
+    return Path(spec.rpartition(":")[0]).expanduser()
+
+
+def refuse_foreign(spec: str, sha256: str) -> None:
+    """A checkpoint names ``spec``: what it names may be run only if it lies below the current folder.
+
+    Otherwise any file of weights could have any code on this machine run. That the file has changed is said.
+
+    Raises:
+        UserError: it lies elsewhere.
+    """
+    file = file_of(spec).resolve()
+    if Path.cwd().resolve() not in file.parents:
+        raise UserError(
+            f"this checkpoint's network is built by {spec}, and a file that a checkpoint names is run only if it lies "
+            f"below the current folder: start from {file.parent}, or bring it here"
+        )
+    if file.is_file() and file_sha256(file) != sha256:
+        print(f"{spec}: the file has changed since the checkpoint was written")
 
 
 def load(spec: str, num_classes: int | None = None) -> UserModel:
@@ -48,23 +79,21 @@ def load(spec: str, num_classes: int | None = None) -> UserModel:
     Raises:
         UserError: no such file or function, it fails, or what it gives is no segmentation network.
     """
-    match = SPEC.fullmatch(spec)
-    if match is None:
-        raise UserError(f"{spec}: give FILE.py:FUNCTION")
-    file = Path(match["file"]).expanduser()
+    file, function = file_of(spec), spec.rpartition(":")[2]
     if not file.is_file():
         raise UserError(f"{spec}: no file {file}; paths are looked up from {Path.cwd()}")
     folder = file.resolve().parent
     with own_imports(folder):
         module = _import(file, spec)
-        build = getattr(module, match["function"], None)
+        build = getattr(module, function, None)
         if not callable(build):
             there = [name for name, value in vars(module).items() if inspect.isfunction(value) and name[0] != "_"]
-            raise UserError(f"{spec}: no function {match['function']!r} there; there are: {', '.join(there) or 'none'}")
+            raise UserError(f"{spec}: no function {function!r} there; there are: {', '.join(there) or 'none'}")
         network = _call(build, num_classes, spec, folder)
         if not isinstance(network, nn.Module):
             raise UserError(f"{spec}: gave a {type(network).__name__}, not an nn.Module")
         model = UserModel(network, spec)
+    model.model_args = {"sha256": file_sha256(file)}
     taps = ", ".join(f"{tap} ({channels})" for tap, channels in model.tap_channels.items()) or "none"
     print(f"{spec}: {model.num_classes} classes, logits at stride {model.logit_stride}, feature maps: {taps}")
     return model
@@ -88,7 +117,8 @@ def own_imports(folder: Path) -> Iterator[None]:
         yield
     finally:
         sys.path.remove(str(folder))
-        mine = [name for name, module in sys.modules.items() if _lies_in(module, folder) and name not in before]
+        new = {name: module for name, module in sys.modules.items() if name not in before and folder != ROOT}
+        mine = [name for name, module in new.items() if _lies_in(module, folder) and not name.startswith(PRIVATE)]
         for name in [*mine, *(name for name in hidden if name in sys.modules)]:
             sys.modules.pop(name, None)
         sys.modules.update(hidden)
@@ -101,12 +131,14 @@ def _hides(name: str, module: ModuleType, names: set[str], folder: Path) -> bool
 
 
 def _lies_in(module: object, folder: Path) -> bool:
+    """Whether it is a file below ``folder``, libraries that are installed there apart."""
     origin = getattr(module, "__file__", None) or next(iter(getattr(module, "__path__", [])), None)
-    return origin is not None and folder in Path(origin).resolve().parents
+    path = Path(origin).resolve() if isinstance(origin, str) else Path()
+    return folder in path.parents and "site-packages" not in path.relative_to(folder).parts
 
 
 def _import(file: Path, spec: str) -> ModuleType:
-    name = f"user_file_{abs(hash(str(file.resolve())))}"
+    name = f"{PRIVATE}{abs(hash(str(file.resolve())))}"
     found = importlib.util.spec_from_file_location(name, file.resolve())
     assert found is not None and found.loader is not None
     module = importlib.util.module_from_spec(found)
