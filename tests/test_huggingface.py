@@ -25,6 +25,7 @@ from dataset import build_dataset
 from kd.distiller import DistilledStudent, Distiller, LiveTeacher, Recipe
 from kd.losses import LOSSES
 from networks import huggingface
+from networks.cost import count_macs
 from networks.folding import fold_batchnorm
 from scoring.protocol import evaluate_model
 from tests.families import FAMILIES, NAMES, SIDE, UNIVERSAL, save_family
@@ -349,6 +350,20 @@ def test_a_network_that_cannot_segment_yet_is_no_teacher_but_a_student(tmp_path,
     own = encoder.segformer.state_dict()
     taken = student.backbone.state_dict()
     assert all(torch.equal(value, own[name]) for name, value in taken.items())
+
+
+def test_a_single_class_is_refused(tmp_path):
+    """A sigmoid: its one score is no logit among others."""
+    folder = save_family("segformer", tmp_path / "binary", names=["object"])
+    with pytest.raises(UserError, match="a single class"):
+        load_any_teacher(f"hf:{folder}")
+    assert create_model(f"hf:{folder}", 2, "default").num_classes == 2
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_costs(family, loaded):
+    """Counted on the meta device, where nothing is computed."""
+    assert count_macs(loaded(family), 64) > 0
 
 
 def test_evaluation(saved, demo_data, tmp_path):

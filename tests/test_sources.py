@@ -430,8 +430,12 @@ NET = """
         return Net(4, 1)
 """
 MODELS_NET = """
-    from torch import nn
+    import torch
     import utils
+    from torch import nn
+    from torch.nn import functional as F
+
+    FACTOR = torch.tensor(1.5)
 
     class Net(nn.Module):
         def __init__(self, classes, scale):
@@ -441,7 +445,10 @@ MODELS_NET = """
             self.scale = scale
 
         def forward(self, images):
-            return {"out": self.head(self.encoder(images).relu()) * self.scale}
+            return {"out": self.head(activate(self.encoder(images))) * self.scale}
+
+    def activate(features):
+        return F.relu(features) * FACTOR
 """
 
 
@@ -503,16 +510,43 @@ class TestUserFile:
             create_model(f"{user('net')}:fixed", 3, "default")
         assert load_any_teacher(f"{user('net')}:fixed").num_classes == 4
 
-    def test_a_checkpoint_names_the_file(self, user, tmp_path):
-        name = f"{user('net')}:build"
+    def test_a_checkpoint_names_the_file(self, user, tmp_path, monkeypatch, capsys):
+        file = user("net")
+        name = f"{file}:build"
         model = create_model(name, len(NAMES), "default").eval()
         save_atomic(model_file_dict(name, model, Labels), tmp_path / "model.pth")
+        teacher = load_any_teacher(name, str(tmp_path / "model.pth"))
+        assert teacher.class_names == NAMES
+        monkeypatch.chdir(tmp_path)
         again, _ = load_checkpoint_model(tmp_path / "model.pth")
         images = torch.randn(1, 3, 64, 64)
         with torch.no_grad():
             assert torch.equal(again(images), model(images))
-        teacher = load_any_teacher(name, str(tmp_path / "model.pth"))
-        assert teacher.class_names == NAMES
+        assert "has changed" not in capsys.readouterr().out
+        file.write_text(file.read_text(encoding="utf-8") + "\n# another line\n", encoding="utf-8")
+        load_checkpoint_model(tmp_path / "model.pth")
+        assert "the file has changed since the checkpoint was written" in capsys.readouterr().out
+
+    def test_a_checkpoint_cannot_have_any_file_run(self, user, tmp_path, monkeypatch):
+        """What it names must lie below the current folder; the file is not even imported."""
+        file = user("net", f"open({str(tmp_path / 'was run')!r}, 'w').close()\n" + textwrap.dedent(NET))
+        model = TinyModel(len(NAMES))
+        model.model_args = {"sha256": "0"}
+        save_atomic(model_file_dict(f"{file}:build", model, Labels), tmp_path / "model.pth")
+        (tmp_path / "elsewhere").mkdir()
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        with pytest.raises(UserError, match="only if it lies below the current folder"):
+            load_checkpoint_model(tmp_path / "model.pth")
+        assert not (tmp_path / "was run").exists()
+
+    def test_it_can_be_compiled(self, user):
+        """torch.compile looks up the globals of the functions that it captures."""
+        torch.compiler.reset()
+        model = create_model(f"{user('net')}:build", 3, "default").eval()
+        images = torch.randn(1, 3, 64, 64)
+        with torch.no_grad():
+            assert torch.equal(torch.compile(model, backend="eager", fullgraph=True)(images), model(images))
+        torch.compiler.reset()
 
     def test_its_own_state_dict_is_understood(self, user, tmp_path):
         name = f"{user('net')}:build"
