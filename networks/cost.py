@@ -43,7 +43,7 @@ def count_macs(model: nn.Module, size: int) -> int:
         return _count(lambda: model(images))
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def _count(run: Callable[[], object]) -> int:
     with FlopCounterMode(display=False) as counter:
         run()
