@@ -3,7 +3,8 @@
     python dataset.py                                    find (or extract) VOC 2012 and say what is there
     python dataset.py --download                         fetch it first
     python dataset.py --check                            read every file once and list all faults
-    python dataset.py --stats --train-split train_aug    class frequencies and weights, as CSV and PNG
+    python dataset.py --stats --train-split train_aug    class frequencies and weights, as CSV and PNG, and a sheet
+                                                         of images of each class with their labels
     python dataset.py --dataset folder --data-dir DIR    the same for your own data (docs/data.md says in which forms)
 
 A sample is a dict:
@@ -29,11 +30,13 @@ from torch.utils.data import Dataset
 
 from basics.batch import VOID
 from basics.errors import UserError, choose, run_cli
-from segdata.check import check_layout
+from segdata.check import check_layout, invitation
+from segdata.coco import find_coco
 from segdata.decode_cache import DecodeCache, open_cache
 from segdata.demo import find_demo
 from segdata.folders import find_folder
 from segdata.given_classes import with_classes
+from segdata.labelme import find_labelme
 from segdata.layouts import Layout
 from segdata.published import find_ade20k, find_cityscapes, find_voc
 from segdata.reading import check_sizes, read_image
@@ -60,6 +63,8 @@ DATASETS: dict[str, Callable[[Path], Layout]] = {
     "demo": find_demo,
     "ade20k": find_ade20k,
     "cityscapes": find_cityscapes,
+    "coco": find_coco,
+    "labelme": find_labelme,
 }
 
 
@@ -224,7 +229,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--no-verify", action="store_true", help="take an archive whose md5 is not the published one")
     parser.add_argument("--check", action="store_true", help="read every file of every split; exit status 1 on faults")
-    parser.add_argument("--stats", action="store_true", help="class frequencies of both splits as CSV and PNG")
+    parser.add_argument("--stats", action="store_true", help="class frequencies of both splits, and images with masks")
     parser.add_argument("--output-dir", default="data", type=Path, metavar="DIR", help="for --stats (default: data)")
     return parser
 
@@ -234,11 +239,13 @@ def main(args: argparse.Namespace) -> int | None:
     find = functools.partial(find_layout, args.dataset, args.data_dir, **chosen)
     layout = set_up(args.dataset, args.data_dir, find, fetch=args.download, verify=not args.no_verify)
     print(f"{layout.name}: {layout.root}, {len(layout.class_names)} classes")
-    for remark in layout.remarks:
+    for remark in layout.remarks if not args.check else ():  # a check says them itself
         print(f"remark: {remark}")
     if args.check:
-        report = check_layout(layout)
+        report = check_layout(layout, args.train_split, args.val_split)
         print(report)
+        if report.is_first:
+            print(invitation(args))
         return 1 if report.faults else 0
     for split in layout.splits():
         print(f"  {split:<10} {_count_images(layout, split)}")
@@ -249,8 +256,10 @@ def main(args: argparse.Namespace) -> int | None:
     if counted:
         print(f"\n{frequency_table(counted)}")
     if args.stats:
+        from segdata.sheets import save_sheets  # only here: it takes matplotlib, and everybody imports this module
+
         for stats in counted:
-            print("saved", *save_stats(stats, args.output_dir))
+            print("saved", *save_stats(stats, args.output_dir), *save_sheets(layout, stats.split, args.output_dir))
     return None
 
 

@@ -25,6 +25,7 @@ from pathlib import Path
 from basics.device import add_device_argument
 from basics.errors import UserError, run_cli
 from basics.machine import device_name
+from basics.tiling import check_tile
 from deploy.exporting import LEAST_SIZE
 from deploy.predictor import KINDS, Predictor
 from deploy.segmenter import load_segmenter
@@ -75,8 +76,7 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> int | None:
-    if args.tile and args.tile < 2 * LEAST_SIZE:
-        raise UserError(f"--tile must be at least {2 * LEAST_SIZE}, not {args.tile}")
+    check_tile("--tile", args.tile)
     if args.max_frames is not None and args.max_frames < 1:
         raise UserError(f"--max-frames must be at least 1, not {args.max_frames}")
     interactive = not args.inputs and args.fps is None

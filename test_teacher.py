@@ -40,6 +40,7 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> None:
     dataset = build_split(args, args.val_split)
+    dataset.require_masks()
     teacher = load_teacher(args.teacher, dataset.num_classes, args.teacher_weights, dataset.class_names)
     name = teacher_name(args.teacher, args.teacher_weights)
     label = name if args.teacher_weights == "default" else args.teacher_weights

@@ -36,8 +36,8 @@ def main(args: Arguments) -> int:
     name_run(args, recipe)
     if args.deterministic:
         make_deterministic()
-    lower = "--batch-size, --crop-size or --eval-batch-size, or use --amp"
-    with distributed.session(args.device, args.dist_timeout), explain_memory(lower):
+    advice = "lower --batch-size or --crop-size, or use --amp"
+    with distributed.session(args.device, args.dist_timeout), explain_memory(advice):
         return Trainer(args, recipe).run()
 
 

@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -80,6 +81,14 @@ def file_bytes(path: Path) -> int:
     with contextlib.suppress(OSError):
         return path.stat().st_size
     return 0
+
+
+def can_write(folder: Path) -> bool:
+    """Whether files can be made in ``folder``; what is marked as read-only is respected by the administrator, too."""
+    with contextlib.suppress(OSError):
+        tempfile.TemporaryFile(dir=folder).close()
+        return bool(folder.stat().st_mode & 0o222)
+    return False
 
 
 def require_room(folder: Path, needed: int, what: str, advice: str, error: type[UserError] = UserError) -> None:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from basics.errors import UserError
 
@@ -18,7 +23,10 @@ KILLED_WORKER = ("exited unexpectedly", "is killed by signal")
 
 @contextlib.contextmanager
 def explain_memory(advice: str) -> Iterator[None]:
-    """Turn running out of memory inside the block into one line that says what to lower.
+    """Turn running out of memory inside the block into one line that says what to do.
+
+    Args:
+        advice: such as ``lower --batch-size``.
 
     Raises:
         UserError: memory of the device, of the machine or of /dev/shm ran out.
@@ -39,7 +47,7 @@ def explain_memory(advice: str) -> Iterator[None]:
             ) from error
         out_of_memory = isinstance(error, MemoryError | torch.OutOfMemoryError)
         if out_of_memory or any(piece in text.lower() for piece in NO_MEMORY):
-            raise UserError(f"out of memory ({short}): lower {advice}") from error
+            raise UserError(f"out of memory ({short}): {advice}") from error
         raise
 
 
@@ -56,3 +64,39 @@ def free_memory(device: torch.device) -> int | None:
     if limit.exists() and used.exists() and limit.read_text().strip() != "max":
         free.append(int(limit.read_text()) - int(used.read_text()))
     return min(free, default=None)
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts, in its block, the bytes of all tensors that operations make, from their making to their end.
+
+    It counts the same on the device ``meta``, where nothing is computed and nothing stored. What single operations
+    take for themselves is not seen.
+
+    Attributes:
+        peak: the most there ever were at once.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak = self._live = 0
+        self._users: Counter[int] = Counter()  # tensors by the storage that they share
+
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                storage = tensor.untyped_storage()
+                place, size = storage._cdata, storage.nbytes()
+                if not self._users[place]:
+                    self._live += size
+                    self.peak = max(self.peak, self._live)
+                self._users[place] += 1
+                weakref.finalize(tensor, self._end, place, size)
+        return result
+
+    def _end(self, place: int, size: int) -> None:
+        self._users[place] -= 1
+        if not self._users[place]:
+            self._live -= size

@@ -28,7 +28,8 @@ def make_curve(name: str, style: int, results: Sequence[Result]) -> Curve:
     """The curve of a method's runs, at the epochs that all of them scored."""
     runs = []
     for result in results:
-        runs.append({row["epoch"]: row["val_miou"] for row in result.metrics if row.get("val_miou") is not None})
+        scored = {row["epoch"]: row.get("val_miou") for row in result.metrics}
+        runs.append({epoch: miou for epoch, miou in scored.items() if miou is not None and math.isfinite(miou)})
     shared = sorted(set.intersection(*(set(run) for run in runs))) if runs else []
     points = {}
     for epoch in shared:

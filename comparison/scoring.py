@@ -25,8 +25,9 @@ from deploy.segmenter import load_segmenter
 from networks.cost import count_macs, count_parameters, measure_latency
 from networks.onnx_teacher import OnnxTeacher
 from networks.sources import digest, is_source
+from scoring.memory import memory_advice
 from scoring.metrics import image_miou
-from scoring.protocol import PROTOCOL, check_classes, evaluate_model
+from scoring.protocol import check_classes, evaluate_model, protocol_text
 from scoring.tables import SummaryRow, summary_row
 from segdata.decode_cache import describe_sources
 from training.runlog import CONFIG, METRICS, read_metrics
@@ -74,8 +75,9 @@ class Result(Scored):
     @property
     def checkpoint_epoch(self) -> int:
         """The epoch whose validation mIoU was the best."""
-        scored = [row for row in self.metrics if row.get("val_miou") is not None]
-        return max(scored, key=lambda row: row["val_miou"])["epoch"] if scored else 0
+        mious = {row["epoch"]: row.get("val_miou") for row in self.metrics}
+        scored = {epoch: miou for epoch, miou in mious.items() if miou is not None and math.isfinite(miou)}
+        return max(scored, key=scored.__getitem__) if scored else 0
 
 
 @dataclass(frozen=True)
@@ -169,7 +171,6 @@ def score_teacher(plan: Plan, dataset: SegmentationDataset) -> Scored | None:
     return _score("teacher", plan.folder / "scores_teacher.json", made_from, load, plan.runs[0], dataset)
 
 
-@explain_memory("--eval-batch-size in [common]")
 def _score(label: str, kept: Path, digest: str, load: Load, run: Run, dataset: SegmentationDataset) -> Scored:
     """What ``kept`` holds, if it was made from the same weights and files; otherwise scored anew and kept."""
     made_from = {
@@ -178,7 +179,7 @@ def _score(label: str, kept: Path, digest: str, load: Load, run: Run, dataset: S
         "data set": f"{dataset.name}/{dataset.split}",
         "classes": dataset.class_names,
         "sources": fingerprint([json.dumps(source) for source in describe_sources(dataset.layout, dataset.files)]),
-        "protocol": PROTOCOL,
+        "protocol": protocol_text(run.args.eval_tile),
     }
     known = _read_json(kept)
     if known.get("made_from") == made_from:
@@ -186,14 +187,17 @@ def _score(label: str, kept: Path, digest: str, load: Load, run: Run, dataset: S
     name, model, parameters = load()
     print(f"scoring {label} on {dataset.name}/{dataset.split}", flush=True)
     images = ImageScores(dataset)
-    evaluation = evaluate_model(
-        model,
-        dataset,
-        pick_device(run.args.device),
-        batch_size=run.args.eval_batch_size,
-        workers=run.args.workers,
-        watcher=images,
-    )
+    batch_size, tile = run.args.eval_batch_size, run.args.eval_tile
+    with explain_memory(f"{memory_advice(batch_size, tile, '--eval-batch-size')}, in [common]"):
+        evaluation = evaluate_model(
+            model,
+            dataset,
+            pick_device(run.args.device),
+            batch_size=batch_size,
+            tile=tile,
+            workers=run.args.workers,
+            watcher=images,
+        )
     row = summary_row(label, name, parameters, evaluation, dataset.class_names)
     content = {"made_from": made_from, "row": row, "images": images.images}
     write_text(kept, json.dumps(content, indent=1) + "\n")

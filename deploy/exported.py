@@ -22,11 +22,13 @@ class ExportedModel(nn.Module, ABC):
     Attributes:
         card: what the file says about itself.
         device: where it runs; images may lie elsewhere, and the results go where they lie.
+        decides_only: its file gives masks: there is no loss to be had of its logits.
     """
 
     def __init__(self, card: ModelCard, device: torch.device) -> None:
         super().__init__()
         self.card, self.device = card, device
+        self.decides_only = card.output == "mask"
 
     @abstractmethod
     def run(self, images: torch.Tensor) -> torch.Tensor:

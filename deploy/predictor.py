@@ -94,7 +94,7 @@ class Predictor:
         bar = tqdm(sources, unit="img", desc="predict", disable=len(sources) < 2 or None, leave=False)
         for source in bar:
             try:
-                with explain_memory("the size of the picture, or use --tile 512"):
+                with explain_memory("cut the picture into tiles: --tile 512"):
                     if source.is_video:
                         tally.frames += self.video(source)
                     else:

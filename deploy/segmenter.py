@@ -8,7 +8,6 @@ Used by predict.py, evaluate.py, export.py and quantize.py.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from torch.nn import functional as F
 from basics.batch import normalize
 from basics.device import pick_device
 from basics.errors import UserError
+from basics.tiling import blended_bands, fits
 from deploy.exporting import LEAST_SIZE
 from deploy.formats import FORMATS, load_exported
 from networks.cost import count_parameters
@@ -66,50 +66,10 @@ class Segmenter:
         Returns:
             uint8 (H, W) on the CPU.
         """
-        height, width = image.shape[-2:]
-        if not tile or (height <= tile and width <= tile):
-            return _decide(self.logits(image[None])[0])
-        mask = torch.empty(height, width, dtype=torch.uint8)
-        for top, band in self._bands(image, tile):
-            mask[top : top + band.shape[-2]] = _decide(band)
-        return mask
-
-    def _bands(self, image: torch.Tensor, tile: int) -> Iterator[tuple[int, torch.Tensor]]:
-        """Rows of blended logits that no later tile touches: (first row, logits (C, rows, W)), from the top.
-
-        A tile's logits fade out linearly over its overlaps, so that its neighbour takes over without a
-        seam. Only one row of tiles is in memory at a time.
-        """
-        height, width = image.shape[-2:]
-        rows, columns = tile_starts(height, tile), tile_starts(width, tile)
-        classes = len(self.class_names)
-        total = torch.zeros(classes + 1, min(tile, height), width, device=self.device)  # the last map: the weights
-        for index, top in enumerate(rows):
-            for left in columns:
-                logits = self.logits(image[None, :, top : top + tile, left : left + tile])[0]
-                weight = fade(logits.shape[-2], tile)[:, None] * fade(logits.shape[-1], tile)
-                weight = weight.to(self.device)
-                place = total[:, : logits.shape[-2], left : left + logits.shape[-1]]
-                place[:-1] += logits * weight
-                place[-1] += weight
-            done = (rows[index + 1] if index + 1 < len(rows) else height) - top
-            yield top, total[:-1, :done] / total[-1, :done]
-            total = torch.cat([total[:, done:], torch.zeros_like(total[:, :done])], dim=1)
-
-
-def tile_starts(length: int, tile: int) -> list[int]:
-    """Where tiles begin along a side: a quarter of a tile shared by neighbours, the last flush with the end."""
-    if length <= tile:
-        return [0]
-    step = tile - tile // 4
-    return [*range(0, length - tile, step), length - tile]
-
-
-def fade(length: int, tile: int) -> torch.Tensor:
-    """Weights (length,) of a tile's pixels along a side: 1 inside, falling linearly over its outer quarters."""
-    ramp = tile // 4
-    position = torch.arange(length, dtype=torch.float32)
-    return ((torch.minimum(position, length - 1 - position) + 1) / (ramp + 1)).clamp(max=1)
+        images = image[None]
+        if fits(images, tile):
+            return _decide(self.logits(images)[0])
+        return torch.cat([_decide(band[0]) for _, band in blended_bands(self.logits, images, tile)])
 
 
 def _decide(logits: torch.Tensor) -> torch.Tensor:

@@ -57,14 +57,15 @@ class RecordLayout:
 
     Args:
         made_from: the dict that describes a cache (see `kd.teacher_cache.describe`): ``dtype``, ``pad``, ``maps``
-            (name -> [channels, stride]) and ``images`` ([id, height, width, bytes of the file] each).
+            (name -> [channels, stride]) and ``images`` ([id, height, width, bytes of the file] each, and what was done
+            to the stored pixels, if anything).
     """
 
     def __init__(self, made_from: Mapping[str, Any]):
         self.dtype = DTYPES[made_from["dtype"]]
         self.maps = {name: (channels, stride) for name, (channels, stride) in made_from["maps"].items()}
         pad = made_from["pad"]
-        self.sizes = [(height + -height % pad, width + -width % pad) for _, height, width, _ in made_from["images"]]
+        self.sizes = [(height + -height % pad, width + -width % pad) for _, height, width, *_ in made_from["images"]]
         self.offsets = record_offsets(
             sum(self._length(name, index) for name in self.maps) for index in range(len(self.sizes))
         )
@@ -267,9 +268,9 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     else:
         unlike = [(a, b) for a, b in zip(theirs, ours, strict=True) if a != b]
         if unlike:
-            (id_a, *a), (id_b, *b) = unlike[0]
-            text = "image {} (height {}, width {}, {} bytes)"
-            found.append(f"{len(unlike)} images differ: {text.format(id_a, *a)} there, {text.format(id_b, *b)} here")
+            text = "image {} (height {}, width {}, {} bytes{})"
+            first, second = (text.format(*image[:4], *image[4:] or [""]) for image in unlike[0])
+            found.append(f"{len(unlike)} images differ: {first} there, {second} here")
     return found
 
 

@@ -22,7 +22,7 @@ from basics.checkpoint import load_file
 from basics.device import synchronize
 from basics.grids import valid_cells
 from kd.cache_store import CacheReader
-from kd.distiller import LiveTeacher, TeacherOutput, pad_batch
+from kd.distiller import FirstWord, LiveTeacher, TeacherOutput, pad_batch
 from kd.projection import Projection
 
 AGREEMENT_CROPS = 32
@@ -69,6 +69,7 @@ class CachedTeacher:
     def __init__(self, folder: Path, manifest: dict[str, Any], taps: Sequence[str] = ()):
         made_from = manifest["made_from"]
         self.folder, self.manifest = folder, manifest
+        self.first_word = FirstWord(f"{made_from['teacher']} (from its cache {folder})")
         self.reader = CacheReader(folder, made_from)
         self.stride = made_from["pad"]
         maps = made_from["maps"]
@@ -82,6 +83,7 @@ class CachedTeacher:
     def __call__(self, batch: dict) -> TeacherOutput:
         """The outputs for a batch's crops: float32, on the device of ``batch["image"]``."""
         logits = self._crop("logits", self.logit_stride, batch)
+        self.first_word.look(logits, batch.get("id", ()))
         taps = {}
         for tap, offset in self._offsets.items():
             cropped = self._crop(tap, self.tap_strides[tap], batch)

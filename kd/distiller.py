@@ -23,6 +23,7 @@ from basics.errors import UserError
 from basics.grids import adaptive_average, common_stride, to_stride, upsample_logits, valid_cells
 from kd.loss_tools import wide
 from kd.losses import LOSSES, LossSpec, Recipe, adaptive_weights
+from networks.logits import fault_of_logits
 
 # A teacher runs so many images at a time on a CPU: the maps of more do not fit its caches (8 % of the time of
 # FCN-ResNet50).
@@ -71,11 +72,40 @@ class Teacher(Grids, Protocol):
         """``batch`` is a prepared batch whose images are padded to a multiple of the stride."""
 
 
-class LiveTeacher:
-    """A frozen network, run on every batch: eval mode, no gradient, never trained, never saved."""
+class FirstWord:
+    """Looks at a teacher's first logits of real images: what is not finite, or probabilities already, is refused.
 
-    def __init__(self, model: Network, amp: str = "off"):
+    Once, for looking waits for the device.
+    """
+
+    def __init__(self, teacher: str):
+        self.teacher = teacher
+        self.seen = False
+
+    def look(self, logits: torch.Tensor, ids: Iterable[str] = ()) -> None:
+        """A `UserError` that names the teacher, and the images ``ids``, if (N, C, h, w) are no logits."""
+        if self.seen:
+            return
+        if fault := fault_of_logits(logits):
+            images = ", ".join(ids)
+            where = f" of the images {images}" if images else ""
+            raise UserError(f"what the teacher {self.teacher} says{where} is {fault}")
+        self.seen = True
+
+
+class LiveTeacher:
+    """A frozen network, run on every batch: eval mode, no gradient, never trained, never saved.
+
+    Args:
+        name: what to call it in messages.
+
+    Raises:
+        UserError: on the first batch, if its outputs are no logits.
+    """
+
+    def __init__(self, model: Network, amp: str = "off", name: str = "network"):
         assert isinstance(model, nn.Module)
+        self.first_word = FirstWord(name)
         self.model = model.eval().requires_grad_(False)
         if likes_pixels_together(next(model.parameters(), torch.empty(0)).device):
             self.model.to(memory_format=torch.channels_last)
@@ -91,6 +121,10 @@ class LiveTeacher:
         parts = images.split(CPU_IMAGES) if images.device.type == "cpu" else [images]
         with autocast(images.device, self.amp):
             outputs = [self.model.forward_taps(part) for part in parts]
+        if (
+            not self.first_word.seen and parts[0].isfinite().all()
+        ):  # else it is not the teacher's fault, and the loss tells
+            self.first_word.look(outputs[0][0], batch.get("id", ())[: len(parts[0])])
         if len(outputs) == 1:
             return TeacherOutput(*outputs[0])
         logits, taps = zip(*outputs, strict=True)

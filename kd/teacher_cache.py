@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
@@ -58,6 +57,8 @@ from kd.distiller import LiveTeacher, Recipe, pad_batch
 from kd.projection import DIMS, KEPT_LOSSES, Projection, fit_projection, projected_channels
 from networks.base import SegmentationModel
 from networks.folding import fold_batchnorm
+from segdata.orientation import UPRIGHT
+from segdata.reading import read_header
 
 DEFAULT_FOLDER = Path("data/teacher_cache")
 TAP_STRIDE = 16  # feature maps are kept at this stride, or at their own where that is coarser
@@ -165,13 +166,11 @@ def describe(
 
 
 def _describe_image(dataset: TrainingSplit, index: int) -> list[str | int]:
-    """[id, height, width, bytes of the file], from the file's header alone."""
+    """[id, height, width, bytes of the file], from the file's header alone; and the turn it was given, if any."""
     path = dataset.image_path(index)
-    try:
-        with Image.open(path) as image:
-            return [dataset.ids[index], image.height, image.width, path.stat().st_size]
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
+    header = read_header(path)
+    turned = [] if header.orientation == UPRIGHT else [f", turned from EXIF orientation {header.orientation}"]
+    return [dataset.ids[index], header.height, header.width, path.stat().st_size, *turned]
 
 
 def weights_sha256(model: nn.Module) -> str:
@@ -218,7 +217,7 @@ class CacheBuilder:
         self.folder, self.here, self.device = folder, here, device
         self.maps: dict[str, list[int]] = here["maps"]  # name -> [channels, stride]
         self.taps = [name for name in self.maps if name != "logits"]
-        self.teacher = LiveTeacher(fold_batchnorm(model).to(device))
+        self.teacher = LiveTeacher(fold_batchnorm(model).to(device), name=here["teacher"])
         self.dataset, self.full = dataset, copy.copy(dataset)
         self.full.transform = None
 

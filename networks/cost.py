@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import torch
@@ -39,11 +40,12 @@ def count_macs(model: nn.Module, size: int) -> int:
     try:
         return _count(lambda: functional_call(model, shapes, (torch.zeros(1, 3, size, size, device="meta"),)))
     except (RuntimeError, NotImplementedError):
+        frozen = copy.deepcopy(model).requires_grad_(False)  # the counter stumbles over what has a gradient
         images = torch.zeros(1, 3, size, size, device=next(model.parameters()).device)
-        return _count(lambda: model(images))
+        return _count(lambda: frozen(images))
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def _count(run: Callable[[], object]) -> int:
     with FlopCounterMode(display=False) as counter:
         run()

@@ -1,8 +1,9 @@
 """Any network as a teacher: an ONNX file, run by ONNX Runtime.
 
-The file's input is one image batch (N, 3, H, W) of RGB with free H and W, normalised with ImageNet's mean and
-standard deviation, unless its metadata say otherwise (``mean`` and ``std``: three numbers each, in 0..1). Its logits
-are the output with as many channels as there are classes:
+The file's input is one image batch (N, 3, H, W) of RGB, normalised with ImageNet's mean and standard deviation,
+unless its metadata say otherwise (``mean`` and ``std``: three numbers each, in 0..1). Where it takes one batch or
+size alone, pictures go in by such batches, and are brought to that size, and what it says of them to theirs. Its
+logits are the output with as many channels as there are classes:
 
 - at full size: averaged to stride 8;
 - at a stride: taken as they are, cell i covering pixels s*i .. s*i + s - 1. Where the same file has its logits at
@@ -33,6 +34,8 @@ from basics.errors import UserError
 from basics.grids import pad_to_stride
 from networks.base import TAPS, SegmentationModel
 from networks.class_names import class_difference, list_classes
+from networks.logits import fault_of_logits
+from networks.onnx_input import PROBE, OnnxInput, noise
 from networks.onnx_session import open_session
 
 if TYPE_CHECKING:  # an optional package
@@ -40,8 +43,6 @@ if TYPE_CHECKING:  # an optional package
 
 FULL_SIZE_STRIDE = 8  # full-size logits are averaged to it
 UNKNOWN_STRIDE = 32  # images are padded to it where nobody knows what the network needs
-PROBE = (128, 160)
-INPUT_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 GRIDS = ("half_pixel", "corner")
 
 
@@ -70,7 +71,7 @@ class OnnxTeacher(SegmentationModel):
         self.weights_sha256 = file_sha256(self.path)
         self.backbone = nn.Identity()
         self._session = open_session(self.path)
-        self._check_input()
+        self._input = OnnxInput(self.path, self._session)
         metadata = self._session.get_modelmeta().custom_metadata_map
         self.class_names = self._read_list(metadata, "class_names")
         mean, std = self._read_list(metadata, "mean") or MEAN, self._read_list(metadata, "std") or STD
@@ -84,6 +85,17 @@ class OnnxTeacher(SegmentationModel):
         self._choose_logits(metadata.get("grid"), num_classes, own)
         self._find_taps()
 
+    @property
+    def limits(self) -> list[str]:
+        """What the file cannot take, and what is done about it, in words."""
+        said = []
+        if self._input.batch:
+            said.append(f"run {'one image' if self._input.batch == 1 else f'{self._input.batch} images'} at a time")
+        if self._input.size:
+            height, width = self._input.size
+            said.append(f"pictures are brought to {width}x{height} pixels, the only size it takes")
+        return said
+
     def count_weights(self) -> int | None:
         """Numbers in the file's weights, BatchNorm's statistics included; None without the ``onnx`` package."""
         try:
@@ -95,20 +107,6 @@ class OnnxTeacher(SegmentationModel):
         return sum(math.prod(tensor.dims) for tensor in weights if tensor.data_type in floats)
 
     # -- looking at the file -------------------------------------------------------------------
-
-    def _check_input(self) -> None:
-        inputs = self._session.get_inputs()
-        shapes = ", ".join(f"{entry.name} {entry.type} {entry.shape}" for entry in inputs)
-        wanted = f"{self.path}: its input must be one image batch (N, 3, H, W) with free H and W"
-        if len(inputs) != 1 or len(inputs[0].shape) != 4 or inputs[0].type not in INPUT_TYPES:
-            raise UserError(f"{wanted}; it is {shapes}")
-        batch, channels, *size = inputs[0].shape
-        if (isinstance(channels, int) and channels != 3) or any(isinstance(side, int) for side in size):
-            raise UserError(f"{wanted}; it is {shapes}: export it with dynamic axes")
-        self._input, self._input_type = inputs[0].name, INPUT_TYPES[inputs[0].type]
-        self._batch = batch if isinstance(batch, int) else None
-        if self._batch not in (None, 1):
-            raise UserError(f"{wanted} and free N (or N = 1); it is {shapes}")
 
     def _read_list(self, metadata: dict[str, str], key: str) -> list[Any] | None:
         """A JSON list of the metadata: strings for ``class_names``, three numbers otherwise; None without the entry."""
@@ -130,29 +128,15 @@ class OnnxTeacher(SegmentationModel):
         if grid not in (None, *GRIDS):
             raise UserError(f"{self.path}: its metadata entry 'grid' must be one of {', '.join(GRIDS)}, not {grid!r}")
         names = [entry.name for entry in self._session.get_outputs()]
-        probed = dict(zip(names, self._run(_noise(PROBE), names), strict=True))
-        maps = {
-            name: (values.shape[1], stride)
-            for name, values in probed.items()
-            if name not in TAPS and (stride := exact_stride(values.shape, PROBE))
-        }
-        counts = {channels for channels, _ in maps.values()}
-        if own and len(counts) == 1:
-            (num_classes,) = counts
-        strides = {name: stride for name, (channels, stride) in maps.items() if channels == num_classes}
-        shapes = ", ".join(f"{name} {channels}" for name, (channels, _) in maps.items())
-        if num_classes is None:
-            raise UserError(
-                f"{self.path}: does not say how many classes it has; the channels of its outputs are: {shapes}"
-            )
-        self.num_classes = num_classes
-        if not strides:
-            raise UserError(
-                f"{self.path}: the data set has {num_classes} classes, the channels of its outputs are: "
-                f"{shapes or 'none (no output is a map)'}"
-            )
+        probe = self._input.probe
+        probed = dict(zip(names, self._run(noise(probe), names), strict=True))
+        maps = {name: values for name, values in probed.items() if name not in TAPS and values.ndim == 4}
+        self.num_classes = self._count_classes(maps, num_classes, own)
+        strides = self._class_maps(maps)
         whole = next((name for name, stride in strides.items() if stride == 1), None)
         strided = max((name for name in strides if strides[name] > 1), key=strides.__getitem__, default=None)
+        if self._input.size and whole and grid is None:
+            strided = None  # on which grid it lies cannot be tried at other sizes
         if strided and grid is None:
             grid = self._find_grid(whole, strided, strides[strided]) if whole else "half_pixel"
         if strided and grid:
@@ -167,11 +151,51 @@ class OnnxTeacher(SegmentationModel):
             self.logit_stride = self._cell if self._cell > 1 else FULL_SIZE_STRIDE
             self.stride = max(self._cell, UNKNOWN_STRIDE)
 
+    def _count_classes(self, maps: Mapping[str, np.ndarray], num_classes: int | None, own: bool) -> int:
+        """``num_classes``, or the channels of the outputs ``maps``, where these come first and are one number."""
+        counts = {values.shape[1] for values in maps.values()}
+        if own and len(counts) == 1:
+            return counts.pop()
+        if num_classes is None:
+            shapes = ", ".join(f"{name} {list(values.shape)}" for name, values in maps.items())
+            raise UserError(f"{self.path}: does not say how many classes it has; its outputs are: {shapes}")
+        return num_classes
+
+    def _class_maps(self, maps: Mapping[str, np.ndarray]) -> dict[str, int]:
+        """The strides of those among the outputs ``maps`` that may be the logits."""
+        probe = self._input.probe
+        strides = {name: stride for name, values in maps.items() if (stride := self._stride_of(values.shape))}
+        strides = {name: stride for name, stride in strides.items() if maps[name].shape[1] == self.num_classes}
+        faults = {name: fault_of_logits(torch.from_numpy(maps[name])) for name in strides}
+        logits = {name: stride for name, stride in strides.items() if not faults[name]}
+        if logits:
+            return logits
+        if faults:
+            name, fault = next(iter(faults.items()))
+            raise UserError(f"{self.path}: its output {name} is {fault}")
+        shapes = ", ".join(f"{name} {list(values.shape)}" for name, values in maps.items())
+        if any(values.shape[1] == self.num_classes for values in maps.values()):
+            raise UserError(
+                f"{self.path}: its outputs for an image of {list(probe)} are {shapes}: no whole number of pixels a "
+                "cell, so the size of another image is baked in: export it with dynamic axes, or with its own size in "
+                "the input's shape"
+            )
+        raise UserError(
+            f"{self.path}: the data set has {self.num_classes} classes, its outputs (N, classes, H, W) are: "
+            f"{shapes or 'none (no output is a map)'}"
+        )
+
+    def _stride_of(self, shape: tuple[int, ...]) -> int | None:
+        """Pixels a cell of a map (N, C, h, w) of a probe; None if it is no such map."""
+        if self._input.size is None:
+            return exact_stride(shape, PROBE)
+        return nearest_stride(shape, self._input.size)
+
     def _find_grid(self, whole: str, strided: str, stride: int) -> str | None:
         """On which grid ``strided`` has to lie for its interpolation to be ``whole``; None if on neither."""
         for grid, size in (("corner", (8 * stride + 1, 10 * stride + 1)), ("half_pixel", (8 * stride, 10 * stride))):
             try:
-                full, cells = map(torch.from_numpy, self._run(_noise(size), [whole, strided]))
+                full, cells = map(torch.from_numpy, self._run(noise(size), [whole, strided]))
             except UserError:  # it does not take such sizes
                 continue
             guess = F.interpolate(cells, size=size, mode="bilinear", align_corners=grid == "corner")
@@ -184,10 +208,13 @@ class OnnxTeacher(SegmentationModel):
         names = {entry.name: entry.name for entry in self._session.get_outputs() if entry.name in TAPS}
         if not names:
             names = self._find_inner_taps()
-        values = dict(zip(names, self._run(_noise(PROBE), [self._logits, *names.values()])[1:], strict=True))
+        probe = self._input.probe
+        values = dict(zip(names, self._run(noise(probe), [self._logits, *names.values()])[1:], strict=True))
         self._taps = names
         self.tap_channels = {tap: value.shape[1] for tap, value in values.items()}
-        self.tap_strides = {tap: PROBE[0] // value.shape[2] for tap, value in values.items()}
+        self.tap_strides = {
+            tap: self._stride_of(value.shape) or probe[0] // value.shape[2] for tap, value in values.items()
+        }
 
     def _find_inner_taps(self) -> dict[str, str]:
         try:
@@ -202,10 +229,11 @@ class OnnxTeacher(SegmentationModel):
             return {}
         names = list(dict.fromkeys([*blocks, *([last] if last else [])]))
         session = open_session(self.path, onnx_graph.with_outputs(model, names))
-        probed = dict(zip(names, self._run(_noise(PROBE), names, session), strict=True))
-        taps = choose_taps({name: probed[name] for name in blocks}, PROBE)
+        probe = self._input.probe
+        probed = dict(zip(names, self._run(noise(probe), names, session), strict=True))
+        taps = choose_taps({name: probed[name] for name in blocks}, probe)
         if taps:
-            if last and exact_stride(probed[last].shape, PROBE):
+            if last and exact_stride(probed[last].shape, probe):
                 taps["decoder"] = last
             self._session = open_session(self.path, onnx_graph.with_outputs(model, list(taps.values())))
         return taps
@@ -214,7 +242,8 @@ class OnnxTeacher(SegmentationModel):
 
     def forward_taps(self, images: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """As every model's; on a corner grid the image is not padded, for its cells cover any size by themselves."""
-        return self._forward_padded(images if self.grid == "corner" else pad_to_stride(images, self.stride))
+        covers_any = self.grid == "corner" and not self._input.size
+        return self._forward_padded(images if covers_any else pad_to_stride(images, self.stride))
 
     @torch.no_grad()
     def _forward_padded(self, images: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -222,29 +251,27 @@ class OnnxTeacher(SegmentationModel):
         own = images.detach().float().cpu()
         if self._renormalise:
             own = own * self._renormalise[0] + self._renormalise[1]
+        size = self._input.size or (height, width)
+        fit = _resize if self._input.size else _fit
+        if self._input.size:
+            own = _resize(own, size)
         logits, *taps = (
-            torch.from_numpy(values).to(images.device, torch.float32)
-            for values in self._run(own.numpy(), [self._logits, *self._taps.values()])
+            torch.from_numpy(values) for values in self._run(own.numpy(), [self._logits, *self._taps.values()])
         )
         if self.grid == "corner":
-            logits = sample_corner_grid(logits, self._cell, self.logit_stride, (height, width))
-        elif self._cell == 1:
-            logits = F.avg_pool2d(logits, self.logit_stride)
+            logits = sample_corner_grid(logits, self._cell, self.logit_stride, size)
+        elif self._cell == 1:  # the mean of each cell; as many as there are whole ones
+            logits = F.adaptive_avg_pool2d(logits, (size[0] // self.logit_stride, size[1] // self.logit_stride))
+        if self._input.size:
+            logits = _resize(logits, (height // self.logit_stride, width // self.logit_stride))
         fitted = {}
         for (tap, stride), values in zip(self.tap_strides.items(), taps, strict=True):
-            fitted[tap] = _fit(values, (height // stride, width // stride))
-        return logits, fitted
+            fitted[tap] = fit(values, (height // stride, width // stride)).to(images.device)
+        return logits.to(images.device), fitted
 
     def _run(self, images: np.ndarray, outputs: list[str], session: InferenceSession | None = None) -> list[np.ndarray]:
-        """Run ``images`` (N, 3, H, W) float32; one by one where the file takes single images only."""
-        images = images.astype(self._input_type, copy=False)
-        parts = np.split(images, len(images)) if self._batch == 1 else [images]
-        try:
-            results = [(session or self._session).run(outputs, {self._input: part}) for part in parts]
-        except Exception as error:  # ONNX Runtime's own classes share no base
-            reason = str(error).strip().splitlines()[0][:200]
-            raise UserError(f"{self.path}: fails on {images.shape[2]}x{images.shape[3]} pixels: {reason}") from error
-        return [np.concatenate(values).astype(np.float32, copy=False) for values in zip(*results, strict=True)]
+        """Outputs for ``images`` (N, 3, H, W) float32, which are of the file's own size if it has one."""
+        return self._input.run(session or self._session, images, outputs)
 
 
 def load_onnx_teacher(
@@ -262,7 +289,8 @@ def load_onnx_teacher(
             f"({class_difference(model.class_names, class_names)})"
         )
     taps = ", ".join(f"{tap} ({channels})" for tap, channels in model.tap_channels.items()) or "none"
-    print(f"{path}: logits at stride {model.logit_stride}, feature maps: {taps}")
+    limits = "".join(f", {limit}" for limit in model.limits)
+    print(f"{path}: logits at stride {model.logit_stride}, feature maps: {taps}{limits}")
     return model.eval()
 
 
@@ -310,13 +338,23 @@ def exact_stride(shape: tuple[int, ...], size: tuple[int, int]) -> int | None:
     return stride if stride == size[1] // shape[3] else None
 
 
+def nearest_stride(shape: tuple[int, ...], size: tuple[int, int]) -> int | None:
+    """As `exact_stride`, for a map that may be a cell larger or smaller: the power of two that is nearest."""
+    if len(shape) != 4 or not 1 < shape[2] <= size[0] or not 1 < shape[3] <= size[1]:
+        return None
+    stride, other = (2 ** round(math.log2(side / cells)) for side, cells in zip(size, shape[2:], strict=True))
+    return stride if stride == other else None
+
+
+def _resize(values: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Images or maps (N, D, h, w) that cover all of a picture, on another grid (H, W) that does."""
+    if tuple(values.shape[-2:]) == size:
+        return values
+    return F.interpolate(values, size=size, mode="bilinear", align_corners=False, antialias=True)
+
+
 def _fit(values: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """Cut or go on with the last row and column, to ``size``: maps of images that were not padded end early."""
     height, width = size
     values = values[..., :height, :width]
     return F.pad(values, (0, width - values.shape[-1], 0, height - values.shape[-2]), mode="replicate")
-
-
-def _noise(size: tuple[int, int]) -> np.ndarray:
-    """A random image (1, 3, H, W), always the same: constant ones hide how a network is built."""
-    return np.random.default_rng(0).standard_normal((1, 3, *size), dtype=np.float32)

@@ -36,6 +36,7 @@ from basics.checkpoint import file_sha256
 from basics.errors import UserError
 from networks.base import TAPS
 from networks.foreign import PROBE, ForeignModel, Normalisation, noise, smallest_batch, watch
+from networks.logits import fault_of_logits
 
 SPEC = re.compile(r".+\.py:[A-Za-z_]\w*")
 # Not imported anew for a file that has something of that name beside it: they have parts that cannot be there twice.
@@ -200,6 +201,8 @@ class UserModel(ForeignModel):
         except Exception as error:
             reason = str(error).strip().partition("\n")[0]
             raise UserError(f"{spec}: fails on {size[0]}x{size[1]} pixels: {type(error).__name__}: {reason}") from error
+        if fault := fault_of_logits(logits):
+            raise UserError(f"{spec}: its output is {fault}")
         self.min_train_batch = smallest_batch(calls)
         if self.class_names is not None and len(self.class_names) != self.num_classes:
             raise UserError(f"{spec}: {len(self.class_names)} class names, but logits of {self.num_classes} classes")

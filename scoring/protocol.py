@@ -25,6 +25,7 @@ from basics.batch import VOID, prepare_batch
 from basics.device import autocast, exact_dtype, synchronize
 from basics.errors import UserError
 from basics.signals import Stopped, StopSignal, ignore_stop_signals
+from basics.tiling import blended_bands, fits
 from dataset import SegmentationDataset
 from networks.class_names import class_difference, list_classes
 from scoring.metrics import ConfusionMatrix, Scores
@@ -36,13 +37,18 @@ PROTOCOL = (
 WARMUP_IMAGES = 3
 
 
+def protocol_text(tile: int = 0) -> str:
+    """The protocol in words; ``tile`` as for `evaluate_model`."""
+    return PROTOCOL + (f", larger pictures in blended tiles of {tile} pixels a side" if tile else "")
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """What one pass over a split gives.
 
     Attributes:
         scores: all scores of the split.
-        loss: mean cross-entropy over all labelled pixels of the split.
+        loss: mean cross-entropy over all labelled pixels of the split; nan for a network that gives masks, not logits.
         ms_per_image: median forward time of one image, in milliseconds, after a warm-up.
         protocol: how the numbers came about, in words; it is printed beside them and saved with them.
     """
@@ -113,6 +119,7 @@ def evaluate_model(
     device: torch.device,
     *,
     batch_size: int = 1,
+    tile: int = 0,
     workers: int = 0,
     amp: str = "off",
     progress: bool = True,
@@ -124,42 +131,87 @@ def evaluate_model(
     The model's mode is put back as it was. The loss is summed over pixels and divided once, so that it,
     like the scores, does not depend on the batch size. In a distributed run, where all ranks must call
     it, each image is seen by one rank, and each rank gets the scores of all. ``watcher`` is shown every
-    prediction.
+    prediction. Pictures with a side longer than ``tile`` pixels are scored in tiles, as predict.py runs
+    them; 0: none are.
 
     Raises:
         Stopped: ``stop`` was requested before the last image.
+        UserError: the split has no labelled pixel, or the network's outputs are not finite: there is no score.
     """
     was_training = model.training
     model.eval()
     loader = _make_loader(dataset, device, batch_size, workers)
-    counts = _Counts(dataset.num_classes, device)
-    seconds_per_image: list[float] = []
+    network, counts = _TimedNetwork(model, device, amp), _Counts(dataset.num_classes, device)
     quiet = not (progress and distributed.is_main())
     for batch in tqdm(loader, desc=f"evaluate {dataset.split}", leave=False, disable=quiet or None, unit="batch"):
         if stop is not None and stop.requested:
             break
         batch = prepare_batch(batch, device)
-        images, mask = batch["image"], batch["mask"]
-        synchronize(device)
-        start = time.perf_counter()
-        with autocast(device, amp):
-            logits = model(images).float()
-        synchronize(device)
-        seconds_per_image += [(time.perf_counter() - start) / len(images)] * len(images)
-        prediction = counts.add(logits, mask)
+        bands = network.bands(batch["image"], tile)
+        prediction = torch.cat([counts.add(batch, top, logits) for top, logits in bands], dim=1)
+        network.end_batch(len(prediction))
         if watcher is not None:
             watcher.update(batch["index"], prediction)
     model.train(was_training)
     if stop is not None and stop.poll():
         raise Stopped
-    scores, loss = counts.of_all_ranks()
+    scores, loss, broken = counts.of_all_ranks()
+    _refuse_no_score(dataset, scores, broken, amp)
     return Evaluation(
         scores=scores,
-        loss=loss,
-        # A rank has no image at all where there are more ranks than batches.
-        ms_per_image=1000 * statistics.median(seconds_per_image[WARMUP_IMAGES:] or seconds_per_image or [math.nan]),
-        protocol=f"{dataset.name}/{dataset.split}, {len(dataset)} images: {PROTOCOL}",
+        loss=math.nan if getattr(model, "decides_only", False) else loss,
+        ms_per_image=network.median_ms(),
+        protocol=f"{dataset.name}/{dataset.split}, {len(dataset)} images: {protocol_text(tile)}",
     )
+
+
+def _refuse_no_score(dataset: SegmentationDataset, scores: Scores, broken: Sequence[int], amp: str) -> None:
+    """A `UserError` where nothing was labelled, or the outputs for the images ``broken`` are not finite."""
+    where = f"{dataset.name}/{dataset.split}: no score"
+    if broken:
+        way_on = "" if amp == "off" else f", or leave out --amp {amp}"
+        raise UserError(
+            f"{where}: the network's outputs are not finite for {len(broken)} of {len(dataset)} images, first for "
+            f"{dataset.ids[broken[0]]}: look at its weights{way_on}"
+        )
+    if not scores.pixels:
+        raise UserError(
+            f"{where}: not one labelled pixel in its {len(dataset)} masks, all is void (255): mend the masks, or name "
+            "another --val-split"
+        )
+
+
+class _TimedNetwork:
+    """A network that gives float32 logits, and a clock."""
+
+    def __init__(self, model: nn.Module, device: torch.device, amp: str):
+        self.model, self.device, self.amp = model, device, amp
+        self._seconds = 0.0  # of the batch under way
+        self._per_image: list[float] = []
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        synchronize(self.device)
+        start = time.perf_counter()
+        with autocast(self.device, self.amp):
+            logits = self.model(images).float()
+        synchronize(self.device)
+        self._seconds += time.perf_counter() - start
+        return logits
+
+    def bands(self, images: torch.Tensor, tile: int) -> Iterator[tuple[int, torch.Tensor]]:
+        """First row and logits (N, C, rows, W) of the whole pictures, or of one row of tiles after the other."""
+        if fits(images, tile):
+            yield 0, self(images)
+        else:
+            yield from blended_bands(self, images, tile)
+
+    def end_batch(self, images: int) -> None:
+        self._per_image += [self._seconds / images] * images
+        self._seconds = 0.0
+
+    def median_ms(self) -> float:
+        """Of one image, after the warm-up; nan on a rank that had none: there may be more ranks than batches."""
+        return 1000 * statistics.median(self._per_image[WARMUP_IMAGES:] or self._per_image or [math.nan])
 
 
 class _Counts:
@@ -168,22 +220,32 @@ class _Counts:
     def __init__(self, num_classes: int, device: torch.device):
         self.confusion = ConfusionMatrix(num_classes, device)
         self.loss_sum = torch.zeros((), dtype=exact_dtype(device), device=device)
+        self.finite: list[tuple[torch.Tensor, torch.Tensor]] = []  # indices of images, whether their outputs are
 
-    def add(self, logits: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Take in logits (N, C, H, W) and mask (N, H, W); returns the prediction (N, H, W)."""
+    def add(self, batch: dict, top: int, logits: torch.Tensor) -> torch.Tensor:
+        """Take in logits (N, C, rows, W) for the rows from ``top`` on; returns their prediction (N, rows, W)."""
+        mask = batch["mask"][:, top : top + logits.shape[-2]]
         # Summed apart: on a GPU the sum inside cross_entropy adds in any order (--deterministic).
         self.loss_sum += F.cross_entropy(logits, mask, ignore_index=VOID, reduction="none").sum()
-        # max(1) gives the same indices as argmax(1), several times faster on the CPU.
-        prediction = logits.max(1)[1]
+        # max(1) gives the same indices as argmax(1), several times faster on the CPU; nan is above all numbers.
+        highest, prediction = logits.max(1)
+        self.finite.append((batch["index"], highest.isfinite().flatten(1).all(1)))
         self.confusion.update(prediction, mask)
         return prediction
 
-    def of_all_ranks(self) -> tuple[Scores, float]:
-        """The scores, and the mean loss of a labelled pixel; all ranks must call it."""
+    def of_all_ranks(self) -> tuple[Scores, float, list[int]]:
+        """The scores, the mean loss of a labelled pixel, and the images without finite outputs; all must call it."""
         distributed.add_up(self.confusion.matrix)
         distributed.add_up(self.loss_sum)
         scores = self.confusion.scores()
-        return scores, self.loss_sum.item() / max(scores.pixels, 1)
+        broken = {
+            index
+            for indices, finite in self.finite
+            for index, is_finite in zip(indices.tolist(), finite.tolist(), strict=True)
+            if not is_finite
+        }
+        everywhere = set().union(*distributed.gather(broken))
+        return scores, self.loss_sum.item() / max(scores.pixels, 1), sorted(everywhere)
 
 
 def _make_loader(dataset: SegmentationDataset, device: torch.device, batch_size: int, workers: int) -> DataLoader:

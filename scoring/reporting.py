@@ -8,11 +8,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from basics.device import add_device_argument, pick_device
+from basics.device import add_device_argument, check_amp, pick_device
 from basics.errors import UserError
 from basics.memory import explain_memory
+from basics.tiling import check_tile
 from dataset import SegmentationDataset, add_data_arguments
 from networks.cost import count_parameters
+from scoring.memory import memory_advice
 from scoring.protocol import Agreement, evaluate_model
 from scoring.tables import SummaryRow, format_class_table, summary_row
 
@@ -23,12 +25,14 @@ def add_evaluation_arguments(parser: argparse.ArgumentParser) -> None:
     add_device_argument(parser)
     parser.add_argument("--amp", default="off", choices=["off", "bf16", "fp16"])
     parser.add_argument("--batch-size", type=int, default=1, help="only images of equal size share a batch")
+    parser.add_argument(
+        "--eval-tile", type=int, default=0, metavar="PIXELS", help="score larger pictures in blended tiles of this side"
+    )
     parser.add_argument("--workers", type=int, default=2, help="loader processes")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results as JSON")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write the results as CSV")
 
 
-@explain_memory("--batch-size, or use --amp")
 def report(
     label: str,
     name: str,
@@ -57,15 +61,20 @@ def report(
     """
     if args.batch_size < 1 or args.workers < 0:
         raise UserError("--batch-size must be at least 1, --workers at least 0")
-    evaluation = evaluate_model(
-        model,
-        dataset,
-        device or pick_device(args.device),
-        batch_size=args.batch_size,
-        workers=args.workers,
-        amp=args.amp,
-        watcher=agreement,
-    )
+    check_tile("--eval-tile", args.eval_tile)
+    device = device or pick_device(args.device)
+    check_amp(device, args.amp)
+    with explain_memory(memory_advice(args.batch_size, args.eval_tile, "--batch-size")):
+        evaluation = evaluate_model(
+            model,
+            dataset,
+            device,
+            batch_size=args.batch_size,
+            tile=args.eval_tile,
+            workers=args.workers,
+            amp=args.amp,
+            watcher=agreement,
+        )
     print(f"\n{label} ({name}), protocol: {evaluation.protocol}")
     print(format_class_table(evaluation.scores, dataset.class_names))
     return summary_row(

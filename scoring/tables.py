@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypedDict
@@ -126,9 +127,15 @@ def iou_columns(iou: Mapping[str, float | None]) -> dict[str, float | None]:
 
 
 def write_results(rows: Sequence[SummaryRow], json_path: Path | None, csv_path: Path | None) -> None:
-    """Write summary rows as JSON and/or CSV."""
+    """Write summary rows as JSON and/or CSV; a number that is none becomes null, and an empty cell."""
+    plain = [{key: _number(value) for key, value in row.items()} for row in rows]
     if json_path:
-        write_text(json_path, json.dumps(rows, indent=2, allow_nan=False) + "\n")
+        write_text(json_path, json.dumps(plain, indent=2, allow_nan=False) + "\n")
     if csv_path:
-        flat = [{key: value for key, value in row.items() if key != "iou"} | iou_columns(row["iou"]) for row in rows]
+        ious = [iou_columns(row["iou"]) for row in rows]
+        flat = [{k: v for k, v in row.items() if k != "iou"} | iou for row, iou in zip(plain, ious, strict=True)]
         write_text(csv_path, csv_text(flat))
+
+
+def _number(value: object) -> object:
+    return None if isinstance(value, float) and not math.isfinite(value) else value

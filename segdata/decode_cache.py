@@ -1,9 +1,9 @@
 """Decoded images and masks of a split in one file, memory-mapped: for many epochs on few cores.
 
-A record of the file is the image's bytes (H, W, 3) and the mask's (H, W) at native size. Beside it lies a manifest
-with the samples' sizes and with what they were made from: names, sizes and modification times of the source files.
-The manifest is written last and the cache's name is a digest of the sources, so that a cache is whole and fits, or is
-not used.
+A record of the file is the image's bytes (H, W, 3) and the mask's (H, W) at native size, upright. Beside it lies a
+manifest with the samples' sizes and with what they were made from: names, sizes and modification times of the source
+files. The manifest is written last and the cache's name is a digest of the sources, so that a cache is whole and fits,
+or is not used.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from basics.errors import UserError
 from basics.files import free_bytes, require_room
 from basics.record_file import RecordFile, read_manifest, record_offsets, write_manifest
 from segdata.layouts import Layout, SplitFiles
+from segdata.orientation import UPRIGHT
 from segdata.parallel import map_in_order
-from segdata.reading import DataError, image_size
+from segdata.reading import DataError, image_size, read_header
 
 FORMAT = 1
 DEFAULT_FOLDER = Path("data/decoded")
@@ -67,23 +68,25 @@ def open_cache(
     """
     folder = Path(folder or DEFAULT_FOLDER)
     data, sources = _locate(layout, split, files, folder)
-    cache = _load(data, sources)
+    cache = _load(data, sources, files)
     if cache is not None:
         return cache
     try:
+        _remove_unturned(data)
         folder.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(folder)
         cache = _build(data, files, read_pair)
     except OSError as error:
         raise UserError(f"--decode-cache: {folder} cannot be written: {error.strerror or error}") from None
-    about = {"format": FORMAT, "data_set": layout.name, "split": split, "root": str(layout.root.resolve())}
+    about = {"format": FORMAT, "upright": True, "data_set": layout.name, "split": split}
+    about["root"] = str(layout.root.resolve())
     write_manifest(data.with_suffix(".json"), about | {"shapes": cache.shapes, "sources": sources})
     return cache
 
 
 def room_needed(layout: Layout, split: str, files: SplitFiles, folder: Path) -> int:
     """Bytes that `open_cache` would write; 0 if the cache is there."""
-    return 0 if _load(*_locate(layout, split, files, folder)) else sum(map(_record_bytes, _shapes(files)))
+    return 0 if _load(*_locate(layout, split, files, folder), files) else sum(map(_record_bytes, _shapes(files)))
 
 
 def check_room(folder: Path, needed: int) -> None:
@@ -110,7 +113,10 @@ def _record_bytes(shape: Shape) -> int:
 
 
 def describe_sources(layout: Layout, files: SplitFiles) -> list[list]:
-    """Name, bytes and modification time of each source file, names relative to the root; and how masks are written."""
+    """Name, bytes and modification time of each source file, and how masks are written.
+
+    Files are named from the data set's root, if they lie there.
+    """
     paths = [*files.images, *(files.masks or [])]
     described = []
     for path in paths:
@@ -118,20 +124,33 @@ def describe_sources(layout: Layout, files: SplitFiles) -> list[list]:
             found = path.stat()
         except OSError as error:
             raise DataError(f"{path}: {error.strerror or error}") from None
-        described.append([path.relative_to(layout.root).as_posix(), found.st_size, found.st_mtime_ns])
+        name = path.relative_to(layout.root) if path.is_relative_to(layout.root) else path
+        described.append([name.as_posix(), found.st_size, found.st_mtime_ns])
     return described + layout.labels.key
 
 
-def _load(data: Path, sources: list[list]) -> DecodeCache | None:
+def _load(data: Path, sources: list[list], files: SplitFiles) -> DecodeCache | None:
     """The cache if manifest and file are whole and of just these sources, otherwise None."""
     try:
         about = read_manifest(data.with_suffix(".json"))
         if about["format"] != FORMAT or about["sources"] != sources:
             return None
         cache = DecodeCache(data, [(int(height), int(width)) for height, width in about["shapes"]])
-        return cache if cache.file.is_whole() else None
+        # One that was made before pictures were turned is good if there was none to turn.
+        turned = about.get("upright") or all(read_header(path).orientation == UPRIGHT for path in files.images)
+        return cache if turned and cache.file.is_whole() else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def _remove_unturned(data: Path) -> None:
+    """Remove a file of stored pixels that the upright ones would be taken for."""
+    try:
+        turned = read_manifest(data.with_suffix(".json")).get("upright")
+    except (OSError, ValueError):
+        return
+    if not turned:
+        data.unlink(missing_ok=True)
 
 
 def _build(data: Path, files: SplitFiles, read_pair: ReadPair) -> DecodeCache:

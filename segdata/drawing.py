@@ -16,6 +16,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.textpath import TextPath
 
 from basics.batch import VOID
+from basics.fonts import fonts_for
 from segdata.borders import find_borders
 from segdata.palettes import VOID_COLOR, colour_table
 
@@ -97,8 +98,16 @@ def panel(
     Rows take the height their images need, so that wide, tall and square images share a sheet without
     distortion and without empty bands.
     """
-    heights = [_cell_size(row.image.shape)[1] for row in rows]
     legend = _legend_entries(rows, class_names, palette)
+    texts = [*columns, *(text for row in rows for text in (row.name, *row.notes)), *(name for name, _ in legend)]
+    with fonts_for(texts):
+        _draw_panel(rows, columns, legend, palette).savefig(path, dpi=DPI)
+
+
+def _draw_panel(
+    rows: Sequence[PanelRow], columns: Sequence[str], legend: Sequence[LegendEntry], palette: Palette
+) -> Figure:
+    heights = [_cell_size(row.image.shape)[1] for row in rows]
     width = 2 * MARGIN + len(columns) * COLUMN + (len(columns) - 1) * GAP
     lines = _legend_lines(legend, width - 2 * MARGIN)
     height = 2 * MARGIN + HEADER + sum(heights) + len(rows) * (CAPTION + GAP) + GAP + len(lines) * LEGEND_LINE
@@ -115,7 +124,7 @@ def panel(
     for line in lines:
         top -= LEGEND_LINE
         _draw_legend_line(figure, line, top)
-    figure.savefig(path, dpi=DPI)
+    return figure
 
 
 def _draw_row(figure: Figure, row: PanelRow, top: float, height: float, palette: Palette) -> None:
@@ -134,10 +143,10 @@ def _draw_row(figure: Figure, row: PanelRow, top: float, height: float, palette:
         axes.imshow(picture, interpolation="antialiased" if index == 0 else "nearest", aspect="auto")
 
 
-def _cell_size(shape: Sequence[int]) -> tuple[float, float]:
+def _cell_size(shape: Sequence[int], column: float = COLUMN, row: float = ROW) -> tuple[float, float]:
     """Width and height in inches of an image (H, W, ...) that fits a cell without distortion."""
     height, width = shape[:2]
-    scale = min(COLUMN / width, ROW / height)
+    scale = min(column / width, row / height)
     return width * scale, height * scale
 
 
@@ -195,23 +204,28 @@ def _legend_lines(entries: Sequence[LegendEntry], width: float) -> list[list[Leg
 
 def _draw_legend_line(figure: Figure, line: Sequence[LegendEntry], bottom: float) -> None:
     """Draw swatches and names, centred, with their lower edge ``bottom`` inches up the sheet."""
-    total_width, total_height = figure.get_size_inches()
+    total_width, _ = figure.get_size_inches()
     left = (total_width - sum(_entry_width(name) for name, _ in line) + ENTRY_GAP) / 2
     for name, color in line:
-        y = bottom + (LEGEND_LINE - SWATCH_HEIGHT) / 2
-        figure.add_artist(
-            Rectangle(
-                (left / total_width, y / total_height),
-                SWATCH_WIDTH / total_width,
-                SWATCH_HEIGHT / total_height,
-                facecolor=color,
-                edgecolor="#888888",
-                linewidth=0.6,
-            )
-        )
+        _swatch(figure, left, bottom + (LEGEND_LINE - SWATCH_HEIGHT) / 2, color)
         x = left + SWATCH_WIDTH + SWATCH_GAP
         _text(figure, x, bottom + LEGEND_LINE / 2, name, size=SMALL, ha="left")
         left += _entry_width(name)
+
+
+def _swatch(figure: Figure, left: float, bottom: float, color: tuple[float, ...]) -> None:
+    """Draw a small rectangle of a colour (0..1) with its lower left corner there, in inches."""
+    width, height = figure.get_size_inches()
+    figure.add_artist(
+        Rectangle(
+            (left / width, bottom / height),
+            SWATCH_WIDTH / width,
+            SWATCH_HEIGHT / height,
+            facecolor=color,
+            edgecolor="#888888",
+            linewidth=0.6,
+        )
+    )
 
 
 @functools.lru_cache(maxsize=1024)
@@ -219,3 +233,97 @@ def _entry_width(name: str) -> float:
     """Inches that a legend entry takes, the gap to the next one included."""
     path = TextPath((0, 0), name.replace("$", "S"), size=SMALL)  # a dollar sign would start a formula
     return SWATCH_WIDTH + SWATCH_GAP + path.get_extents().width / 72 + ENTRY_GAP
+
+
+# -- the contact sheet -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Example:
+    """An image in which a class occurs.
+
+    Attributes:
+        name: written above it.
+        image: uint8 (H, W, 3) RGB.
+        mask: (H, W) integers.
+    """
+
+    name: str
+    image: np.ndarray
+    mask: np.ndarray
+
+
+@dataclass(frozen=True)
+class ClassRow:
+    """A class on a contact sheet: its number, what to write beside its name, and images in which it occurs."""
+
+    label: int
+    note: str
+    examples: Sequence[Example]
+
+
+TILE = 1.9  # inches; the side of the square into which a picture of a contact sheet is fitted
+TINT = 0.45  # how much of the class's colour lies on its pixels
+WASHED_OUT, PAPER = 0.35, 235  # how much is left of all other pixels, and the grey that they fade into
+
+
+def mark_class(image: np.ndarray, mask: np.ndarray, label: int, color: Sequence[int]) -> np.ndarray:
+    """The pixels of a class in its colour, with a border around them; all else in pale grey, void in cream.
+
+    Args:
+        image: uint8 (H, W, 3) RGB.
+        mask: (H, W) integers.
+
+    Returns:
+        uint8 (H, W, 3) RGB.
+    """
+    grey = image.mean(2, keepdims=True).repeat(3, axis=2)
+    marked = WASHED_OUT * grey + (1 - WASHED_OUT) * PAPER
+    marked = np.where((mask == VOID)[..., None], VOID_COLOR, marked)
+    region = mask == label
+    marked = np.where(region[..., None], (1 - TINT) * image + TINT * np.asarray(color), marked)
+    border = find_borders(region.astype(np.uint8)) & region
+    return np.where(border[..., None], color, marked).round().astype(np.uint8)
+
+
+def contact_sheet(
+    rows: Sequence[ClassRow], title: str, notes: Sequence[str], class_names: Sequence[str], palette: Palette, path: Path
+) -> None:
+    """Write a sheet: a row a class, each of its examples as it is and with the pixels of the class marked.
+
+    ``notes`` are lines below the title; those too long for the sheet lose their middle.
+    """
+    columns = max((len(row.examples) for row in rows), default=1)
+    width = 2 * MARGIN + columns * (2 * TILE + GAP) + (columns - 1) * 2 * GAP
+    heights = [max(_tile_size(example.image)[1] for example in row.examples) for row in rows]
+    head = HEADER + LEGEND_LINE * len(notes)
+    height = 2 * MARGIN + head + sum(heights) + len(rows) * (HEADER + CAPTION + 2 * GAP)
+    figure = Figure(figsize=(width, height), facecolor="white")
+    top = height - MARGIN - HEADER
+    _text(figure, MARGIN, top + HEADER / 2, _shorten(title, int(10 * width)), size=11, ha="left")
+    for note in notes:
+        top -= LEGEND_LINE
+        note = _shorten(note, int(14 * width))
+        _text(figure, MARGIN, top + LEGEND_LINE / 2, note, size=SMALL, ha="left", color="#444444")
+    for row, row_height in zip(rows, heights, strict=True):
+        top -= GAP + HEADER
+        color = tuple(channel / 255 for channel in palette[row.label])
+        _swatch(figure, MARGIN, top + (HEADER - SWATCH_HEIGHT) / 2, color)
+        heading = _shorten(f"{row.label} {class_names[row.label]}: {row.note}", int(11 * width))
+        _text(figure, MARGIN + SWATCH_WIDTH + SWATCH_GAP, top + HEADER / 2, heading, size=10, ha="left")
+        left = MARGIN
+        for example in row.examples:
+            _text(figure, left + TILE, top - CAPTION / 2, _shorten(example.name, 44), size=8, color="#444444")
+            for picture in (example.image, mark_class(example.image, example.mask, row.label, palette[row.label])):
+                tile_width, tile_height = _tile_size(picture)
+                place = left + (TILE - tile_width) / 2
+                axes = _axes(figure, place, top - CAPTION - tile_height, tile_width, tile_height)
+                axes.imshow(picture, interpolation="antialiased", aspect="auto")
+                left += TILE + GAP
+            left += GAP
+        top -= CAPTION + row_height + GAP
+    figure.savefig(path, dpi=DPI)
+
+
+def _tile_size(picture: np.ndarray) -> tuple[float, float]:
+    return _cell_size(picture.shape, TILE, TILE)

@@ -98,6 +98,7 @@ class Search:
         for part in parts:
             if part.kind is None and part.split not in self.images and (part.split or not self.images):
                 self._take_unnamed(part)
+        self._guess_other()
         self.tables = self._read_tables([part.path for part in parts])
         self.missing = self._missing()
 
@@ -134,13 +135,26 @@ class Search:
 
     def _take_unnamed(self, part: Part) -> None:
         """A folder of a split, or the data set's own, with images and perhaps with masks, too."""
-        both = pair_one_folder(self.listing(part.path)).masks
-        if part.split in self.masks or None in self.masks or both or part.split == "test":
+        if part.split in self.masks or None in self.masks:
             self.images[part.split] = part.path
-            if both and part.split not in self.masks and None not in self.masks:
-                self.masks[part.split] = part.path
+        elif pair_one_folder(self.listing(part.path)).masks:
+            self.images[part.split] = self.masks[part.split] = part.path
+        elif part.split == "test":
+            self.images[part.split] = part.path
         elif part.split:
             self.remarks.append(f"{part.path} holds images without masks: there is no split {part.split!r} of them")
+
+    def _guess_other(self) -> None:
+        """Beside a folder of images or of masks alone, the only other one with pictures must be its counterpart."""
+        if bool(self.images) == bool(self.masks) or {*self.images, *self.masks} != {None}:
+            return
+        kind, there, other = ("image", self.masks, self.images) if self.masks else ("mask", self.images, self.masks)
+        suffixes = IMAGE_SUFFIXES if kind == "image" else MASK_SUFFIXES
+        folders = [path for path in _folders(self.root) if path not in there.values()]
+        pictures = [path for path in folders if self.listing(path).by_name(suffixes)]
+        if len(pictures) == 1:
+            other[None] = pictures[0]
+            self.remarks.append(f"{pictures[0]} is taken for the folder of {kind}s")
 
     def _read_tables(self, parts: list[Path]) -> list[ClassTable]:
         """The class lists in the data set's folder and in those of its parts."""
@@ -213,7 +227,7 @@ class Search:
                 f"{_some(alone)}"
             )
         if pairing.spare and masks in own:
-            spare = [path.name for path in pairing.spare]
+            spare = [path.name for path in pairing.spare.values()]
             layout.remarks.append(f"{len(spare):,} masks in {masks} have no image and are left out, {_some(spare)}")
 
 

@@ -38,7 +38,7 @@ def with_classes(layout: Layout, path: Path | None) -> Layout:
         raise UserError(f"--classes {path}: cannot be read: {reason}") from None
     if is_groups(text):
         if not layout.class_names:
-            raise DataError(layout.class_fault)
+            raise DataError(f"{layout.class_fault}; {path} says which of these belong together")
         return _merge(layout, parse_groups(text, path))
     table = read_class_table(path)
     if not layout.class_names:

@@ -104,8 +104,9 @@ class Layout:
     def folders(self, split: str | None) -> tuple[Path, Path | None]:
         """Where the images and the masks of a split lie; a split without masks has no folder of them."""
         images, masks = self.image_folders, self.mask_folders
-        anywhere = next(iter(images.values()))  # of a list whose name no folder has
-        return images.get(split) or images.get(None, anywhere), masks.get(split) or masks.get(None)
+        # A list may have a name that no folder has: its images are looked for in the first.
+        own = split if split in images else None if None in images else next(iter(images))
+        return images[own], masks.get(split) or masks.get(None) or masks.get(own)
 
     def pairing(self, split: str | None) -> Pairing:
         """The images and masks in the folders of a split, whether they are listed or not.

@@ -67,7 +67,7 @@ class ListReader:
         if alone:
             return alone
         if line.bare and not line.columns:
-            return line.text, (None, next((p.masks[line.text] for p in self.pairings if line.text in p.masks), None))
+            return line.text, (None, next((p.spare[line.text] for p in self.pairings if line.text in p.spare), None))
         faults.append(
             f"{where}: {line.text!r} is not a bare file name, and no such image lies in {self.root}; {WANTED}"
         )

@@ -163,13 +163,13 @@ class Pairing:
     Attributes:
         images: by name.
         masks: by the name of their image.
-        spare: masks that have no image.
+        spare: masks that have no image, by the name that their image would have but for what all images have.
         named: other names that an image may be called by, in lists: what is common to it and its mask, and the mask's.
     """
 
     images: dict[str, Path]
     masks: dict[str, Path]
-    spare: list[Path]
+    spare: dict[str, Path]
     named: dict[str, str]
 
     @functools.cached_property
@@ -201,7 +201,7 @@ def pair_folders(
         found.setdefault(name, name)
     named = {core: name for core, name in image_of.items()} | {mask: name for name, mask in found.items()}
     used = set(found.values())
-    spare = [path for name, path in masks.items() if name not in used]
+    spare = {of_masks.core(name) or name: path for name, path in masks.items() if name not in used}
     return Pairing(images, {name: masks[mask] for name, mask in found.items()}, spare, named)
 
 
@@ -213,13 +213,13 @@ def pair_one_folder(files: Listing) -> Pairing:
     """
     images, masks = files.by_name(IMAGE_SUFFIXES), files.by_name(MASK_SUFFIXES)
     if not images:
-        return Pairing({}, {}, [], {})
+        return Pairing({}, {}, {}, {})
     both = [name for name, path in images.items() if masks.get(name, path) != path]
     if 2 * len(both) >= len(images):  # a.jpg and a.png
-        return Pairing(images, {name: masks[name] for name in both}, [], {})
+        return Pairing(images, {name: masks[name] for name in both}, {}, {})
     naming = _best_naming(images, masks, one_folder=True)
     if naming is None:
-        return Pairing(images, {}, [], {})
+        return Pairing(images, {}, {}, {})
     of_images, of_masks = naming
     is_mask = {name for name in masks if of_masks.core(name) and (of_images == PLAIN or of_images.core(name) is None)}
     only_images = {name: path for name, path in images.items() if name not in is_mask and of_images.core(name)}
@@ -255,6 +255,8 @@ def _best_naming(
         return None
     scored.sort(key=lambda each: each[0], reverse=True)
     (count, rank, _), met, naming = scored[0]
+    if one_folder and count < 2 and rank < 2:
+        return None  # two files that have something in common
     if (1 + one_folder) * count < MOST * min(len(sample_of_masks), len(images)):
         return None
     for (other_count, other_rank, _), other_met, other in scored[1:]:
@@ -297,7 +299,12 @@ def _candidates(sample: list[str]) -> list[Affixes]:
 
 def _frequent(sample: list[str], parts: Callable[[str], list[str]], most: int) -> list[str]:
     counts = Counter(part for name in sample for part in parts(name))
-    return [part for part, count in counts.most_common(most) if count >= max(OFTEN * len(sample), 1)]
+    # A number that occurs once is what tells that file apart.
+    return [
+        part
+        for part, count in counts.most_common(most)
+        if count >= OFTEN * len(sample) and (count > 1 or not re.search(r"\d", part))
+    ]
 
 
 def _boundaries(name: str) -> list[int]:

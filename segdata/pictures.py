@@ -1,7 +1,7 @@
 """Pictures as people have them: turned by EXIF, grey, transparent, with a palette, 16 bits deep, CMYK.
 
-For prediction alone. Training reads its pairs with `segdata/reading.py`, which applies no EXIF
-orientation and refuses what it would have to guess at.
+For prediction alone. Training reads its pairs with `segdata/reading.py`, which turns them upright in the same way,
+but refuses what it would have to guess at.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from basics.files import replacing
+from segdata.orientation import upright
 from segdata.reading import DataError
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
@@ -38,10 +39,11 @@ def read_picture(path: str | Path) -> torch.Tensor:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of large pictures and odd metadata
-            with Image.open(path) as image:
+            # By its name Pillow would map an uncompressed TIFF into memory, and mangle one that lies on its side.
+            with path.open("rb") as file, Image.open(file) as image:
                 # Pillow scales PGM's depth to 16 bits, in a mode of 32.
                 sixteen = image.mode.startswith("I;16") or (image.mode, image.format) == ("I", "PPM")
-                rgb = _to_rgb(ImageOps.exif_transpose(image), sixteen)
+                rgb = _to_rgb(upright(image), sixteen)
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
     except PermissionError:

@@ -1,27 +1,35 @@
 """Read one image or one mask from a file nobody vouches for; whatever is wrong is one line naming the file.
 
-EXIF orientation is *not* applied: the masks of VOC, ADE20K and their kin were drawn on the stored pixels,
-so turning the image alone would tear the pair apart.
+Images and masks are turned upright as their EXIF orientation says, and as prediction does: a mask is what a person
+drew on the picture that the screen showed. One that was drawn on the stored pixels has another size, which is refused.
 """
 
 from __future__ import annotations
 
 import io
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 from torchvision.io import ImageReadMode, decode_jpeg
 
 from basics.batch import VOID
 from basics.errors import UserError
+from segdata.label_faults import explain_labels
+from segdata.orientation import SIDEWAYS, orientation_of, turn_upright, upright, upright_size
 
 MAX_PIXELS = 100_000_000  # 300 MB decoded; far above any photograph here, far below a decompression bomb
 IMAGE_FORMATS = ("JPEG", "PNG", "MPO", "WEBP", "BMP", "TIFF")  # MPO: a JPEG with a second view, made by phones
 RGB_LIKE = ("RGB", "L", "P", "1", "RGBA", "LA", "PA")  # what converts to 8-bit RGB without guessing
+MAX_BANDS = 4  # red, green, blue, and one that is dropped
+TOO_LARGE = (
+    f"training and scoring take pictures of up to {MAX_PIXELS // 10**6} megapixels: cut it into pieces or make it "
+    "smaller, and its mask, too (predict.py --tile takes larger ones)"
+)
 
 
 class DataError(UserError):
@@ -38,27 +46,41 @@ class DataError(UserError):
         super().__init__(" ".join(message.split()))
 
 
+@dataclass(frozen=True)
+class Header:
+    """What a picture's file says of it before it is decoded.
+
+    Attributes:
+        width, height: of the upright picture.
+        orientation: the EXIF tag, 1..8; 1 is upright as stored.
+        mode: Pillow's word for the kind of its pixels.
+        bands: stored for each pixel; what lies beyond three is dropped.
+    """
+
+    width: int
+    height: int
+    orientation: int
+    mode: str
+    bands: int
+
+
 def _open(file: IO[bytes], path: Path) -> Image.Image:
     """Parse the header alone: nothing is decoded until size and kind are known to be sane."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            warnings.simplefilter("ignore")  # Pillow warns of large pictures and odd metadata
             image = Image.open(file)
     except Image.DecompressionBombError as error:
-        raise DataError(f"{path}: decompression bomb? {error}") from None
+        raise DataError(f"{path}: {error} (decompression bomb?); {TOO_LARGE}") from None
     except UnidentifiedImageError:
-        file.seek(0)
-        start = file.read(8)
-        if not start:
-            raise DataError(f"{path}: the file is empty; get it again") from None
-        raise DataError(f"{path}: not an image that can be read (it begins with {start!r})") from None
+        raise DataError(f"{path}: {_what_it_is(file)}") from None
     except (OSError, SyntaxError, ValueError, OverflowError, EOFError) as error:
         raise DataError(f"{path}: damaged image header: {error}") from None
     width, height = image.size
     if width < 1 or height < 1:
         raise DataError(f"{path}: the image has no pixels ({width}x{height})")
     if width * height > MAX_PIXELS:
-        raise DataError(f"{path}: {width}x{height} pixels are over the limit of {MAX_PIXELS:,} (decompression bomb?)")
+        raise DataError(f"{path}: {width}x{height} pixels are too many (decompression bomb?); {TOO_LARGE}")
     frames = getattr(image, "n_frames", 1)  # formats of one frame may lack it
     if image.format != "MPO" and frames > 1:
         many = (
@@ -67,6 +89,52 @@ def _open(file: IO[bytes], path: Path) -> Image.Image:
             else f"an animated {image.format} with {frames} frames"
         )
         raise DataError(f"{path}: {many}; save one of them alone")
+    if _bands(image) > MAX_BANDS:
+        raise DataError(f"{path}: {_too_many(_bands(image))}")
+    return image
+
+
+def _bands(image: Image.Image) -> int:
+    """Values stored for each pixel; Pillow drops some of a TIFF's without a word."""
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        return int(image.tag_v2.get(TiffImagePlugin.SAMPLESPERPIXEL, 1))
+    return len(image.getbands())
+
+
+def _too_many(bands: int) -> str:
+    return f"a picture of {bands} bands; models take three: save those that you want as 8-bit RGB"
+
+
+def _what_it_is(file: IO[bytes]) -> str:
+    """Why Pillow cannot tell what is in the file, and what to do."""
+    file.seek(0)
+    start = file.read(8)
+    if not start:
+        return "the file is empty; get it again"
+    if start[:4] in (b"II*\0", b"MM\0*"):
+        try:
+            tags = TiffImagePlugin.ImageFileDirectory_v2(start)
+            file.seek(tags.next)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                tags.load(file)
+            bands = int(tags.get(TiffImagePlugin.SAMPLESPERPIXEL, 1))
+            bits = tags.get(TiffImagePlugin.BITSPERSAMPLE, (1,))
+        except Exception:  # of a damaged file Pillow's parser raises whatever it stumbles over
+            return f"not an image that can be read (it begins with {start!r})"
+        if bands > MAX_BANDS:
+            return _too_many(bands)
+        return f"a TIFF of {bands} bands with {max(bits)} bits each, which cannot be read; save it as 8-bit RGB"
+    return f"not an image that can be read (it begins with {start!r})"
+
+
+def _open_image(file: IO[bytes], path: Path) -> Image.Image:
+    """`_open`, and refuse what is no picture to train on."""
+    image = _open(file, path)
+    if image.format not in IMAGE_FORMATS:
+        raise DataError(f"{path}: a {image.format} file; save it as JPEG or PNG")
+    if image.mode not in RGB_LIKE:
+        raise DataError(f"{path}: colour mode {image.mode}; save it as 8-bit RGB")
     return image
 
 
@@ -80,27 +148,22 @@ def _load_bytes(path: Path) -> bytes:
 
 
 def read_image(path: Path) -> torch.Tensor:
-    """Decode ``path`` (JPEG, PNG, WebP, BMP or TIFF, told by content, not by name) to RGB.
+    """Decode ``path`` (JPEG, PNG, WebP, BMP or TIFF, told by content, not by name) to RGB, upright.
 
     Returns:
-        uint8 (3, H, W), the stored pixels without EXIF orientation, in channels-last memory.
+        uint8 (3, H, W), in channels-last memory.
 
     Raises:
         DataError: missing, empty, truncated, not an image, too large, animated, 16-bit or CMYK.
     """
     data = _load_bytes(path)
-    header = _open(io.BytesIO(data), path)
-    if header.format not in IMAGE_FORMATS:
-        raise DataError(f"{path}: a {header.format} file; save it as JPEG or PNG")
-    if header.mode not in RGB_LIKE:
-        raise DataError(f"{path}: colour mode {header.mode}; save it as 8-bit RGB")
-    if header.format in ("JPEG", "MPO"):
-        image = _decode_jpeg(data, path)
-    else:
-        image = torch.from_numpy(_decode_pillow(header, "RGB", path)).permute(2, 0, 1)
+    header = _open_image(io.BytesIO(data), path)
+    if header.format not in ("JPEG", "MPO"):
+        return torch.from_numpy(_decode_pillow(header, "RGB", path)).permute(2, 0, 1)
+    image = _decode_jpeg(data, path)
     if tuple(image.shape) != (3, header.height, header.width):
         raise DataError(f"{path}: decodes to {tuple(image.shape)}, its header says {header.size}")
-    return image
+    return turn_upright(image, orientation_of(header))
 
 
 def _decode_jpeg(data: bytes, path: Path) -> torch.Tensor:
@@ -114,24 +177,35 @@ def _decode_jpeg(data: bytes, path: Path) -> torch.Tensor:
 
 
 def _decode_pillow(header: Image.Image, mode: str | None, path: Path) -> np.ndarray:
-    """Decode an opened file, converted to ``mode`` if one is given."""
+    """Decode an opened file, turn it upright, and convert it to ``mode`` if one is given."""
     try:
-        return np.array(header.convert(mode) if mode else header, dtype=np.uint8)
+        image = upright(header)
+        return np.array(image.convert(mode) if mode else image, dtype=np.uint8)
     except (OSError, SyntaxError, ValueError, EOFError, OverflowError) as error:
         raise DataError(f"{path}: truncated or damaged image: {error}") from None
 
 
-def image_size(path: Path) -> tuple[int, int]:
-    """(width, height) from the file's header alone.
+def read_header(path: Path) -> Header:
+    """What the file of an image says of it, without decoding.
 
     Raises:
-        DataError: missing, empty, not an image, too large or animated.
+        DataError: missing, empty, or what `read_image` would refuse before decoding.
     """
     try:
         with Path(path).open("rb") as file:
-            return _open(file, path).size
+            image = _open_image(file, path)
+            size, orientation = image.size, orientation_of(image, file)
+            if isinstance(image, TiffImagePlugin.TiffImageFile):  # some versions of Pillow turn its size already
+                size = image.tag_v2[TiffImagePlugin.IMAGEWIDTH], image.tag_v2[TiffImagePlugin.IMAGELENGTH]
+            return Header(*upright_size(size, orientation), orientation, image.mode, _bands(image))
     except OSError as error:
         raise DataError(f"{path}: {error.strerror or error}") from None
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """(width, height) of the upright picture, from the file's header alone; raises as `read_header` does."""
+    header = read_header(path)
+    return header.width, header.height
 
 
 def read_mask(path: Path) -> np.ndarray:
@@ -140,12 +214,17 @@ def read_mask(path: Path) -> np.ndarray:
     An RGB mask whose three channels are the same is a grey one.
 
     Returns:
-        uint8 (H, W) as stored; whether the numbers are classes is for `check_labels` to say.
+        uint8 (H, W), upright; whether the numbers are classes is for `check_labels` to say.
 
     Raises:
         DataError: as `load_mask`; or the mask holds colours.
     """
     image = load_mask(path)
+    if image.format == "GIF":
+        raise DataError(
+            f"{path}: a GIF mask: programs number its colours anew when they save one; say in classes.txt which colour "
+            "is which class, as `name r g b`, or save it as PNG"
+        )
     if image.mode in ("P", "L", "1"):
         return np.array(image, dtype=np.uint8)
     *bands, last = (np.asarray(band) for band in image.convert("RGBA").split())
@@ -159,7 +238,7 @@ def read_mask(path: Path) -> np.ndarray:
 
 
 def load_mask(path: Path) -> Image.Image:
-    """A mask's pixels as they are stored, decoded; of mode P, L, 1, RGB, RGBA, LA or PA.
+    """A mask as it is stored, decoded and upright; of mode P, L, 1, RGB, RGBA, LA or PA.
 
     Raises:
         DataError: missing, empty, truncated, compressed with losses, CMYK, 16-bit, animated, too large.
@@ -171,10 +250,9 @@ def load_mask(path: Path) -> Image.Image:
     if image.mode not in RGB_LIKE:
         raise DataError(f"{path}: mask of mode {image.mode}; save class numbers as an 8-bit palette or grey PNG")
     try:
-        image.load()
+        return upright(image)
     except (OSError, SyntaxError, ValueError, EOFError, OverflowError) as error:
         raise DataError(f"{path}: truncated or damaged image: {error}") from None
-    return image
 
 
 def _is_lossy(image: Image.Image, data: bytes) -> bool:
@@ -194,19 +272,50 @@ def _riff_chunks(data: bytes) -> set[bytes]:
     return names
 
 
+def read_palette(path: Path) -> tuple[np.ndarray, np.ndarray] | None:
+    """The stored numbers of a palette file, uint8 (H, W), and the colours they are shown in, uint8 (K, 3).
+
+    None for a file without a palette.
+
+    Raises:
+        DataError: as `read_mask`.
+    """
+    image = _open(io.BytesIO(_load_bytes(path)), path)
+    if image.mode != "P":
+        return None
+    indices = _decode_pillow(image, None, path)
+    return indices, np.array(image.getpalette("RGB") or [], np.uint8).reshape(-1, 3)
+
+
 def check_labels(mask: np.ndarray, num_classes: int, path: Path) -> None:
     """Raise `DataError` unless every value of ``mask`` (uint8) is a class or 255 (void)."""
     # 255 + 1 wraps round to 0, so one addition and one maximum test both allowed ranges at once.
     if mask.size and int((mask + np.uint8(1)).max()) > num_classes:
-        wrong = [int(v) for v in np.unique(mask) if num_classes <= v < VOID]
+        values = [int(value) for value in np.unique(mask)]
+        wrong = [value for value in values if num_classes <= value < VOID]
         shown = ", ".join(map(str, wrong[:8])) + (", ..." if len(wrong) > 8 else "")
-        raise DataError(f"{path}: labels {shown} are neither a class (0..{num_classes - 1}) nor void ({VOID})")
+        raise DataError(
+            f"{path}: labels {shown} are neither a class (0..{num_classes - 1}) nor void ({VOID}); "
+            f"{explain_labels(values, num_classes)}"
+        )
 
 
 def check_sizes(image: torch.Tensor, mask: np.ndarray, image_path: Path, mask_path: Path) -> None:
     """Raise `DataError` unless ``mask`` (H, W) covers ``image`` (3, H, W) exactly."""
     height, width = image.shape[1:]
     if mask.shape != (height, width):
-        raise DataError(
-            f"{mask_path}: {mask.shape[1]}x{mask.shape[0]} pixels, but its image {image_path} has {width}x{height}"
+        fault = size_fault(read_header(image_path), mask.shape[1], mask.shape[0], image_path, mask_path)
+        raise DataError(fault or f"{mask_path}: {mask.shape[1]}x{mask.shape[0]}, its image {width}x{height}")
+
+
+def size_fault(header: Header, width: int, height: int, image_path: Path, mask_path: Path) -> str | None:
+    """What is wrong with a mask of this size for an image with this ``header``; None if it fits."""
+    if (width, height) == (header.width, header.height):
+        return None
+    if header.orientation in SIDEWAYS and (height, width) == (header.width, header.height):
+        return (
+            f"{mask_path}: {width}x{height} pixels, drawn on its image {image_path} as stored, but the EXIF "
+            f"orientation {header.orientation} turns that upright to {header.width}x{header.height}; draw the mask on "
+            "the upright picture, or take the tag out of the image (exiftool -Orientation= FILE)"
         )
+    return f"{mask_path}: {width}x{height} pixels, but its image {image_path} has {header.width}x{header.height}"

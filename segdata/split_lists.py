@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 
 LISTS = "ImageSets/Segmentation"
 PLACES = (LISTS, "ImageSets", "splits", "lists", ".")
-COLUMNS = re.compile(r"\s*[,;\t]\s*|\s+")
+COLUMNS = (re.compile(r"\s*[,;\t]\s*"), re.compile(r"\s+"))  # names may have spaces where commas part them
 LIST_WORDS = re.compile(r"[_-](list|lists|ids|files|images|names|set|split)$", re.IGNORECASE)
 WANTED = "wanted is an image's name or path, or those of image and mask"
 # What else people call the splits.
@@ -67,8 +67,11 @@ class Line:
     @property
     def columns(self) -> tuple[PurePosixPath, PurePosixPath] | None:
         """Image and mask, if it has two columns."""
-        parts = COLUMNS.split(self.text)
-        return (_relative(parts[0]), _relative(parts[1])) if len(parts) == 2 else None
+        for separator in COLUMNS:
+            parts = separator.split(self.text)
+            if len(parts) == 2 and all(parts):
+                return _relative(parts[0]), _relative(parts[1])
+        return None
 
 
 def read_split_list(path: Path, faults: list[str]) -> list[Line]:

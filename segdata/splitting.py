@@ -17,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from basics.errors import UserError
+from basics.files import can_write
 from segdata.layouts import Layout
 from segdata.split_lists import USUAL_SPLITS
 
@@ -120,6 +121,8 @@ def _with_remark_on_new_images(layout: Layout, whole: list[str]) -> Layout:
 
 def _write(root: Path, ids: dict[str, list[str]]) -> bool:
     """Write the lists, both or none: two runs may begin at once, and then write the same."""
+    if not can_write(root):
+        return False
     temporary = root / f".{FOLDER}-{uuid.uuid4().hex}"
     try:
         temporary.mkdir()

@@ -14,9 +14,9 @@ from basics.batch import VOID
 from basics.errors import UserError
 from basics.files import replacing, write_text
 from basics.text import csv_text, text_table
+from segdata.census import open_census
 from segdata.layouts import Layout
 from segdata.palettes import Color
-from segdata.parallel import map_in_order
 from segdata.reading import DataError
 
 MAX_WEIGHT = 10.0  # a class seen in a handful of pixels would otherwise drown all others
@@ -72,31 +72,27 @@ def inverse_frequency(pixels: np.ndarray) -> np.ndarray:
 
 
 def count_classes(layout: Layout, split: str) -> ClassStats:
-    """Count the classes in all masks of a split.
+    """The classes in all masks of a split; they are read only if that was never done, see `segdata.census`.
 
     Raises:
-        DataError: the split has no masks, or one of them is damaged.
+        DataError: the split has no masks, or one of its files is faulty.
     """
-    masks = layout.files(split).masks
-    if masks is None:
+    files = layout.files(split)
+    if files.masks is None:
         raise DataError(f"{layout.root}: the split {split!r} has no masks to count classes in")
-    num_classes = len(layout.class_names)
-
-    def count(path: Path) -> np.ndarray:
-        return np.bincount(layout.read_labels(path).reshape(-1), minlength=VOID + 1)
-
-    pixels, images = np.zeros(VOID + 1, np.int64), np.zeros(VOID + 1, np.int64)
-    for counts in map_in_order(count, masks, desc=f"counting classes in {split}", total=len(masks)):
-        pixels += counts
-        images += counts > 0
+    with open_census(layout) as census:
+        counted = census.take({split: files})[split]
+    if counted.faults:
+        raise DataError(counted.faults[0])
+    num_classes, pixels, images = len(layout.class_names), counted.pixels, counted.images
     return ClassStats(
-        layout.root.resolve().name if layout.name == "folder" else layout.name,
+        data_name(layout),
         split,
         layout.class_names,
         layout.palette,
         pixels[:num_classes],
         images[:num_classes],
-        len(masks),
+        len(files.ids),
         int(pixels[VOID]),
     )
 
@@ -112,6 +108,8 @@ def frequency_table(counted: Sequence[ClassStats]) -> str:
 
 def save_stats(stats: ClassStats, folder: Path) -> tuple[Path, Path]:
     """Write ``NAME_SPLIT_stats.csv`` and ``.png`` into ``folder``; return both paths."""
+    from basics.fonts import fonts_for  # matplotlib, which the loader processes have no use for
+
     stem = f"{stats.name}_{stats.split}_stats"  # may have dots, which are no suffix
     table, chart = Path(folder) / f"{stem}.csv", Path(folder) / f"{stem}.png"
     columns = (
@@ -125,9 +123,14 @@ def save_stats(stats: ClassStats, folder: Path) -> tuple[Path, Path]:
     )
     rows = [dict(zip(COLUMNS, values, strict=True)) for values in zip(*columns, strict=True)]
     write_text(table, csv_text(rows, COLUMNS))
-    with replacing(chart) as temporary:
+    with replacing(chart) as temporary, fonts_for([stats.name, stats.split, *stats.class_names]):
         _plot(stats, temporary)
     return table, chart
+
+
+def data_name(layout: Layout) -> str:
+    """What files call the data set."""
+    return layout.root.resolve().name if layout.name in ("folder", "coco", "labelme") else layout.name
 
 
 def _plot(stats: ClassStats, path: Path) -> None:

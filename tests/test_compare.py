@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import hashlib
 import io
 import json
@@ -25,6 +26,7 @@ from comparison.runs import state_of, train_missing
 from comparison.statistics import Spread, summarize, verdict
 from comparison.tables import runs_csv, summary_csv, tex_escape, to_tex
 from dataset import build_dataset
+from kd.losses import LOSSES
 from tests.comparisons import PARAMETERS, invent, pretend_done, read_plan, write_plan
 from training.arguments import flags
 
@@ -139,6 +141,14 @@ def test_missing_weights_are_named_before_anything_is_trained(tmp_path, demo_dat
     with pytest.raises(UserError, match=r"no such file: absent\.pth"):
         compare.main(args)
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_loss_that_cannot_act_on_the_data_is_named_before_anything_is_trained(tmp_path, demo_data, monkeypatch):
+    plan = read_plan(write_plan(tmp_path, demo_data, methods=METHODS + '[methods.icsd]\nloss = ["icsd=1"]\n'), tmp_path)
+    icsd = LOSSES["icsd"]
+    monkeypatch.setitem(LOSSES, "icsd", dataclasses.replace(icsd, min_classes=8))
+    with pytest.raises(UserError, match="icsd would teach nothing: the data set has 7 classes"):
+        check_files(plan)
 
 
 def test_an_onnx_teacher_goes_by_its_file(tmp_path, demo_data):

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+import kd.distiller as distiller_module
 from basics.errors import UserError
 from kd.distiller import DistilledStudent, Distiller, LiveTeacher, Recipe, pad_batch
 from kd.losses import LOSSES, PRESETS
@@ -178,3 +179,66 @@ def test_missing_tap_is_an_error_that_names_it():
 def test_presets_are_recipes(name):
     preset = PRESETS[name]
     assert Recipe(preset.weights, preset.temperature, preset.adaptive).needs_teacher
+
+
+# -- a teacher's first word --------------------------------------------------------------------------
+
+
+class Saying(TinyModel):
+    """Ends in ``function``, applied to its logits."""
+
+    def __init__(self, function):
+        super().__init__(width=16)
+        self.function, self.calls = function, 0
+
+    def _forward_padded(self, images):
+        self.calls += 1
+        logits, taps = super()._forward_padded(images)
+        return self.function(logits), taps
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        (lambda z: z.softmax(1), "probabilities already, which sum to 1"),
+        (lambda z: z.softmax(1).half().float(), "probabilities already, which sum to 1"),
+        (torch.sigmoid, "probabilities already, all of them between 0 and 1"),
+        (lambda z: F.one_hot(z.argmax(1), 3).movedim(-1, 1).float(), "probabilities already"),
+        (lambda z: z * float("nan"), "not finite"),
+        (lambda z: z.masked_fill(z == z.max(), float("inf")), "not finite"),
+    ],
+)
+def test_a_teacher_that_gives_no_logits_is_refused_by_name(function, words):
+    torch.manual_seed(0)
+    teacher = LiveTeacher(Saying(function), name="T1")
+    with pytest.raises(UserError, match=rf"the teacher T1 says of the images 0, 1 is {words}"):
+        teacher(tiny_batch())
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda z: z,
+        lambda z: z.log_softmax(1),
+        lambda z: z.softmax(1).log(),
+        lambda z: z.relu() * 5 + 0.1,
+        lambda z: 1e-4 * z,
+        lambda z: z - z.mean(1, keepdim=True) + 1 / 3,  # sums to 1, but is negative somewhere
+    ],
+)
+def test_what_may_be_logits_is_taken(function):
+    torch.manual_seed(0)
+    teacher = LiveTeacher(Saying(function))
+    assert teacher(tiny_batch()).logits.shape[1] == 3
+    assert teacher.first_word.seen
+
+
+def test_only_the_first_word_is_looked_at(monkeypatch):
+    """Each look waits for the device."""
+    torch.manual_seed(0)
+    looks = []
+    monkeypatch.setattr(distiller_module, "fault_of_logits", lambda logits: looks.append(len(logits)) or "")
+    teacher = LiveTeacher(TinyModel(width=16))
+    for _ in range(3):
+        teacher(tiny_batch(images=4))
+    assert looks == [2]

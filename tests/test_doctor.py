@@ -1,7 +1,8 @@
 """train_kd.py --dry-run: says all that is wrong at once, writes nothing, and what it calls well does run."""
 
+import dataclasses
 import shutil
-from collections import namedtuple
+from collections import Counter, namedtuple
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,9 @@ from PIL import Image
 import zoo
 from basics.checkpoint import load_file
 from basics.errors import UserError
+from dataset import build_dataset
+from kd.losses import LOSSES
+from segdata.reading import image_size
 from tests.test_train import arguments
 from tests.tiny import TinyModel
 from train_kd import main
@@ -198,3 +202,69 @@ def test_free_memory_of_this_machine():
     free = doctor.free_memory(torch.device("cpu"))
     assert free is None or 10_000_000 < free < 10**14
     assert free is not None or not Path("/proc/meminfo").exists()
+
+
+# -- what validation takes ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def large_data(demo_data, tmp_path):
+    """The demo data with one validation picture of 1500x1000."""
+    shutil.copytree(demo_data, tmp_path / "data")
+    val_set = build_dataset("demo", tmp_path / "data", "val")
+    for path in (val_set.image_path(3), val_set.mask_path(3)):
+        with Image.open(path) as picture:
+            large = picture.resize((1500, 1000), Image.Resampling.NEAREST)
+            if picture.mode == "P":
+                large.putpalette(picture.getpalette())
+        large.save(path)
+    return tmp_path / "data"
+
+
+def gigabytes(lines):
+    (line,) = [line for line in lines if line.split()[1] == "scoring"]
+    return float(line.split("about ")[1].split()[0]), line
+
+
+def test_the_largest_validation_picture_counts(dry_run, demo_data, large_data, monkeypatch):
+    status, lines = dry_run()
+    assert status == 0
+    small, line = gigabytes(lines)
+    status, lines = dry_run(data_dir=large_data)
+    whole, line = gigabytes(lines)
+    assert status == 0 and "1 picture of 1500x1000" in line and whole > 10 * small
+    status, lines = dry_run("--eval-tile", "256", data_dir=large_data)
+    tiled, line = gigabytes(lines)
+    assert status == 0 and "in tiles of 256" in line and small < tiled < whole
+
+    # Between what training takes and what the picture does: the run would end at its first validation.
+    monkeypatch.setattr(doctor, "free_memory", lambda device: int(1e9 * (tiled + whole) / 2))
+    status, lines = dry_run(data_dir=large_data)
+    assert status == 1
+    (line,) = wrong(lines)
+    assert "1500x1000" in line and "are free on cpu: score in tiles: --eval-tile 512" in line
+    assert dry_run("--eval-tile", "256", data_dir=large_data)[0] == 0
+
+
+def test_pictures_of_equal_size_are_scored_together(dry_run, demo_data):
+    """The batch that takes most is not that of the largest picture."""
+    sizes = Counter(image_size(path) for path in build_dataset("demo", demo_data, "val").files.images)
+    (width, height), count = max(sizes.items(), key=lambda size: size[0][0] * size[0][1] * size[1])
+    _, line = gigabytes(dry_run("--eval-batch-size", "100")[1])
+    assert f"to score {count} picture{'s' * (count > 1)} of {width}x{height}; " in line
+
+
+def test_a_loss_that_cannot_act_is_found_without_building_the_run(dry_run, monkeypatch):
+    monkeypatch.setitem(LOSSES, "icsd", dataclasses.replace(LOSSES["icsd"], min_classes=8))
+    status, lines = dry_run("--loss", "icsd=1", "--teacher-weights", "absent.pth")
+    assert status == 1
+    assert any("icsd would teach nothing: the data set has 7 classes" in line for line in wrong(lines))
+
+
+def test_a_student_file_of_other_classes_says_so(dry_run, demo_checkpoint, monkeypatch, tmp_path):
+    content = load_file(demo_checkpoint("tiny"))
+    content["class_names"] = content["class_names"][::-1]
+    torch.save(content, tmp_path / "other.pth")
+    status, lines = dry_run("--student-weights", tmp_path / "other.pth")
+    assert status == 0
+    assert any("the same classes in another order" in line and "only the backbone" in line for line in lines)

@@ -2,9 +2,11 @@
 
 import csv
 import json
+import shutil
 
 import pytest
 import torch
+from PIL import Image
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
@@ -12,11 +14,12 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardInd
 from basics.batch import normalize
 from basics.checkpoint import save_atomic
 from basics.device import exact_dtype
+from basics.errors import UserError
 from dataset import build_dataset
 from scoring import protocol
 from scoring.metrics import ConfusionMatrix
 from scoring.protocol import SameSizeBatches, evaluate_model
-from scoring.tables import lab_score
+from scoring.tables import lab_score, summary_row, write_results
 from tests.conftest import assert_one_line_error
 from tests.tiny import TinyModel
 from zoo import create_model, model_file_dict
@@ -167,3 +170,80 @@ def test_broken_checkpoint_is_one_line(run_script, tmp_path, demo_data, content)
     (tmp_path / "broken.pth").write_bytes(content)
     done = run_script("evaluate.py", tmp_path / "broken.pth", "--dataset", "demo", "--data-dir", demo_data, check=False)
     assert_one_line_error(done, "broken.pth")
+
+
+# -- scores that are no numbers ----------------------------------------------------------------------
+
+
+class Broken(torch.nn.Module):
+    """Logits of 0, with ``value`` in one pixel of images numbers 1 and 4."""
+
+    def __init__(self, classes, value):
+        super().__init__()
+        self.classes, self.value, self.calls = classes, value, 0
+
+    def forward(self, images):
+        logits = torch.zeros(len(images), self.classes, *images.shape[-2:])
+        if self.calls in (1, 4):
+            logits[:, 2, 5, 7] = self.value
+        self.calls += 1
+        return logits
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_outputs_that_are_not_finite_have_no_score(val_set, value):
+    second = val_set.ids[1]
+    with pytest.raises(UserError, match=rf"demo/val: no score.*not finite for 2 of 6 images, first for {second}: look"):
+        evaluate_model(Broken(val_set.num_classes, value), val_set, CPU, progress=False)
+    with pytest.raises(UserError, match="or leave out --amp bf16"):
+        evaluate_model(Broken(val_set.num_classes, value), val_set, CPU, amp="bf16", progress=False)
+    assert evaluate_model(Broken(val_set.num_classes, 3.0), val_set, CPU, progress=False).scores.pixels > 0
+
+
+@pytest.fixture
+def void_data(demo_data, tmp_path):
+    """The demo data, all of whose validation masks are void."""
+    shutil.copytree(demo_data, tmp_path / "data")
+    val_set = build_dataset("demo", tmp_path / "data", "val")
+    for index in range(len(val_set)):
+        path = val_set.mask_path(index)
+        with Image.open(path) as mask:
+            void = Image.new(mask.mode, mask.size, 255)
+            if mask.mode == "P":
+                void.putpalette(mask.getpalette())
+        void.save(path)
+    return tmp_path / "data"
+
+
+def test_a_split_without_a_labelled_pixel_has_no_score(run_script, checkpoint, void_data, tmp_path):
+    with pytest.raises(UserError, match=r"demo/val: no score: not one labelled pixel in its 6 masks"):
+        evaluate_model(TinyModel(7), build_dataset("demo", void_data, "val"), CPU, progress=False)
+    options = ["--dataset", "demo", "--data-dir", void_data, "--workers", 0, "--json", tmp_path / "s.json"]
+    done = run_script("evaluate.py", checkpoint, *options, check=False)
+    assert_one_line_error(done, "demo/val", "not one labelled pixel")
+    assert not (tmp_path / "s.json").exists()
+
+
+def test_numbers_that_are_none_are_null_in_json_and_empty_in_csv(val_set, tmp_path):
+    """Of a network that gives masks there is no loss; and none is read as a number."""
+
+    class Masks(torch.nn.Module):
+        decides_only = True
+
+        def forward(self, images):
+            return F.one_hot(torch.zeros(len(images), *images.shape[-2:], dtype=torch.long), 7).movedim(-1, 1).float()
+
+    row = summary_row("m", "m", 1, evaluate_model(Masks(), val_set, CPU, progress=False), val_set.class_names)
+    write_results([row], tmp_path / "r.json", tmp_path / "r.csv")
+    (line,) = json.loads((tmp_path / "r.json").read_text())
+    assert line["loss"] is None and line["miou"] == row["miou"]
+    with (tmp_path / "r.csv").open() as file:
+        (cells,) = csv.DictReader(file)
+    assert cells["loss"] == "" and float(cells["miou"]) == row["miou"]
+
+
+@pytest.mark.parametrize("script", ["evaluate.py", "test_teacher.py"])
+def test_mixed_precision_that_only_costs_time_is_refused(script, run_script, checkpoint, demo_data):
+    model = [checkpoint] if script == "evaluate.py" else ["--teacher", "compact", "--teacher-weights", checkpoint]
+    options = ["--dataset", "demo", "--data-dir", demo_data, "--workers", 0, "--device", "cpu", "--amp", "fp16"]
+    assert_one_line_error(run_script(script, *model, *options, check=False), "--amp fp16 is for GPUs")

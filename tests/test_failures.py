@@ -210,33 +210,49 @@ def test_a_bad_file_that_a_loader_process_met_ends_the_run(script, demo_data, de
     ],
 )
 def test_out_of_memory_is_one_line(failure, words):
-    with pytest.raises(UserError) as error, explain_memory("--batch-size"):
+    with pytest.raises(UserError) as error, explain_memory("lower --batch-size"):
         failure()
     message = str(error.value)
     assert all(word in message for word in words) and "\n" not in message
 
 
 def test_other_errors_stay_as_they_are():
-    with pytest.raises(RuntimeError, match="size mismatch"), explain_memory("--batch-size"):
+    with pytest.raises(RuntimeError, match="size mismatch"), explain_memory("lower --batch-size"):
         raise RuntimeError("size mismatch")
 
 
 def test_the_script_explains_memory(tiny_args, monkeypatch):
     monkeypatch.setattr(Trainer, "train_step", lambda self, batch: torch.empty(10**15))
-    with pytest.raises(UserError, match="lower --batch-size, --crop-size"):
+    with pytest.raises(UserError, match="lower --batch-size or --crop-size"):
         main(tiny_args())
 
 
-def test_the_evaluation_script_explains_memory(demo_data, tmp_path, tiny_args, monkeypatch):
+@pytest.mark.parametrize(
+    ("options", "advice"),
+    [
+        ([], "score in tiles: --eval-tile 512"),
+        (["--batch-size", "4"], "lower --batch-size or score in tiles: --eval-tile 512"),
+        (["--eval-tile", "256"], "lower --eval-tile from 256"),
+    ],
+)
+def test_the_evaluation_script_explains_memory(options, advice, demo_data, demo_checkpoint, monkeypatch):
     import evaluate
     from scoring import protocol
 
-    assert main(tiny_args("--max-steps", "1")) == 0
     monkeypatch.setattr(protocol, "prepare_batch", lambda batch, device: torch.empty(10**15))
     parser = evaluate.get_args_parser()
-    argv = [tmp_path / "run" / "best.pth", "--dataset", "demo", "--data-dir", demo_data, "--workers", 0]
-    with pytest.raises(UserError, match="lower --batch-size"):
+    argv = [demo_checkpoint("tiny"), "--dataset", "demo", "--data-dir", demo_data, "--workers", 0, *options]
+    with pytest.raises(UserError, match="out of memory") as error:
         evaluate.main(parser.parse_args([*map(str, argv), "--device", "cpu"]))
+    assert str(error.value).endswith(f": {advice}")
+
+
+def test_memory_that_runs_out_in_validation_is_not_blamed_on_training(tiny_args, monkeypatch):
+    from scoring import protocol
+
+    monkeypatch.setattr(protocol._TimedNetwork, "__call__", lambda self, images: torch.empty(10**15))
+    with pytest.raises(UserError, match=r"lower --eval-batch-size or score in tiles: --eval-tile 512$"):
+        main(tiny_args("--max-steps", "1", "--eval-batch-size", "2"))
 
 
 # -- determinism -----------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import torch
 
 from basics.batch import VOID
 from basics.errors import UserError, choose
-from kd.losses import LOSSES, PAPER_LAMBDAS, PRESETS, adaptive_weights
+from kd.losses import LOSSES, PAPER_LAMBDAS, PRESETS, Recipe, adaptive_weights
 
 HARD = [name for name, spec in LOSSES.items() if spec.kind == "hard"]
 SOFT = [name for name, spec in LOSSES.items() if spec.kind != "hard"]
@@ -481,3 +481,33 @@ def test_paper_lambdas_name_known_losses():
 def test_unknown_loss_lists_the_known_ones():
     with pytest.raises(UserError, match=r"cosine.*kl"):
         choose(LOSSES, "cosinus", "loss")
+
+
+# ---- what a loss can act on ----
+
+
+@pytest.mark.parametrize("classes", [1, 2, 3, 4])
+@pytest.mark.parametrize("name", [name for name, spec in LOSSES.items() if spec.kind != "features"])
+def test_the_least_number_of_classes_is_true(name, classes):
+    """From it on there is a gradient; below there is none, nor a loss."""
+    generator = torch.Generator().manual_seed(classes)
+    student = torch.randn(2, classes, 6, 6, generator=generator)
+    if LOSSES[name].kind == "hard":
+        rest = (torch.randint(classes, (2, 6, 6), generator=generator),)
+    else:
+        rest = (torch.randn(2, classes, 6, 6, generator=generator), torch.ones(2, 6, 6, dtype=torch.bool))
+    loss, gradient = value_and_grad(name, student, *rest)
+    if classes >= LOSSES[name].min_classes:
+        assert loss > 0 and gradient.abs().max() > 1e-5
+    else:
+        assert loss.abs() < 1e-6 and gradient.abs().max() < 1e-6
+
+
+def test_recipes_name_every_term_that_cannot_act():
+    recipe = Recipe({"ce": 1.0, "kl": 1.0, "icsd": 1.0, "cosine": 1.0})
+    recipe.require_classes(3)
+    with pytest.raises(UserError, match=r"^icsd would teach nothing: the data set has 2 classes.* --loss icsd=0$"):
+        recipe.require_classes(2)
+    with pytest.raises(UserError, match=r"^ce and kl and icsd would teach nothing: the data set has 1 class, "):
+        recipe.require_classes(1)
+    Recipe({"ce": 1.0, "icsd": 0.0}).require_classes(2)

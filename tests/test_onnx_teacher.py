@@ -240,8 +240,7 @@ def test_it_teaches_from_a_cache(tmp_path, demo_data):
     ("changes", "classes", "words"),
     [
         ({}, 6, "6 classes"),
-        ({"size": (64, 64)}, CLASSES, "dynamic axes"),
-        ({"batch": 4}, CLASSES, "N = 1"),
+        ({"size": (64, "W")}, CLASSES, "one side is fixed"),
         ({"metadata": {"mean": "grey"}}, CLASSES, "'mean'"),
         ({"metadata": {"std": "[1, 0, 1]"}}, CLASSES, "'std'"),
         ({"metadata": {"grid": "hexagonal"}}, CLASSES, "'grid'"),
@@ -326,3 +325,206 @@ def test_the_real_teacher_scores_at_native_size():
         labelled += (mask != 255).sum()
     assert scores.pixels == labelled
     assert scores.pixel_accuracy > right / labelled > 0.9
+
+
+# -- one batch or one size alone ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("declared", [True, False])
+@pytest.mark.parametrize("batch", [1, 2, 4])
+@pytest.mark.parametrize("images", [1, 2, 3, 5])
+def test_a_batch_that_is_fixed_or_baked_in_is_filled_up(tmp_path, declared, batch, images):
+    """Declared in the input's shape, or claimed to be free while a Reshape has the example's batch."""
+    path = write_model(tmp_path / "m.onnx", **({"batch": batch} if declared else {}))
+    if not declared:
+        model = onnx.load(path)
+        for node in model.graph.node:
+            if node.op_type == "Conv" and node.input[0] == "image":
+                node.input[0] = "baked"
+        size = [helper.make_node("Shape", ["image"], ["hw"], start=2)]
+        size += [helper.make_node("Concat", ["batch", "hw"], ["shape"], axis=0)]
+        size += [helper.make_node("Reshape", ["image", "shape"], ["baked"])]
+        nodes = [*size, *model.graph.node]
+        del model.graph.node[:]
+        model.graph.node.extend(nodes)
+        model.graph.initializer.append(numpy_helper.from_array(np.array([batch, 3], np.int64), "batch"))
+        onnx.save(model, path)
+    free = load_onnx_teacher(write_model(tmp_path / "free.onnx"), CLASSES)
+    fixed = load_onnx_teacher(path, CLASSES)
+    pictures = torch.randn(images, 3, 75, 100)
+    (logits, taps), (expected, expected_taps) = fixed.forward_taps(pictures), free.forward_taps(pictures)
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5)
+    assert taps.keys() == expected_taps.keys()
+    for tap in taps:
+        torch.testing.assert_close(taps[tap], expected_taps[tap], rtol=1e-4, atol=1e-5)
+    assert fixed.limits and not free.limits
+
+
+def test_a_batch_whose_images_see_each_other_is_run_one_by_one(tmp_path):
+    """A mean over the batch, as of BatchNorm left in training mode: a batch would depend on its company."""
+    path = write_model(tmp_path / "m.onnx")
+    model = onnx.load(path)
+    for node in model.graph.node:
+        if node.op_type == "Conv" and node.input[0] == "image":
+            node.input[0] = "centred"
+    nodes = [
+        helper.make_node("ReduceMean", ["image", "axes"], ["mean"]),
+        helper.make_node("Sub", ["image", "mean"], ["centred"]),
+        *model.graph.node,
+    ]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    model.graph.initializer.append(numpy_helper.from_array(np.array([0, 2, 3], np.int64), "axes"))
+    onnx.save(model, path)
+    teacher = load_onnx_teacher(path, CLASSES)
+    assert teacher.limits == ["run one image at a time"]
+    images = torch.randn(2, 3, 64, 64) + torch.tensor([0.0, 5.0]).view(2, 1, 1, 1)
+    alone = torch.cat([teacher.forward_taps(image[None])[0] for image in images])
+    torch.testing.assert_close(teacher.forward_taps(images)[0], alone)
+
+
+def baked_size(path, size):
+    """Rewrite a file of any size: it still claims to be one, but a Reshape has the example's size."""
+    model = onnx.load(path)
+    for node in model.graph.node:
+        if node.op_type == "Conv" and node.input[0] == "image":
+            node.input[0] = "baked"
+    model.graph.node.insert(0, helper.make_node("Reshape", ["image", "shape"], ["baked"]))
+    model.graph.initializer.append(numpy_helper.from_array(np.array([-1, 3, *size], np.int64), "shape"))
+    onnx.save(model, path)
+    return path
+
+
+@pytest.mark.parametrize("declared", [True, False])
+@pytest.mark.parametrize("outputs", [("whole",), ("cells",), ("cells", "whole")])
+def test_a_fixed_size_is_brought_to_and_back(tmp_path, declared, outputs):
+    """At its own size it says what the file of any size says; at others the same of the resized picture, resized."""
+    size = (256, 256)
+    free = load_onnx_teacher(write_model(tmp_path / "free.onnx", outputs=outputs, resize="half_pixel"), CLASSES)
+    path = write_model(
+        tmp_path / "m.onnx", outputs=outputs, resize="half_pixel", **({"size": size} if declared else {})
+    )
+    fixed = load_onnx_teacher(path if declared else baked_size(path, size), CLASSES)
+    assert "256x256" in " ".join(fixed.limits)
+    images = torch.randn(2, 3, *size)
+    logits, taps = fixed.forward_taps(images)
+    expected, expected_taps = free.forward_taps(images)
+    if "whole" in outputs:  # then the logits are those of full size, averaged to stride 8
+        whole = F.interpolate(TorchTwin().maps(images)[2], size=size, mode="bilinear", align_corners=False)
+        expected = F.avg_pool2d(whole, 8)
+    torch.testing.assert_close(logits, expected, rtol=1e-3, atol=1e-4)
+    assert taps.keys() == expected_taps.keys() == {"low", "mid", "high", "decoder"}
+    for tap in taps:
+        torch.testing.assert_close(taps[tap], expected_taps[tap], rtol=1e-3, atol=1e-4)
+
+    ramps = torch.linspace(-1, 1, 384).expand(1, 3, 200, 384)  # smooth, so that resizing is nearly exact
+    logits, taps = fixed.forward_taps(ramps)
+    padded = F.pad(ramps, (0, 0, 0, 24))
+    brought = F.interpolate(padded, size=size, mode="bilinear", align_corners=False, antialias=True)
+    said = fixed.forward_taps(brought)[0]
+    stride = fixed.logit_stride
+    assert logits.shape == (1, CLASSES, 224 // stride, 384 // stride)
+    torch.testing.assert_close(
+        logits, F.interpolate(said, size=logits.shape[-2:], mode="bilinear", antialias=True), rtol=1e-3, atol=1e-4
+    )
+    assert fixed(ramps).shape == (1, CLASSES, 200, 384)
+    assert {tap: value.shape[-2:] for tap, value in taps.items()} == {
+        tap: (224 // own, 384 // own) for tap, own in fixed.tap_strides.items()
+    }
+
+
+def test_a_fixed_size_puts_things_where_they_are(tmp_path):
+    """A bright left half of a wide picture: the logits change in its middle, whatever the size in between."""
+    fixed = load_onnx_teacher(write_model(tmp_path / "m.onnx", size=(96, 96), outputs=("whole",)), CLASSES)
+    picture = torch.zeros(1, 3, 192, 640)
+    picture[..., :320] = 2
+    logits = fixed(picture)[0]  # (C, 192, 640)
+    steps = (logits[:, 96, 1:] - logits[:, 96, :-1]).abs().sum(0)
+    centre = (steps * torch.arange(len(steps))).sum() / steps.sum()
+    assert abs(centre - 320) < 60
+    assert (logits[:, 96, 20] - logits[:, 96, 620]).abs().max() > 0.05
+
+
+def test_a_fixed_size_teaches(tmp_path, demo_data):
+    path = write_model(tmp_path / "m.onnx", TorchTwin(classes=7), size=(96, 128), batch=2)
+    teacher = LiveTeacher(load_onnx_teacher(path, 7))
+    recipe = Recipe({"ce": 1.0, "kl": 1.0, "cosine": 1.0}, temperature=4.0)
+    student = StudentNet(7, "compact")
+    distiller = Distiller(DistilledStudent(student, recipe, teacher), student, recipe, teacher)
+    losses = distiller.losses(tiny_batch(size=75, images=3, classes=7))
+    assert all(torch.isfinite(loss) and loss > 0 for loss in losses.values())
+    words = ["--dataset", "demo", "--data-dir", str(demo_data), "--teacher-weights", str(path), "--device", "cpu"]
+    test_teacher.main(test_teacher.get_args_parser().parse_args([*words, "--workers", "0"]))
+
+
+def test_a_size_baked_into_the_end_is_named(tmp_path):
+    """The whole network takes any size, but its last Resize has the example's."""
+    path = write_model(tmp_path / "m.onnx", outputs=("whole",))
+    model = onnx.load(path)
+    (resize,) = (node for node in model.graph.node if node.op_type == "Resize")
+    resize.input[3] = "baked"
+    model.graph.initializer.append(numpy_helper.from_array(np.array([1, CLASSES, 500, 300], np.int64), "baked"))
+    onnx.save(model, path)
+    with pytest.raises(UserError, match=r"whole \[1, 5, 500, 300\].*the size of another image is baked in"):
+        load_onnx_teacher(path, CLASSES)
+
+
+def test_what_runs_at_nothing_that_is_tried_names_batch_size_and_claim(tmp_path):
+    path = baked_size(write_model(tmp_path / "m.onnx"), (100, 100))
+    with pytest.raises(UserError, match=r"fails on a batch of 1 image of 128x160 pixels: .*claims to be .*'H', 'W'"):
+        load_onnx_teacher(path, CLASSES)
+
+
+# -- what are no logits ------------------------------------------------------------------------------
+
+
+def end_in(path, *nodes, output="said", keep=()):
+    """Let the file at ``path`` end in these nodes behind its output ``cells``."""
+    model = onnx.load(path)
+    model.graph.node.extend(nodes)
+    del model.graph.output[:]
+    model.graph.output.extend(
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, [None] * 4) for name in (output, *keep)
+    )
+    onnx.save(model, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("nodes", "words"),
+    [
+        ([helper.make_node("Softmax", ["cells"], ["said"], axis=1)], "probabilities already, which sum to 1"),
+        ([helper.make_node("Sigmoid", ["cells"], ["said"])], "probabilities already, all of them between 0 and 1"),
+        ([helper.make_node("Hardmax", ["cells"], ["said"], axis=1)], "probabilities already, which sum to 1"),
+        (
+            [helper.make_node("Sub", ["cells", "cells"], ["zero"]), helper.make_node("Log", ["zero"], ["said"])],
+            "not finite",
+        ),
+    ],
+    ids=["softmax", "sigmoid", "one-hot", "infinite"],
+)
+def test_outputs_that_are_no_logits_are_refused(tmp_path, nodes, words):
+    path = end_in(write_model(tmp_path / "m.onnx"), *nodes)
+    with pytest.raises(UserError, match=f"its output said is {words}"):
+        load_onnx_teacher(path, CLASSES)
+
+
+def test_log_probabilities_are_logits(tmp_path):
+    plain = load_onnx_teacher(write_model(tmp_path / "p.onnx", outputs=("cells",)), CLASSES)
+    log_softmax = helper.make_node("LogSoftmax", ["cells"], ["said"], axis=1)
+    logs = load_onnx_teacher(end_in(write_model(tmp_path / "m.onnx"), log_softmax), CLASSES)
+    images = torch.randn(1, 3, 64, 64)
+    ours, theirs = (model.forward_taps(images)[0].div(4).softmax(1) for model in (plain, logs))
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_logits_beside_probabilities_are_found(tmp_path):
+    softmax = helper.make_node("Softmax", ["cells"], ["said"], axis=1)
+    model = load_onnx_teacher(end_in(write_model(tmp_path / "m.onnx"), softmax, keep=("cells",)), CLASSES)
+    images = torch.randn(1, 3, 64, 64)
+    torch.testing.assert_close(model.forward_taps(images)[0], TorchTwin().maps(images)[2], rtol=1e-4, atol=1e-5)
+
+
+def test_a_fixed_size_that_is_the_one_tried_is_fixed_all_the_same(tmp_path):
+    model = load_onnx_teacher(write_model(tmp_path / "m.onnx", size=onnx_teacher.PROBE), CLASSES)
+    assert model(torch.randn(1, 3, 75, 100)).shape == (1, CLASSES, 75, 100)

@@ -14,7 +14,8 @@ from PIL import Image
 import predict
 from basics.checkpoint import save_atomic
 from basics.errors import UserError
-from deploy.segmenter import Segmenter, fade, load_segmenter, tile_starts
+from basics.tiling import fade, tile_starts
+from deploy.segmenter import Segmenter, load_segmenter
 from deploy.speed import latencies
 from segdata.inputs import find_sources
 from segdata.pictures import read_picture

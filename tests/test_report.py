@@ -7,6 +7,7 @@ import html
 import io
 import itertools
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -221,6 +222,22 @@ def test_ticks_are_round_and_enclose_the_values(low, high):
     ticks = nice_ticks(low, high)
     assert ticks[0] <= low + 1e-9 and ticks[-1] >= high - 1e-9 and 2 <= len(ticks) <= 8
     assert np.allclose(np.diff(ticks), ticks[1] - ticks[0])
+
+
+def test_an_epoch_whose_score_is_no_number_is_not_in_the_curve(comparison):
+    """Earlier versions wrote nan."""
+    results = comparison.of("kl", "compact")
+    before = make_curve("kl", 1, results)
+    lost = max(before.points)
+    changed = [
+        replace(
+            result,
+            metrics=[row | ({"val_miou": math.nan} if row["epoch"] == lost else {}) for row in result.metrics],
+        )
+        for result in results
+    ]
+    assert make_curve("kl", 1, changed).points == {e: p for e, p in before.points.items() if e != lost}
+    assert all(result.checkpoint_epoch != lost or len(before.points) == 1 for result in changed)
 
 
 def test_a_curve_is_the_mean_at_the_epochs_that_all_seeds_scored(comparison):

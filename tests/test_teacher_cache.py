@@ -147,7 +147,8 @@ def test_the_batch_is_as_each_crop_by_itself(train_set, cached):
 
 def test_the_border_of_the_smaller_image_is_its_own(tmp_path):
     """Enlarged corners of a 32- and a 96-pixel image in one batch: the small one ends where the other goes on."""
-    made_from = {"dtype": "fp16", "pad": 16, "maps": {"logits": [3, 8]}, "images": [["a", 32, 32, 1], ["b", 96, 96, 1]]}
+    images = [["a", 32, 32, 1], ["b", 96, 96, 1]]
+    made_from = {"teacher": "t", "dtype": "fp16", "pad": 16, "maps": {"logits": [3, 8]}, "images": images}
     layout = RecordLayout(made_from)
     records = [layout.encode(index, {"logits": 5 + torch.rand(layout.shape("logits", index))}) for index in (0, 1)]
     (tmp_path / "outputs.bin").write_bytes(b"".join(records))
@@ -601,3 +602,31 @@ def test_sizes_are_as_described(train_set):
     assert layout.shape("logits", 0) == (21, 48, 64) and layout.shape("high", 0) == (64, 24, 32)
     assert layout.total_bytes == 2 * (21 * 48 * 64 + 64 * 24 * 32)
     assert RecordLayout(here | {"dtype": "uint8"}).total_bytes == 21 * 48 * 64 + 64 * 24 * 32 + 2 * 8
+
+
+class Probable(TinyModel):
+    """Gives probabilities for logits."""
+
+    def _forward_padded(self, images):
+        logits, taps = super()._forward_padded(images)
+        return logits.softmax(1), taps
+
+
+def test_a_cache_of_probabilities_is_not_built(train_set, tmp_path):
+    """At the first image, not after the last."""
+    with pytest.raises(UserError, match=r"the teacher prob says of the images \w+ is probabilities already"):
+        open_teacher_cache(tmp_path, Probable(num_classes=CLASSES), "prob", train_set)
+    (outputs,) = tmp_path.rglob("outputs.bin")
+    assert outputs.stat().st_size == 0
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "uint8"])
+def test_a_cache_of_probabilities_that_is_there_is_not_served(dtype, train_set, tmp_path, monkeypatch):
+    """As earlier versions built them."""
+    monkeypatch.setattr("kd.distiller.fault_of_logits", lambda logits: "")
+    teacher = Probable(num_classes=CLASSES)
+    open_teacher_cache(tmp_path, teacher, "prob", train_set, dtype=dtype)
+    monkeypatch.undo()
+    cached = open_teacher_cache(tmp_path, teacher, "prob", train_set, dtype=dtype)
+    with pytest.raises(UserError, match=r"the teacher prob \(from its cache .*probabilities already"):
+        cached(crops(train_set, range(4)))

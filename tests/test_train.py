@@ -1,12 +1,15 @@
 """Training end to end on the demo data: what a run leaves behind, that it resumes exactly, that it refuses nonsense."""
 
 import csv
+import dataclasses
 import json
 import shutil
+import types
 
 import pytest
 import torch
 
+import dataset
 from basics.checkpoint import load_file
 from basics.errors import UserError
 from basics.signals import Stopped
@@ -390,3 +393,97 @@ def test_mistakes_are_one_line(more, words, demo_data, tmp_path):
 def test_mistake_at_the_command_line(run_script, demo_data):
     done = run_script("train_kd.py", "--dataset", "demo", "--data-dir", demo_data, "--student", "nobody", check=False)
     assert_one_line_error(done, "nobody", "standard")
+
+
+# -- what gives the numbers their meaning ------------------------------------------------------------
+
+
+@pytest.fixture
+def stopped(demo_data, tmp_path):
+    """``stopped(*more)`` -> a run of one step and the folder of its data, which may be changed."""
+    shutil.copytree(demo_data, tmp_path / "data")
+
+    def train(*more):
+        assert main(arguments(tmp_path / "data", tmp_path, "--max-steps", "1", *more)) == 0
+        return tmp_path / "run"
+
+    return train
+
+
+def rename_classes(monkeypatch, change):
+    """Let the demo data be read with another class list."""
+    find = dataset.DATASETS["demo"]
+
+    def changed(data_dir):
+        layout = find(data_dir)
+        return dataclasses.replace(layout, class_names=change(list(layout.class_names)))
+
+    monkeypatch.setitem(dataset.DATASETS, "demo", changed)
+
+
+@pytest.mark.parametrize("allow", [[], ["--allow-changed"]])
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda names: [names[1], names[0], *names[2:]], "the same classes in another order: number 0"),
+        (lambda names: [*names[:-1], "comet"], "classes of other names: number 6"),
+    ],
+)
+def test_resuming_with_other_classes_is_refused(change, words, allow, stopped, tmp_path, monkeypatch):
+    """Whatever is allowed: the outputs would bear names that they were not trained for. Older files tell it, too."""
+    folder = stopped()
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    rename_classes(monkeypatch, change)
+    with pytest.raises(UserError, match=words):
+        main(arguments(tmp_path / "data", tmp_path, "--resume", "auto", *allow))
+    assert before == {path: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_resuming_with_other_validation_images_is_refused(stopped, tmp_path):
+    stopped()
+    (val,) = (tmp_path / "data").rglob("Segmentation/val.txt")
+    val.write_text("\n".join(val.read_text().split()[1:]))
+    with pytest.raises(UserError, match="other images in the split val"):
+        main(arguments(tmp_path / "data", tmp_path, "--resume", "auto"))
+    last = load_file(tmp_path / "run" / "last.pth")
+    del last["training"]["val_images"]  # as older ones are
+    torch.save(last, tmp_path / "run" / "last.pth")
+    assert main(arguments(tmp_path / "data", tmp_path, "--resume", "auto", "--max-steps", "2")) == 0
+
+
+def test_class_weights_that_have_changed_are_noticed(stopped, tmp_path):
+    weights = tmp_path / "weights.txt"
+    weights.write_text("\n".join("1234567"))
+    stopped("--class-weights", weights)
+    weights.write_text("\n".join("7654321"))
+    with pytest.raises(UserError, match=r"made with another class weights than .*weights\.txt now holds"):
+        main(arguments(tmp_path / "data", tmp_path, "--class-weights", weights, "--resume", "auto"))
+
+
+def test_an_argument_that_an_older_run_did_not_know_was_not_given(stopped, tmp_path):
+    folder = stopped()
+    last = load_file(folder / "last.pth")
+    del last["training"]["arguments"]["eval_tile"]
+    torch.save(last, folder / "last.pth")
+    with pytest.raises(UserError, match="--eval-tile was 0, is 64"):
+        main(arguments(tmp_path / "data", tmp_path, "--resume", "auto", "--eval-tile", "64"))
+    assert main(arguments(tmp_path / "data", tmp_path, "--resume", "auto", "--max-steps", "2")) == 0
+
+
+def test_a_best_score_that_is_no_number_is_overcome(stopped, tmp_path):
+    """Earlier versions kept nan, which nothing is greater than."""
+    folder = stopped()
+    last = load_file(folder / "last.pth")
+    last["training"]["progress"]["best_miou"] = float("nan")
+    torch.save(last, folder / "last.pth")
+    assert main(arguments(tmp_path / "data", tmp_path, "--resume", "auto", "--max-steps", "2")) == 0
+    best = load_file(folder / "last.pth")["training"]["progress"]["best_miou"]
+    assert 0 <= best <= 1
+
+
+def test_a_loss_that_cannot_act_ends_the_run_before_it_begins(demo_data, tmp_path, monkeypatch):
+    monkeypatch.setattr(build, "load_teacher", lambda *args: pytest.fail("the teacher was loaded"))
+    data = types.SimpleNamespace(train_set=types.SimpleNamespace(num_classes=2))
+    args = arguments(demo_data, tmp_path, "--loss", "icsd=1", "--loss", "dist=1")
+    with pytest.raises(UserError, match=r"^icsd would teach nothing: the data set has 2 classes, and at least 3"):
+        build.build_models(args, make_recipe(args), data, torch.device("cpu"))

@@ -21,6 +21,7 @@ from typing import Any, Literal
 from basics import distributed
 from basics.device import add_device_argument
 from basics.errors import UserError, choose
+from basics.tiling import LEAST_TILE
 from dataset import add_data_arguments
 from kd.cache_store import DTYPES
 from kd.distiller import Recipe
@@ -188,12 +189,7 @@ class Arguments(argparse.Namespace):
         "optimization", "budget", None, "crop size of those epochs (--crop-size)", least=32
     )
     max_steps: int | None = flag(
-        "optimization",
-        "budget",
-        None,
-        "end after so many optimizer steps (smoke runs)",
-        may_change=True,
-        least=1,
+        "optimization", "budget", None, "end after so many optimizer steps (smoke runs)", may_change=True, least=1
     )
 
     device: str = flag("machine", "machine", "auto", may_change=True, shared=True)
@@ -231,6 +227,9 @@ class Arguments(argparse.Namespace):
     eval_every: int = flag("run", "budget", 1, may_change=True, least=1, metavar="EPOCHS")
     eval_batch_size: int = flag(
         "run", "machine", 1, "only images of equal size share a batch", may_change=True, least=1
+    )
+    eval_tile: int = flag(
+        "run", "budget", 0, "score larger pictures in blended tiles of this side; 0: whole", least=0, metavar="PIXELS"
     )
     patience: int = flag(
         "run", "budget", 0, "stop after so many evaluations without a gain; 0: never", may_change=True, least=0
@@ -344,6 +343,8 @@ def check_arguments(args: Arguments) -> None:
     low, high = args.scale_range
     if not 0.1 <= low <= high <= 10:
         faults.append(f"--scale-range must be two factors from 0.1 to 10, the lower first, not {low:g} {high:g}")
+    if 0 < args.eval_tile < LEAST_TILE:
+        faults.append(f"--eval-tile must be at least {LEAST_TILE} pixels (or 0, for no tiles), not {args.eval_tile}")
     if args.qat:
         clashes = {"--amp": args.amp != "off", "--compile": args.compile, "--freeze-epochs": args.freeze_epochs > 0}
         faults += [f"--qat and {name} exclude each other" for name, given in clashes.items() if given]

@@ -27,6 +27,8 @@ from kd.teacher_cache import open_teacher_cache
 from networks.base import SegmentationModel
 from networks.folding import fold_batchnorm
 from networks.sources import digest, is_source
+from segdata.check import invitation, look_at
+from segdata.reading import DataError
 from segdata.stats import class_weights
 from segdata.transforms import TrainTransform
 from training.arguments import Arguments
@@ -116,17 +118,23 @@ def _scale(args: Arguments) -> tuple[float, float]:
 
 
 def build_data(args: Arguments, *, resumed: bool) -> Data:
-    """Find both splits; all ranks must call it.
+    """Find both splits and look whether their labels make sense; all ranks must call it.
 
     Raises:
-        UserError: data are missing or have no masks, or the ranks see different files.
+        UserError: data are missing, have no masks or mean nothing, or the ranks see different files.
     """
-    with distributed.main_first():  # it fills the decoded cache
-        decode_cache = None if args.dry_run else args.decode_cache
-        train_set = build_split(args, args.train_split, decode_cache)
-    val_set = build_split(args, args.val_split)
-    train_set.require_masks()
-    val_set.require_masks()
+    problem = None
+    with distributed.main_first():  # it counts what is in the data
+        train_set, val_set = build_split(args, args.train_split), build_split(args, args.val_split)
+        train_set.require_masks()
+        val_set.require_masks()
+        if distributed.is_main() and not args.dry_run:  # which has looked already
+            problem = find_problem(args, train_set, val_set)
+    if problem := distributed.gather(problem)[0]:
+        raise DataError(problem)
+    if args.decode_cache and not args.dry_run:
+        with distributed.main_first():  # it fills the cache
+            train_set = build_split(args, args.train_split, args.decode_cache)
     images = fingerprint([*train_set.ids, *map(str, train_set.layout.labels.key)])
     val_images = fingerprint([*val_set.ids, *map(str, val_set.layout.labels.key)])
     seen = distributed.gather((images, val_images, train_set.class_names, resumed))
@@ -134,6 +142,17 @@ def build_data(args: Arguments, *, resumed: bool) -> Data:
         raise UserError("the processes see different files: --data-dir and --output-dir must be shared by all")
     sampler = EpochSampler(len(train_set), args.seed, rank=distributed.rank(), world_size=distributed.world_size())
     return Data(train_set, val_set, sampler, images, val_images)
+
+
+def find_problem(args: Arguments, train_set: SegmentationDataset, val_set: SegmentationDataset) -> str | None:
+    """What keeps a run on these data from meaning anything; prints what is remarkable about them."""
+    files = {each.split: each.files for each in (train_set, val_set)}
+    verdict = look_at(train_set.layout, files, train_set.split, val_set.split)
+    for remark in verdict.remarks:
+        print(f"remark: {remark}")
+    if verdict.is_first:
+        print(invitation(args))
+    return verdict.problem
 
 
 # -- networks ----------------------------------------------------------------------------------------
@@ -219,13 +238,14 @@ def _fake_quantized(student: SegmentationModel) -> SegmentationModel:
 def _make_teacher(args: Arguments, recipe: Recipe, data: Data, device: torch.device) -> Teacher:
     """The teacher of the command line: run on every batch, or read from its cache."""
     train_set = copy.copy(data.train_set)
+    name = teacher_name(args.teacher, args.teacher_weights)
     model = load_teacher(args.teacher, train_set.num_classes, args.teacher_weights, train_set.class_names)
     if args.cache_teacher:
         train_set.transform = TrainTransform(args.crop_size, _scale(args))
         cached = open_teacher_cache(
             args.cache_dir,
             model,
-            teacher_name(args.teacher, args.teacher_weights),
+            name,
             train_set,
             recipe=recipe,
             dtype=args.cache_teacher,
@@ -236,7 +256,7 @@ def _make_teacher(args: Arguments, recipe: Recipe, data: Data, device: torch.dev
         )
         if cached:
             return cached
-    return LiveTeacher(fold_batchnorm(model).to(device), args.amp)
+    return LiveTeacher(fold_batchnorm(model).to(device), args.amp, name)
 
 
 def made_from(args: Arguments, recipe: Recipe, data: Data) -> MadeFrom:

@@ -11,6 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from basics.fonts import fonts_for
+
 # Okabe and Ito's colours: told apart by the colour-blind, and in grey.
 BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
 GREY = "#666666"
@@ -24,6 +26,11 @@ def draw_curves(rows: Sequence[Mapping[str, Any]], path: str | Path, title: str 
         path: picture to write; its suffix chooses the format.
         title: the run's name.
     """
+    with fonts_for([title]):
+        _draw(rows, title).savefig(path, dpi=130)
+
+
+def _draw(rows: Sequence[Mapping[str, Any]], title: str) -> Figure:
     figure = Figure(figsize=(10, 4), layout="constrained", facecolor="white")
     losses, scores = figure.subplots(1, 2, sharex=True)
     _draw_line(losses, rows, "train_loss", "train", BLUE)
@@ -38,7 +45,7 @@ def draw_curves(rows: Sequence[Mapping[str, Any]], path: str | Path, title: str 
     scores.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     if title:
         figure.suptitle(title, fontsize=12, fontweight="bold", parse_math=False)
-    figure.savefig(path, dpi=130)
+    return figure
 
 
 def _series(rows: Sequence[Mapping[str, Any]], column: str) -> tuple[list[float], list[float]]:

@@ -1,5 +1,7 @@
 """Behind ``train_kd.py --dry-run``: look at everything a run needs, write nothing, say all that is wrong at once.
 
+(What was counted of the data is kept beside them, as whoever counts it keeps it: see `segdata.census`.)
+
 Where nothing is wrong the run is built as it would be for training, and two of its images go through one
 step: what that keeps for the backward pass tells how much memory a whole batch will want.
 """
@@ -10,6 +12,7 @@ import importlib.util
 import math
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import ParamSpec, TypeVar
@@ -18,14 +21,18 @@ import torch
 from torch.utils.data import default_collate
 
 from basics import distributed
-from basics.batch import VOID, prepare_batch
+from basics.batch import prepare_batch
 from basics.device import check_amp, pick_device
 from basics.errors import UserError
 from basics.files import free_bytes, nearest, require_room
 from basics.memory import explain_memory, free_memory
 from dataset import SegmentationDataset, build_split
 from networks.weights import read_weights
+from scoring.memory import memory_advice, scoring_bytes
+from segdata.check import invitation, look_at
 from segdata.decode_cache import check_room, room_needed
+from segdata.parallel import map_in_order
+from segdata.reading import image_size
 from segdata.transforms import TrainTransform
 from training.arguments import Arguments, check_arguments, make_recipe, name_run
 from training.runlog import METRICS, read_metrics
@@ -54,18 +61,22 @@ class Findings:
     def look(self, what: str, check: Callable[P, T], *args: P.args, **options: P.kwargs) -> T | None:
         """``check(*args)`` and its result; a string or None is the line to print, a `UserError` what is wrong."""
         try:
-            with explain_memory("--batch-size or --crop-size"):
+            with explain_memory("lower --batch-size or --crop-size"):
                 found = check(*args, **options)
         except UserError as error:
-            message = " ".join(str(error).split())
-            if message not in self._said:  # the whole run and its student may fail by the same thing
-                self._said.add(message)
-                self.wrong += 1
-                print(f"WRONG  {what:<10} {message}")
+            self.complain(what, str(error))
             return None
         if isinstance(found, str):
             print(f"ok     {what:<10} {found}")
         return found
+
+    def complain(self, what: str, message: str) -> None:
+        """Say and count what is wrong."""
+        message = " ".join(message.split())
+        if message not in self._said:  # the whole run and its student may fail by the same thing
+            self._said.add(message)
+            self.wrong += 1
+            print(f"WRONG  {what:<10} {message}")
 
 
 def examine(args: Arguments) -> int:
@@ -84,9 +95,11 @@ def examine(args: Arguments) -> int:
         findings.look("device", check_device, device, args.amp)
     splits = {}
     for role, split in (("train", args.train_split), ("val", args.val_split)):
-        dataset = splits[role] = findings.look("data", build_split, args, split)
-        if dataset is not None:
-            findings.look("data", check_samples, dataset, crop_size if role == "train" else None)
+        splits[role] = findings.look("data", build_split, args, split)
+    if look_at_labels(findings, args, [dataset for dataset in splits.values() if dataset is not None]):
+        for role, dataset in splits.items():
+            if dataset is not None:
+                findings.look("data", check_samples, dataset, crop_size if role == "train" else None)
     train_set = splits["train"]
     if train_set is not None:
         findings.look("batches", check_batches, args, train_set)
@@ -107,6 +120,7 @@ def examine(args: Arguments) -> int:
         needed = findings.look("step", trial_step, trainer)
         if needed is not None:
             findings.look("memory", check_memory, trainer, needed)
+            findings.look("scoring", check_scoring_memory, trainer)
         findings.look("disk", check_disk, trainer)
     seconds = time.monotonic() - start
     if findings.wrong:
@@ -142,6 +156,22 @@ def check_device(device: torch.device, amp: str) -> str:
     return f"{device.type}, {torch.get_num_threads()} threads, amp {amp}"
 
 
+def look_at_labels(findings: Findings, args: Arguments, datasets: list[SegmentationDataset]) -> bool:
+    """Say what a training would say of the data, a line each; returns whether all their files can be read."""
+    if not datasets:
+        return True
+    files = {dataset.split: dataset.files for dataset in datasets}
+    verdict = look_at(datasets[0].layout, files, args.train_split, args.val_split)
+    for finding in verdict.summary():
+        if finding.stops:
+            findings.complain("data", finding.line)
+        else:
+            print(f"remark {'data':<10} {finding.line}")
+    if verdict.is_first:
+        print(f"remark {'data':<10} {invitation(args)}")
+    return not verdict.faults
+
+
 def check_samples(dataset: SegmentationDataset, crop_size: int | None) -> str:
     """Read a few images and masks from all over the split; training images as crops, others whole."""
     dataset.require_masks()
@@ -154,8 +184,6 @@ def check_samples(dataset: SegmentationDataset, crop_size: int | None) -> str:
         if time.perf_counter() - start > SAMPLES_S:
             break
     milliseconds = 1000 * (time.perf_counter() - start) / len(samples)
-    if all((sample["mask"] == VOID).all() for sample in samples):
-        raise UserError(f"{dataset.name}/{dataset.split}: not one labelled pixel in {len(samples)} samples")
     return (
         f"{dataset.name}/{dataset.split}: {len(dataset)} images, {dataset.num_classes} classes, "
         f"{milliseconds:.0f} ms to read one ({len(samples)} tried; dataset.py --check reads all)"
@@ -241,17 +269,21 @@ def trial_step(trainer: Trainer) -> int:
     total.backward()
     if not math.isfinite(total.item()):
         raise UserError(f"the loss of images {', '.join(batch['id'])} is {total.item()}")
-    parameters = list(trainer.models.model.parameters())
-    weights = {parameter.untyped_storage().data_ptr() for parameter in parameters}
+    weights = {parameter.untyped_storage().data_ptr() for parameter in trainer.models.model.parameters()}
     activations = sum(size for place, size in kept.items() if place not in weights)
-    teacher = getattr(trainer.distiller.teacher, "model", None)
-    fixed = 4 * _bytes(parameters) + (_bytes(teacher.parameters()) if teacher is not None else 0)
     share = stage.batch_size / distributed.world_size() / images
     print(
         f"ok     {'step':<10} {images} images in {time.perf_counter() - start:.1f} s: "
         + ", ".join(f"{name} {value.item():.3f}" for name, value in losses.items())
     )
-    return int(HEADROOM * (fixed + share * activations))
+    return int(HEADROOM * (lasting_bytes(trainer) + share * activations))
+
+
+def lasting_bytes(trainer: Trainer) -> int:
+    """Bytes of weights, gradients, two moments of each, and of the teacher's weights: there from first to last."""
+    teacher = getattr(trainer.distiller.teacher, "model", None)
+    own = 4 * _bytes(trainer.models.model.parameters())
+    return own + (_bytes(teacher.parameters()) if teacher is not None else 0)
 
 
 def _bytes(tensors: Iterable[torch.Tensor]) -> int:
@@ -259,13 +291,38 @@ def _bytes(tensors: Iterable[torch.Tensor]) -> int:
 
 
 def check_memory(trainer: Trainer, needed: int) -> str:
-    free = free_memory(trainer.device)
-    text = f"about {needed / GB:.2f} GB for --batch-size {trainer.args.batch_size} --crop-size {trainer.args.crop_size}"
+    what = f"--batch-size {trainer.args.batch_size} --crop-size {trainer.args.crop_size}"
+    return _compare_memory(needed, f"for {what}", trainer.device, "lower one of them")
+
+
+def check_scoring_memory(trainer: Trainer) -> str:
+    """The validation pictures that take most, at their own size or in tiles."""
+    args, dataset = trainer.args, trainer.data.val_set
+    paths = [dataset.image_path(index) for index in range(len(dataset))]
+    sizes = Counter(map_in_order(image_size, paths, desc="sizes", total=len(paths)))  # (width, height) -> how many
+    batches = {size: min(count, args.eval_batch_size) for size, count in sizes.items()}  # of equal sizes
+    width, height = max(batches, key=lambda size: size[0] * size[1] * batches[size])
+    images = batches[width, height]
+    what = f"to score {images} picture{'s' * (images > 1)} of {width}x{height}" + (
+        f" in tiles of {args.eval_tile}" if args.eval_tile else ""
+    )
+    needed = scoring_bytes(trainer.models.plain, dataset.num_classes, (height, width), images, args.eval_tile)
+    if needed is None:
+        return f"not known what it takes {what}"
+    if trainer.device.type == "cpu":  # what the loader has read lies in the same memory
+        needed += BYTES_PER_PIXEL * width * height * images * (3 + 2 * args.workers)  # sample, batch, batch before
+    needed = int(HEADROOM * (lasting_bytes(trainer) + needed))
+    advice = memory_advice(args.eval_batch_size, args.eval_tile, "--eval-batch-size")
+    return _compare_memory(needed, what, trainer.device, advice)
+
+
+def _compare_memory(needed: int, what: str, device: torch.device, advice: str) -> str:
+    text, free = f"about {needed / GB:.2f} GB {what}", free_memory(device)
     if free is None:
         return text
     if needed > free:
-        raise UserError(f"{text}, but {free / GB:.2f} GB are free on {trainer.device.type}: lower one of them")
-    return f"{text}; {free / GB:.2f} GB are free on {trainer.device.type}"
+        raise UserError(f"{text}, but {free / GB:.2f} GB are free on {device.type}: {advice}")
+    return f"{text}; {free / GB:.2f} GB are free on {device.type}"
 
 
 def check_disk(trainer: Trainer) -> str:

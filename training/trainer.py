@@ -23,9 +23,11 @@ from basics.checkpoint import load_file, save_atomic
 from basics.device import check_amp, pick_device
 from basics.errors import UserError
 from basics.files import lock_folder
+from basics.memory import explain_memory
 from basics.signals import Stopped, StopSignal
 from kd.distiller import Recipe
-from scoring.protocol import Evaluation, evaluate_model
+from scoring.memory import memory_advice
+from scoring.protocol import Evaluation, evaluate_model, protocol_text
 from scoring.tables import lab_score
 from training.arguments import Arguments
 from training.build import build_data, build_models, build_optimization, locate_run, made_from, open_log
@@ -186,15 +188,18 @@ class Trainer:
 
     def evaluate(self, stop: StopSignal) -> Evaluation:
         """Score the student on the validation split; raises `Stopped` after a signal."""
-        return evaluate_model(
-            self.student,
-            self.data.val_set,
-            self.device,
-            batch_size=self.args.eval_batch_size,
-            workers=self.args.workers,
-            amp=self.args.amp,
-            stop=stop,
-        )
+        args = self.args
+        with explain_memory(memory_advice(args.eval_batch_size, args.eval_tile, "--eval-batch-size")):
+            return evaluate_model(
+                self.student,
+                self.data.val_set,
+                self.device,
+                batch_size=args.eval_batch_size,
+                tile=args.eval_tile,
+                workers=args.workers,
+                amp=args.amp,
+                stop=stop,
+            )
 
     def finish_epoch(self, evaluation: Evaluation | None, complete: bool) -> None:
         """Write the epoch's row, keep the best student, and move on to the next epoch."""
@@ -274,7 +279,7 @@ class Trainer:
         progress, val_set = self.progress, self.data.val_set
         parameters = sum(parameter.numel() for parameter in self.student.parameters())
         score = lab_score(progress.best_miou, parameters)
-        protocol = f"{val_set.name}/{val_set.split}"
+        protocol = f"{val_set.name}/{val_set.split}: {protocol_text(self.args.eval_tile)}"
         self.log.write_report(report_sections(progress, self.log.rows(), parameters, score, protocol))
         self.log.close()
         print(

@@ -1,0 +1,383 @@
+"""Anybody's folder as a data set: which forms are read, that each image gets its own mask, and what errors say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from basics.errors import UserError
+from dataset import SegmentationDataset, build_dataset, find_layout
+from segdata.folders import meaning
+from segdata.reading import DataError
+from tests.conftest import assert_one_line_error
+
+CLASSES = ("background", "crack", "stain")
+SPLITS = {"train": range(0, 6), "val": range(6, 10), "test": range(10, 13)}
+
+
+def draw(number: int, image: Path, mask: Path | None) -> None:
+    """A pair that can be told by its pixels: the image is of the grey 20 * number, the mask of the class number % 3."""
+    for path, pixels in ((image, np.full((4, 6, 3), 20 * number)), (mask, np.full((4, 6), number % len(CLASSES)))):
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels.astype(np.uint8)).save(path)
+
+
+def number_of(data: SegmentationDataset, index: int) -> int:
+    """The number that image and mask of a sample agree on."""
+    sample = data[index]
+    number = round(sample["image"].float().mean().item() / 20)
+    assert (sample["mask"] == number % len(CLASSES)).all(), data.image_path(index)
+    return number
+
+
+def write(root: Path, image: str, mask: str | None, splits=("train", "val"), classes: str = "classes.txt") -> Path:
+    """Pairs by patterns of their paths, in which ``s`` is the split, ``n`` the number and ``c`` a scene."""
+    for split in splits:
+        for number in SPLITS[split]:
+            names = {"s": split, "n": f"{number:03d}", "c": f"scene{number % 2}", "m": number // 2}
+            draw(number, root / image.format(**names), root / mask.format(**names) if mask else None)
+    if classes:
+        (root / classes).parent.mkdir(parents=True, exist_ok=True)
+        (root / classes).write_text("\n".join(CLASSES) + "\n")
+    return root
+
+
+def numbers(root: Path, split: str, **options) -> list[int]:
+    data = build_dataset("folder", root, split, **options)
+    return sorted(number_of(data, index) for index in range(len(data)))
+
+
+# -- forms -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("image", "mask"),
+    [
+        ("images/{n}.png", "masks/{n}.png"),
+        ("JPEGImages/{n}.jpg", "SegmentationClass/{n}.png"),
+        ("Images/{n}.JPG", "Labels/{n}.PNG"),
+        ("img/{n}.bmp", "gt/{n}.tif"),
+        ("imgs/{n}.tiff", "Ground Truth/{n}.bmp"),
+        ("image/{n}.webp", "annotations/{n}.tif"),
+        ("images/{n}.png", "masks/{n}_mask.png"),
+        ("images/{n}.png", "masks/{n}_anything.png"),
+        ("images/{n}.png", "masks/{n}mask.png"),
+        ("images/{n}.jpg", "masks/{n}.jpg.png"),
+        ("images/{n}_sat.jpg", "masks/{n}_mask.png"),
+        ("images/image_{n}.png", "masks/mask_{n}.png"),
+        ("images/img{n}.png", "masks/lbl{n}.png"),
+        ("images/{n} (a).png", "masks/{n} (a)_gt.png"),
+        ("images/näme {n}.png", "masks/näme {n}_L.png"),
+        ("images/{c}/{n}.png", "masks/{c}/{n}.png"),
+        ("images/{c}/{m}.png", "masks/{c}/{m}.png"),  # the same names in both scenes
+        ("images/{c}/{n}_leftImg8bit.png", "labels/{c}/{n}_gtFine_labelIds.png"),
+        ("{n}_sat.jpg", "{n}_mask.png"),
+        ("{n}.jpg", "{n}.png"),
+        ("{n}.png", "{n}_zz.png"),
+        ("image_{n}.png", "mask_{n}.png"),
+        ("{n}.png", "masks/{n}.png"),
+        ("Archive/images/{n}.png", "Archive/masks/{n}.png"),
+        ("CXR_png/{n}.png", "masks/{n}_mask.png"),
+        ("images/{n}.png", "drawn by hand/{n}.png"),
+    ],
+)
+def test_forms_without_splits_are_parted_by_chance(tmp_path, image, mask):
+    classes = "Archive/classes.txt" if image.startswith("Archive") else "classes.txt"
+    root = write(tmp_path / "my data ü", image, mask, classes=classes)
+    train, val = numbers(root, "train"), numbers(root, "val")
+    assert sorted(train + val) == list(range(10)) and len(val) == 2
+    ids = [build_dataset("folder", root, split).ids for split in ("train", "val")]
+    assert len({*ids[0], *ids[1]}) == 10 and all("/" not in name for name in ids[0] + ids[1])
+
+
+@pytest.mark.parametrize(
+    ("image", "mask"),
+    [
+        ("train/images/{n}.png", "train/masks/{n}.png"),
+        ("{s}/images/{n}.png", "{s}/masks/{n}.png"),
+        ("images/{s}/{n}.png", "masks/{s}/{n}.png"),
+        ("img_dir/{s}/{n}.png", "ann_dir/{s}/{n}.png"),
+        ("leftImg8bit/{s}/{c}/{n}_leftImg8bit.png", "gtFine/{s}/{c}/{n}_gtFine_labelIds.png"),
+        ("{s}_images/{n}.png", "{s}_masks/{n}.png"),
+        ("images_{s}/{n}.png", "labels-{s}/{n}_label.png"),
+        ("{s}/{n}.png", "{s}_labels/{n}_L.png"),
+        ("{s}/{n}.png", "{s}annot/{n}.png"),
+        ("{s}/{n}_sat.jpg", "{s}/{n}_mask.png"),
+        ("{s}/{n}.png", "{s}/masks/{n}.png"),
+        ("images/{s}/{n}.png", "masks/{n}.png"),
+        ("images/{n}.png", "masks/{s}/{n}.png"),
+    ],
+)
+@pytest.mark.parametrize("spelling", [{}, {"train": "Training", "val": "valid", "test": "Testing"}])
+def test_forms_with_folders_of_splits(tmp_path, image, mask, spelling):
+    if image.startswith("train/"):
+        image, mask = image.replace("train", "{s}", 1), mask.replace("train", "{s}", 1)
+    root = tmp_path / "d"
+    for split in SPLITS:
+        for number in SPLITS[split]:
+            names = {"s": spelling.get(split, split), "n": f"{number:03d}", "c": f"scene{number % 2}"}
+            draw(number, root / image.format(**names), root / mask.format(**names))
+    (root / "classes.txt").write_text("\n".join(CLASSES))
+    layout = find_layout("folder", root)
+    assert layout.splits() == ["train", "val", "test"] and not layout.remarks
+    for split, expected in SPLITS.items():
+        assert numbers(root, split) == list(expected)
+    assert not (root / "split_by_chance").exists()
+
+
+def test_other_names_of_splits_mean_the_same(tmp_path):
+    root = write(tmp_path, "valid/images/{n}.png", "valid/masks/{n}.png", ["val"])
+    write(root, "train/images/{n}.png", "train/masks/{n}.png", ["train"])
+    assert numbers(root, "val") == numbers(root, "valid") == numbers(root, "validation") == list(SPLITS["val"])
+
+
+def test_a_test_folder_needs_no_masks(tmp_path):
+    root = write(tmp_path, "{s}/{n}_sat.jpg", "{s}/{n}_mask.png")
+    write(root, "test/{n}_sat.jpg", None, ["test"])
+    assert not build_dataset("folder", root, "test").has_masks
+    assert numbers(root, "val") == list(SPLITS["val"])
+
+
+def test_a_split_without_masks_is_none_and_val_may_come_out_of_train(tmp_path):
+    root = write(tmp_path, "{s}/{n}_sat.jpg", "{s}/{n}_mask.png", ["train"])
+    write(root, "valid/{n}_sat.jpg", None, ["val"])
+    with pytest.raises(DataError, match=r"no split 'val'.*--val-split.*--val-share 0\.2"):
+        build_dataset("folder", root, "val")
+    assert any("valid holds images without masks" in remark for remark in find_layout("folder", root).remarks)
+    val = numbers(root, "val", val_share=0.5)
+    assert len(val) == 3 and sorted(val + numbers(root, "train")) == list(SPLITS["train"])
+    assert numbers(root, "val") == val  # written down: the flag is not needed again
+
+
+def test_old_and_new_names_side_by_side_are_said(tmp_path):
+    root = write(tmp_path, "images/{n}.png", "masks/{n}.png")
+    write(root, "images/{n}.png", "gt/{n}.png")
+    (remark,) = find_layout("folder", root).remarks
+    assert str(root / "gt") in remark and str(root / "masks") in remark
+
+
+@pytest.mark.parametrize(
+    ("folder", "expected"),
+    [
+        ("images", (None, "image")),
+        ("IMG_DIR", (None, "image")),
+        ("Ground-Truth", (None, "mask")),
+        ("train", ("train", None)),
+        ("validation", ("val", None)),
+        ("train_masks", ("train", "mask")),
+        ("trainannot", ("train", "mask")),
+        ("images test", ("test", "image")),
+        ("SegmentationClassAug", ("train_aug", "mask")),
+        ("training", ("train", None)),
+        ("trainer", (None, None)),
+        ("SegmentationObject", (None, None)),
+        ("values", (None, None)),
+    ],
+)
+def test_what_folder_names_mean(folder, expected):
+    assert meaning(folder) == expected
+
+
+# -- pairs -------------------------------------------------------------------------------------------
+
+
+def test_what_has_no_counterpart_is_left_out_and_said(tmp_path):
+    root = write(tmp_path, "images/{n}.png", "masks/{n}_m.png")
+    (root / "masks/003_m.png").unlink()
+    (root / "images/005.png").unlink()
+    layout = find_layout("folder", root)
+    assert any("1 of 9 images in" in remark and "003" in remark for remark in layout.remarks)
+    assert any("1 masks in" in remark and "005_m.png" in remark for remark in layout.remarks)
+    assert sorted(numbers(root, "train") + numbers(root, "val")) == [0, 1, 2, 4, 6, 7, 8, 9]
+
+
+def test_masks_among_other_annotations_are_known_by_their_ending(tmp_path):
+    root = write(tmp_path, "images/{n}.png", "gt/{n}_labelIds.png")
+    for number in range(10):
+        for other in ("instanceIds", "color"):
+            draw(number + 1, root / f"gt/{number:03d}_{other}.png", None)
+    assert sorted(numbers(root, "train") + numbers(root, "val")) == list(range(10))
+
+
+@pytest.mark.parametrize(
+    ("image", "mask", "others"),
+    [
+        ("images/{n}.png", "masks/{n}_a.png", ["masks/{n}_b.png"]),
+        ("images/{n}_u.png", "masks/{n}_mask.png", ["images/{n}_v.png"]),
+        ("{n}_a.png", "{n}_b.png", []),
+    ],
+)
+def test_two_kinds_of_files_that_could_both_be_meant_are_refused(tmp_path, image, mask, others):
+    root = write(tmp_path, image, mask)
+    for pattern in others:
+        write(root, pattern, None)
+    with pytest.raises(DataError, match="not clear which files are the masks of which images") as caught:
+        build_dataset("folder", root, "train")
+    assert "_a" in str(caught.value) or "_u" in str(caught.value)
+
+
+def test_names_that_never_meet_are_shown(tmp_path):
+    root = write(tmp_path, "images/p{n}.png", None)
+    for number in range(4):
+        draw(number, root / f"masks/q_{number + 70}_z.png", None)
+    with pytest.raises(DataError, match=r"masks: none of its masks.*q_70_z\.png.*p000\.png"):
+        build_dataset("folder", root, "train")
+
+
+# -- what is missing ---------------------------------------------------------------------------------
+
+
+def test_one_message_names_all_that_is_missing(tmp_path, run_script):
+    (tmp_path / "photos2").mkdir()
+    (tmp_path / "photos2" / "a.heic").write_bytes(b"x")
+    done = run_script("dataset.py", "--dataset", "folder", "--data-dir", tmp_path, "--check", check=False)
+    assert_one_line_error(
+        done, "images/", "masks/", "classes.txt", "train.txt", "by chance", "photos2/ (1 .heic)", ".jpg", "_mask"
+    )
+
+
+def test_only_what_is_missing_is_named(tmp_path):
+    root = write(tmp_path, "images/{n}.png", None)
+    with pytest.raises(DataError, match="a folder of masks") as caught:
+        find_layout("folder", root)
+    assert "folder of images" not in str(caught.value) and "class names" not in str(caught.value)
+    write(root, "images/{n}.png", "masks/{n}.png", classes="")
+    (root / "classes.txt").unlink()
+    with pytest.raises(DataError, match=r"classes\.txt: no such file.*numbers 0, 1, 2.*--classes FILE"):
+        find_layout("folder", root)
+    for path in (root / "masks").iterdir():
+        Image.fromarray(np.full((4, 6, 3), (9, 8, 7), np.uint8)).save(path)
+    with pytest.raises(DataError, match=r"the colours 9 8 7"):
+        find_layout("folder", root)
+
+
+def test_unread_suffixes_are_named(tmp_path):
+    root = write(tmp_path, "images/{n}.png", "masks/{n}.png")
+    (root / "images/000.png").rename(root / "images/000.heic")
+    (root / "masks/001.png").rename(root / "masks/001.npy")
+    (root / "masks/002.png").rename(root / "masks/002_x.png")
+    (root / "train.txt").write_text("000\n001\n002\n003\n")
+    (root / "val.txt").write_text("004\n")
+    files, faults = find_layout("folder", root).scan("train")
+    assert files.ids == ["003"] and len(faults) == 3
+    for fault, there in zip(sorted(faults), ("000.heic", "001.npy", "002_x.png"), strict=True):
+        assert f"{there} lies there, and read are" in fault and ".tiff" in fault
+
+
+# -- lists -------------------------------------------------------------------------------------------
+
+LINES = {
+    "names": "{n}",
+    "names with suffix": "{n}.png",
+    "names of masks": "{n}_mask.png",
+    "paths": "images/{n}.png",
+    "paths with a dot": "./images/{n}.png",
+    "paths from elsewhere": "/home/someone/d/images/{n}.png",
+    "backslashes": "images\\{n}.png",
+    "columns": "images/{n}.png masks/{n}_mask.png",
+    "columns of names": "{n} {n}_mask",
+    "commas": "images/{n}.png,masks/{n}_mask.png",
+    "tabs": "{n}.png\t{n}_mask.png",
+    "slashes in front": "/images/{n}.png /masks/{n}_mask.png",
+}
+
+
+@pytest.mark.parametrize("form", LINES)
+@pytest.mark.parametrize("place", ["train.txt", "ImageSets/Segmentation/train.txt", "splits/train_list.txt"])
+def test_lists_are_understood(tmp_path, form, place):
+    root = write(tmp_path, "images/{n}.png", "masks/{n}_mask.png")
+    (root / place).parent.mkdir(parents=True, exist_ok=True)
+    lines = [LINES[form].format(n=f"{number:03d}") for number in (7, 1, 4)]
+    (root / place).write_text("\n".join(lines) + "\n")
+    (root / place.replace("train", "val")).write_text("000\n")
+    data = build_dataset("folder", root, "train")
+    assert data.ids == ["007", "001", "004"]
+    assert [number_of(data, index) for index in range(3)] == [7, 1, 4]
+    assert find_layout("folder", root).splits() == ["train", "val"]
+
+
+def test_lists_may_name_masks_that_lie_elsewhere(tmp_path):
+    root = write(tmp_path, "images/{n}.png", "masks/{n}.png")
+    for number in range(10):  # other masks, which say that all is of class 2
+        draw(2, root / "better" / f"{number:03d}.png", None)
+        Image.fromarray(np.full((4, 6), 2, np.uint8)).save(root / "better" / f"{number:03d}.png")
+    (root / "train.txt").write_text("images/000.png better/000.png\nimages/001.png masks/001.png\n")
+    (root / "val.txt").write_text("002\n")
+    data = build_dataset("folder", root, "train")
+    assert [int(data[index]["mask"][0, 0]) for index in range(2)] == [2, 1]
+
+
+def test_lists_reach_into_the_folders_of_other_splits(tmp_path):
+    root = write(tmp_path, "images/{s}/{n}.png", "masks/{s}/{n}.png")
+    (root / "trainval.txt").write_text("images/train/001.png\nimages/val/007.png\n008\n")
+    assert numbers(root, "trainval") == [1, 7, 8]
+
+
+def test_names_may_have_spaces(tmp_path):
+    root = write(tmp_path, "images/photo {n}.png", "masks/photo {n}.png")
+    (root / "train.txt").write_text("photo 001\nphoto 002.png\nimages/photo 003.png,masks/photo 003.png\n")
+    (root / "val.txt").write_text("photo 004\n")
+    assert numbers(root, "train") == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("000 -1\n001\n", r"line 1: '000 -1': there is no mask '-1'; wanted is"),
+        ("images/000.png masks/nowhere.png\n001\n", r"line 1: .*there is no mask 'masks/nowhere\.png'"),
+        ("elsewhere/x.png\n001\n", r"line 1: 'elsewhere/x\.png' is not a bare file name.*wanted is"),
+        ("001\nimages/001.png\n", r"line 2: '001' is listed already in line 1"),
+        ("../d/images/001.png\n001\n", r"line 1: .* is not a bare file name"),
+        (
+            "a\nb\nc\n",
+            r"images: no image for any of 3 names such as a, b, c \(listed in .*train\.txt\); there lie 000\.png",
+        ),
+    ],
+)
+def test_faulty_lines_are_shown(tmp_path, content, message):
+    root = write(tmp_path / "d", "images/{n}.png", "masks/{n}.png")
+    (root / "train.txt").write_text(content)
+    (root / "val.txt").write_text("004\n")
+    with pytest.raises(UserError, match=message):
+        build_dataset("folder", root, "train")
+
+
+# -- as a user does it -------------------------------------------------------------------------------
+
+COLOURS = np.array([(0, 0, 0), (128, 0, 0), (0, 128, 0)], np.uint8)
+# What is written into masks, classes.txt and --classes; and the classes that are then scored.
+WAYS = {
+    "numbers": (lambda mask: mask, "background\ncrack\nstain", "", CLASSES),
+    "colours": (lambda mask: COLOURS[mask], "background 0 0 0\ncrack 128 0 0\nstain 0 128 0", "", CLASSES),
+    "0 and 255": (lambda mask: mask.clip(0, 1) * 255, "background 0 0 0\ncrack 255 255 255", "", CLASSES[:2]),
+    "merged": (lambda mask: mask, "background\ncrack\nstain", "damage = crack, stains\nrest = *", ("damage", "rest")),
+}
+SMALL = "--crop-size 32 --batch-size 2 --workers 0 --student compact --student-weights none --device cpu --name r"
+PLAIN = "--alpha 0 --beta 0 --epochs 1 --max-steps 2"
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_each_trains_in_one_command(tmp_path, run_script, way):
+    rng, root = np.random.default_rng(0), tmp_path / "d"
+    stored, classes, groups, names = WAYS[way]
+    for number in range(8):
+        mask = np.zeros((40, 48), np.uint8)
+        mask[5:25, 10:40], mask[30:, :10] = 1, 2
+        draw(number, root / f"images/{number}.jpg", root / f"masks/{number}.png")
+        Image.fromarray(rng.integers(0, 99, (40, 48, 3), np.uint8)).save(root / f"images/{number}.jpg")
+        Image.fromarray(stored(mask)).save(root / f"masks/{number}.png")
+    (root / "classes.txt").write_text(classes)
+    data = ["--dataset", "folder", "--data-dir", root]
+    if groups:
+        (tmp_path / "groups.txt").write_text(groups)
+        data += ["--classes", tmp_path / "groups.txt"]
+    done = run_script("train_kd.py", *data, *SMALL.split(), *PLAIN.split(), "--output-dir", tmp_path)
+    assert "6 images for train and 2 for val" in done.stdout and "best mIoU" in done.stdout
+    scored = run_script("evaluate.py", tmp_path / "r/best.pth", *data, "--workers", 0, "--device", "cpu").stdout
+    rows = [line.split() for line in scored.splitlines() if line.split()[:1] and line.split()[0] in names]
+    assert [row[0] for row in rows] == list(names)
+    assert all(float(row[-1]) > 5 for row in rows)  # the share of the pixels: each class is there
