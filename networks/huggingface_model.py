@@ -69,6 +69,9 @@ FAMILIES = {
 NOT_KEPT = {"_name_or_path", "transformers_version", "architectures", "id2label", "label2id", "num_labels"}
 
 
+STRIDE = 32  # images are padded to a multiple of it
+
+
 class Network(Protocol):
     """What of a transformers model is used here."""
 
@@ -131,7 +134,9 @@ class HuggingFaceModel(ForeignModel):
         self.model_args = {"config": plain_config(self.config), "settings": settings.as_plain()}
         patch = getattr(self.config, "patch_size", None)
         self.patch = patch if isinstance(patch, int) else 16
-        self.stride = max(32, 2 * self.patch)
+        self.stride = STRIDE
+        if STRIDE % self.patch:
+            raise ValueError(f"its patches of {self.patch} pixels have no common grid with other networks")
         task = None if settings.task is None else torch.tensor([settings.task])
         self.register_buffer("_task", task, persistent=False)
         self._catch_maps()

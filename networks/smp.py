@@ -73,7 +73,10 @@ class SmpModel(ForeignModel):
         self.backbone = network.encoder
         self.decoder = network.decoder
         self.segmentation_head = _without_upsampling(network.segmentation_head)
-        self.stride = max(int(network.encoder.output_stride), 16)
+        deepest = int(network.encoder.output_stride)
+        if 32 % deepest:
+            raise ValueError(f"its patches of {deepest} pixels have no common grid with other networks")
+        self.stride = max(deepest, 16)
         size = PROBE
         if type(network).__name__ == "PAN":  # which halves the encoder's map three times
             self.stride, size = 128, (128, 256)
@@ -289,8 +292,8 @@ def load(spec: str) -> SmpModel:
         UserError: it cannot be had, or is none of smp's.
     """
     repository, arguments, classes = _read(spec)
-    model = rebuild(classes, **arguments)
     with repository.explained():
+        model = rebuild(classes, **arguments)
         state = {name: value for name, value in _tensors(repository).items() if not name.startswith("classification_")}
         model.load_state_dict({_own_name(name): value for name, value in state.items()})
     model.class_names = repository.listed_classes() or published_classes(repository.source, classes)

@@ -82,6 +82,23 @@ def test_class_lists():
     assert not same_names(["a", "b"], ["b", "a"]) and not same_names(["a"], ["a", "b"])
 
 
+def test_the_ade20k_pair(tmp_path, capsys):
+    """SegFormers with ADE20K's names as nvidia writes them: teacher and student of the data set without any map."""
+    pytest.importorskip("transformers")
+    theirs = ["bed " if name == "bed" else name for name in ade20k()]
+    name = f"hf:{save_family('segformer', tmp_path / 'segformer-b4', names=theirs)}"
+    assert load_teacher(name, 150, class_names=list(ade20k())).class_names == list(ade20k())
+    create_model(name, 150, "default", list(ade20k()))
+    assert "all weights, for the same 150 classes" in capsys.readouterr().out
+
+
+def test_the_zoo_says_how_else_networks_are_named(monkeypatch, capsys):
+    monkeypatch.setattr(zoo, "MODELS", {"compact": zoo.MODELS["compact"]})
+    zoo.main(zoo.get_args_parser().parse_args([]))
+    said = capsys.readouterr().out
+    assert all(form in said for form in sources.FORMS)
+
+
 # -- the hub ---------------------------------------------------------------------------------------
 
 
@@ -325,6 +342,8 @@ class TestSmp:
         [
             ("smp:Unet/resnet19", "no encoder 'resnet19'"),
             ("smp:Unet/tu-nonsense", "cannot be built"),
+            ("smp:DPT/resnet18", "cannot be built: Only Timm encoders"),
+            ("smp:DPT/tu-vit_tiny_patch14_dinov2", "cannot be built"),
             ("smp:Unet/", "no encoder ''"),
             ("smp:Unt/resnet18", "cannot download smp:Unt/resnet18"),
         ],
