@@ -249,6 +249,51 @@ class TestEveryFamily:
         assert set(model.backbone.state_dict()) <= taken
 
 
+@pytest.mark.parametrize(
+    ("family", "reader"),
+    [
+        ("segformer", "decode_head"),
+        ("upernet", "decode_head"),
+        ("upernet_swin", "decode_head"),
+        ("beit", "fpn"),
+        ("dpt", "neck"),
+        ("data2vec-vision", "fpn1"),
+    ],
+)
+def test_maps_are_those_that_the_decoder_reads(family, reader, loaded):
+    """The first and the last of what the library hands on from its encoder; tokens as a grid, row by row."""
+    model, given = copy.deepcopy(loaded(family)), []
+    model.network.get_submodule(reader).register_forward_pre_hook(
+        lambda module, args, kwargs: given.append(args[0] if args else kwargs["hidden_states"]), with_kwargs=True
+    )
+    images = torch.randn(1, 3, 64, 64 if family == "data2vec-vision" else 96)
+    with torch.no_grad():
+        _, taps = model.forward_taps(images)
+    (maps,) = given
+    maps = [maps] if isinstance(maps, torch.Tensor) else list(maps)
+    if family == "dpt":
+        maps = [tokens[:, 1:].unflatten(1, (4, 6)).permute(0, 3, 1, 2) for tokens in maps]
+    torch.testing.assert_close(taps["low"], maps[0], rtol=1e-5, atol=1e-5)
+    if len(maps) > 1:
+        torch.testing.assert_close(taps["mid"], maps[1], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(taps["high"], maps[-1], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["segformer", "upernet", "mobilenet_v2", "mobilevit", "dpt", "beit"])
+def test_decoder_map_comes_before_the_relu_that_the_classifier_reads(family, loaded):
+    model, given = copy.deepcopy(loaded(family)), []
+    classifiers = [
+        module
+        for module in model.modules()
+        if isinstance(module, torch.nn.Conv2d) and module.out_channels == len(NAMES)
+    ]
+    classifiers[-1].register_forward_pre_hook(lambda module, args: given.append(args[0]))
+    with torch.no_grad():
+        _, taps = model.forward_taps(torch.randn(1, 3, 64, 96))
+    assert (taps["decoder"] < 0).any()
+    torch.testing.assert_close(taps["decoder"].relu(), given[0])
+
+
 # -- students --------------------------------------------------------------------------------------
 
 
@@ -393,7 +438,8 @@ def test_maps_are_found_when_batchnorm_is_folded_or_synchronised(family, loaded)
                 torch.testing.assert_close(maps[tap], values, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("family", ["segformer", pytest.param("upernet", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["segformer", "upernet"])
 def test_it_is_one_graph_for_torch_compile(family, loaded):
     torch.compiler.reset()
     model, images = copy.deepcopy(loaded(family)), torch.randn(1, 3, 64, 64)
