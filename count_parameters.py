@@ -2,6 +2,7 @@
 
     python count_parameters.py                                   # fcn_resnet50 beside both students
     python count_parameters.py --models deeplabv3_resnet50 compact --size 512 --num-classes 11
+    python count_parameters.py --models smp:DeepLabV3Plus/tu-mobilenetv4_conv_small_050 compact
     python count_parameters.py checkpoints/run/best.pth          # a trained network, beside fcn_resnet50
 
 The first column is the one all others are compared with. Auxiliary heads, which work in training
@@ -19,11 +20,12 @@ import torch
 from torch import nn
 
 from basics.device import add_device_argument, pick_device
-from basics.errors import UserError, choose, run_cli
+from basics.errors import UserError, run_cli
 from basics.machine import device_name
 from basics.text import text_table
 from networks.cost import count_macs, file_megabytes, measure_latency, parameters_by_part
-from zoo import MODELS, build_model, load_checkpoint_model
+from networks.sources import short_name
+from zoo import build_model, check_name, load_checkpoint_model
 
 DEFAULT_TEACHER = "fcn_resnet50"
 DEFAULT_STUDENTS = ["standard", "compact"]
@@ -97,10 +99,13 @@ def main(args: argparse.Namespace) -> None:
     device = pick_device(args.device)
     names = args.models or [DEFAULT_TEACHER, *(DEFAULT_STUDENTS if not args.checkpoints else [])]
     for name in names:
-        choose(MODELS, name, "model")
+        check_name(name)
     # Read before anything is measured, so that a wrong path is known at once.
     trained = [load_checkpoint_model(path) for path in args.checkpoints]
-    costs = [measure(name, build_model(name, args.num_classes), args.size, device, args.repeats) for name in names]
+    costs = [
+        measure(short_name(name), build_model(name, args.num_classes), args.size, device, args.repeats)
+        for name in names
+    ]
     for path, (model, checkpoint) in zip(args.checkpoints, trained, strict=True):
         title = f"{path.resolve().parent.name}/{path.stem} ({checkpoint['model']})"
         costs.append(measure(title, model, args.size, device, args.repeats))

@@ -2,6 +2,7 @@
 
     python test_teacher.py --dataset voc
     python test_teacher.py --teacher deeplabv3_resnet50 --dataset voc --json teacher.json
+    python test_teacher.py --teacher hf:nvidia/segformer-b4-finetuned-ade-512-512 --dataset ade20k
     python test_teacher.py --teacher standard --teacher-weights checkpoints/demo_teacher/best.pth --dataset demo
 
 The protocol is that of evaluate.py, down to the code. (This is a script; the project's tests are in tests/.)
@@ -21,7 +22,12 @@ from zoo import load_teacher, teacher_name
 
 def get_args_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--teacher", default="fcn_resnet50", metavar="NAME", help="default: fcn_resnet50")
+    parser.add_argument(
+        "--teacher",
+        default="fcn_resnet50",
+        metavar="NAME",
+        help="a row of zoo.py, or hf:PLACE, smp:PLACE, FILE.py:FUNCTION (default: fcn_resnet50)",
+    )
     parser.add_argument(
         "--teacher-weights",
         default="default",

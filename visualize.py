@@ -42,7 +42,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     pick.add_argument("--best", action="store_true", help="those the first checkpoint does best")
     pick.add_argument("--worst", action="store_true", help="those the first checkpoint does worst")
     pick.add_argument("--num", type=int, default=6, help="how many (default: 6)")
-    parser.add_argument("--teacher", metavar="NAME", help="add the column of a teacher, say fcn_resnet50")
+    parser.add_argument("--teacher", metavar="NAME", help="add the column of a teacher: fcn_resnet50, hf:PLACE, ...")
     parser.add_argument("--teacher-weights", default="default", metavar="default|PATH")
     parser.add_argument("--overlays", action="store_true", help="also write overlays at original size")
     parser.add_argument("--rows", type=int, default=6, help="images a sheet (default: 6)")

@@ -38,6 +38,7 @@ from typing import NoReturn
 from basics.errors import UserError, choose
 from basics.toml_file import parse_toml
 from dataset import build_split
+from networks.sources import short_name
 from training.arguments import (
     Arguments,
     Parser,
@@ -48,7 +49,7 @@ from training.arguments import (
     names_of,
     option_of,
 )
-from zoo import MODELS, teacher_name
+from zoo import check_name, teacher_name
 
 # What a method is: its losses and whom it learns from. All else is the budget, which all methods share.
 METHOD_ARGUMENTS = names_of("method", "teacher")
@@ -144,7 +145,9 @@ def load_plan(path: Path, output_dir: Path) -> Plan:
     seeds = _list_of(content.get("seeds", [0]), path, "seeds", example=[0, 1, 2])
     students = _list_of(content.get("students", ["standard"]), path, "students", example=["standard"])
     for student in students:
-        choose(MODELS, student, f"model in {path}: students:")
+        check_name(student, f"model in {path}: students:")
+    if len({short_name(student).casefold() for student in students}) < len(students):
+        raise UserError(f"{path}: students: two of them have the same short name, and would share a folder")
     methods = _table(content, "methods", path)
     for method in methods:
         _check_name(method, path, "methods")
@@ -259,9 +262,10 @@ def _teacher(table: dict, path: Path, runs: tuple[Run, ...]) -> tuple[str, str] 
         return None
     args = args or Arguments()
     name, weights = table.get("teacher", args.teacher), table.get("teacher_weights", args.teacher_weights)
-    if not weights.endswith(".onnx"):
-        choose(MODELS, name, f"teacher in {path}:")
-    return teacher_name(name, weights), weights
+    if weights.endswith(".onnx"):
+        return teacher_name(name, weights), weights
+    check_name(name, f"teacher in {path}:")
+    return name, weights
 
 
 # -- arguments -----------------------------------------------------------------------------------
@@ -331,7 +335,7 @@ def _make_run(path: Path, folder: Path, method: str, student: str, seed: int, ar
     _, needs_teacher = _parse(_to_words(arguments), where)
     if not needs_teacher:  # then another teacher in the plan does not make it another run
         arguments = {key: value for key, value in arguments.items() if key not in TEACHER_ARGUMENTS}
-    name = f"{method}_{student}_seed{seed}"
+    name = f"{method}_{short_name(student)}_seed{seed}"
     words = _to_words(arguments)
     words += ["--student", student, "--seed", str(seed), "--output-dir", str(folder), "--name", name]
     words += ["--resume", "auto"]

@@ -24,6 +24,7 @@ from dataset import SegmentationDataset, build_split
 from deploy.segmenter import load_segmenter
 from networks.cost import count_macs, count_parameters, measure_latency
 from networks.onnx_teacher import OnnxTeacher
+from networks.sources import digest, is_source
 from scoring.memory import memory_advice
 from scoring.metrics import image_miou
 from scoring.protocol import check_classes, evaluate_model, protocol_text
@@ -165,8 +166,9 @@ def score_teacher(plan: Plan, dataset: SegmentationDataset) -> Scored | None:
         model = load_teacher(name, dataset.num_classes, weights, dataset.class_names).to(device)
         return name, model, count_parameters(model)
 
-    digest = f"{name} default" if weights == "default" else _digest(Path(weights))
-    return _score("teacher", plan.folder / "scores_teacher.json", digest, load, plan.runs[0], dataset)
+    published = f"{name} default {digest(name) if is_source(name) else ''}".rstrip()
+    made_from = published if weights == "default" else _digest(Path(weights))
+    return _score("teacher", plan.folder / "scores_teacher.json", made_from, load, plan.runs[0], dataset)
 
 
 def _score(label: str, kept: Path, digest: str, load: Load, run: Run, dataset: SegmentationDataset) -> Scored:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from comparison.scoring import Comparison, Cost, Result, Scored
 from scoring.tables import lab_score
+from zoo import teacher_name
 
 DASH = "—"
 WITHIN = "within noise"
@@ -164,12 +165,11 @@ def _line(
 def _teacher_line(comparison: Comparison, teacher: Scored) -> Line:
     plan, cost = comparison.plan, comparison.costs["teacher"]
     assert plan.teacher is not None  # it was scored
-    name, _ = plan.teacher
     chosen = chosen_miou(teacher, plan.report.classes)
     return Line(
         kind="teacher",
         method="teacher",
-        student=name,
+        student=teacher_name(*plan.teacher),
         seeds=(),
         miou=Spread(teacher.miou, None),
         pixel_accuracy=Spread(teacher.row["pixel_accuracy"], None),

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import json
 import math
 import re
 import statistics
@@ -173,11 +174,13 @@ def _describe_image(dataset: TrainingSplit, index: int) -> list[str | int]:
 
 
 def weights_sha256(model: nn.Module) -> str:
-    """Hash of the tensors a model computes with: its own word for it, or that of its state_dict."""
+    """Hash of what a model computes with: its own word for it, or that of its arguments and its state_dict."""
     own = getattr(model, "weights_sha256", None)
     if own:
         return own
     digest = hashlib.sha256()
+    if arguments := getattr(model, "model_args", None):  # of a foreign network: its normalisation, too
+        digest.update(json.dumps(arguments, sort_keys=True).encode())
     for name, tensor in model.state_dict().items():
         if not name.endswith("num_batches_tracked"):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

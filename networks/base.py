@@ -24,8 +24,10 @@ class SegmentationModel(nn.Module, ABC):
         tap_channels: channels of each named feature map.
         tap_strides: pixels per cell of each named feature map.
         num_classes: channels of the logits.
+        class_names: of the classes it speaks of, where it brings them; None: those of the data set.
         model_args: what the model was built with besides ``num_classes``; saved with its weights.
         min_train_batch: images a batch needs in training mode.
+        backbone_prefix: what the backbone's tensors are called in the model's own state_dict.
         spare_backbone_keys: prefixes of tensors in backbone files that this model has no use for.
     """
 
@@ -34,9 +36,11 @@ class SegmentationModel(nn.Module, ABC):
     tap_channels: dict[str, int]
     tap_strides: dict[str, int]
     num_classes: int
+    class_names: list[str] | None = None
     backbone: nn.Module
     model_args: dict[str, object]
     min_train_batch: int = 1
+    backbone_prefix: str = "backbone."
     spare_backbone_keys: tuple[str, ...] = ()
 
     def __init__(self) -> None:
@@ -62,15 +66,23 @@ class SegmentationModel(nn.Module, ABC):
         Raises:
             UserError: in training mode, fewer images than ``min_train_batch``.
         """
+        self.check_batch(images)
+        return self._forward_padded(pad_to_stride(images, self.stride))
+
+    def check_batch(self, images: torch.Tensor) -> None:
+        """A `UserError` in training mode, if there are fewer images than ``min_train_batch``."""
         if self.training and images.shape[0] < self.min_train_batch:
             raise UserError(
                 f"this model pools the whole image into BatchNorm and trains with batches of "
                 f"{self.min_train_batch} images or more: raise --batch-size"
             )
-        return self._forward_padded(pad_to_stride(images, self.stride))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """``images`` (N, 3, H, W) -> logits (N, C, H, W), upsampled bilinearly (half-pixel centres)."""
         logits, _ = self.forward_taps(images)
         height, width = images.shape[-2:]
         return upsample_logits(logits, self.logit_stride, (height, width))
+
+    def head_names(self) -> set[str]:
+        """The tensors that a network for other classes has no use for: its classifier's; empty where nobody knows."""
+        return set()

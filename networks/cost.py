@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
+
 import torch
 from torch import nn
 from torch.func import functional_call
@@ -29,12 +32,23 @@ def count_macs(model: nn.Module, size: int) -> int:
     """Multiply-accumulates of convolutions and matrix products for one ``size`` x ``size`` image.
 
     Resizing, normalisation and activations are not counted, as usual. Nothing is computed: the
-    shapes alone are propagated, on PyTorch's meta device, through ``model`` as it is (use eval mode).
+    shapes alone are propagated, on PyTorch's meta device, through ``model`` as it is (use eval mode). A
+    network that looks at the values on its way (those that score queries) is run, where it lies.
     """
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     shapes = {name: tensor.detach().to("meta") for name, tensor in tensors.items()}
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        functional_call(model, shapes, (torch.zeros(1, 3, size, size, device="meta"),))
+    try:
+        return _count(lambda: functional_call(model, shapes, (torch.zeros(1, 3, size, size, device="meta"),)))
+    except (RuntimeError, NotImplementedError):
+        frozen = copy.deepcopy(model).requires_grad_(False)  # the counter stumbles over what has a gradient
+        images = torch.zeros(1, 3, size, size, device=next(model.parameters()).device)
+        return _count(lambda: frozen(images))
+
+
+@torch.no_grad()
+def _count(run: Callable[[], object]) -> int:
+    with FlopCounterMode(display=False) as counter:
+        run()
     return counter.get_total_flops() // 2  # PyTorch counts a multiplication and an addition as two
 
 

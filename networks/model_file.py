@@ -7,14 +7,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, TypedDict, cast, get_origin, get_type_hints
 
 import torch
 
 from basics.batch import MEAN, STD
-from basics.errors import UserError, choose
+from basics.errors import UserError
 from networks.base import SegmentationModel
 
 FORMAT = 1
@@ -71,8 +71,11 @@ def model_file_dict(
     }
 
 
-def check_model_file(content: Mapping, path: str | Path, models: Mapping[str, object]) -> ModelFile:
-    """``content`` itself, if it has every entry of a `ModelFile`, each of its kind, and its model is one of ``models``.
+def check_model_file(content: Mapping, path: str | Path, check_name: Callable[[str], object]) -> ModelFile:
+    """``content`` itself, if it has every entry of a `ModelFile`, each of its kind.
+
+    Args:
+        check_name: raises a `UserError` unless there is a model of that name.
 
     Raises:
         UserError: naming ``path`` and what is wrong.
@@ -85,7 +88,7 @@ def check_model_file(content: Mapping, path: str | Path, models: Mapping[str, ob
     if checkpoint["format"] > FORMAT:
         raise UserError(f"{path}: written by a newer version of this project (format {checkpoint['format']})")
     try:
-        choose(models, checkpoint["model"], "model")
+        check_name(checkpoint["model"])
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     names, palette = checkpoint["class_names"], checkpoint["palette"]

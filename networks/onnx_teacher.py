@@ -52,6 +52,8 @@ class OnnxTeacher(SegmentationModel):
     Args:
         path: the file.
         num_classes: classes of the data set; one of the file's outputs has as many channels.
+        own: the file's own classes come first: those that its metadata name, or the channels of its only map;
+            ``num_classes``, if given, is for a file that leaves it open.
 
     Attributes:
         weights_sha256: hash of the file.
@@ -61,9 +63,9 @@ class OnnxTeacher(SegmentationModel):
         UserError: ONNX Runtime is not installed, the file is no ONNX, or input or outputs are not as above.
     """
 
-    def __init__(self, path: str | Path, num_classes: int):
+    def __init__(self, path: str | Path, num_classes: int | None, *, own: bool = False):
         super().__init__()
-        self.path, self.num_classes = Path(path), num_classes
+        self.path = Path(path)
         if not self.path.is_file():
             raise UserError(f"{path}: no such file")
         self.weights_sha256 = file_sha256(self.path)
@@ -78,7 +80,9 @@ class OnnxTeacher(SegmentationModel):
         shift = torch.tensor([(i - own) / s for i, own, s in zip(MEAN, mean, std, strict=True)])
         own_normalisation = list(mean) != list(MEAN) or list(std) != list(STD)
         self._renormalise = (scale.view(3, 1, 1), shift.view(3, 1, 1)) if own_normalisation else None
-        self._choose_logits(metadata.get("grid"))
+        if own and self.class_names:
+            num_classes, own = len(self.class_names), False
+        self._choose_logits(metadata.get("grid"), num_classes, own)
         self._find_taps()
 
     @property
@@ -119,14 +123,15 @@ class OnnxTeacher(SegmentationModel):
             raise UserError(f"{self.path}: its metadata entry {key!r} must be a JSON list, not {metadata[key]!r}")
         return numbers
 
-    def _choose_logits(self, grid: str | None) -> None:
-        """Decide which output the logits are, on which grid."""
+    def _choose_logits(self, grid: str | None, num_classes: int | None, own: bool) -> None:
+        """Decide which output the logits are, of how many classes, on which grid."""
         if grid not in (None, *GRIDS):
             raise UserError(f"{self.path}: its metadata entry 'grid' must be one of {', '.join(GRIDS)}, not {grid!r}")
         names = [entry.name for entry in self._session.get_outputs()]
         probe = self._input.probe
         probed = dict(zip(names, self._run(noise(probe), names), strict=True))
         maps = {name: values for name, values in probed.items() if name not in TAPS and values.ndim == 4}
+        self.num_classes = self._count_classes(maps, num_classes, own)
         strides = self._class_maps(maps)
         whole = next((name for name, stride in strides.items() if stride == 1), None)
         strided = max((name for name in strides if strides[name] > 1), key=strides.__getitem__, default=None)
@@ -145,6 +150,16 @@ class OnnxTeacher(SegmentationModel):
         else:
             self.logit_stride = self._cell if self._cell > 1 else FULL_SIZE_STRIDE
             self.stride = max(self._cell, UNKNOWN_STRIDE)
+
+    def _count_classes(self, maps: Mapping[str, np.ndarray], num_classes: int | None, own: bool) -> int:
+        """``num_classes``, or the channels of the outputs ``maps``, where these come first and are one number."""
+        counts = {values.shape[1] for values in maps.values()}
+        if own and len(counts) == 1:
+            return counts.pop()
+        if num_classes is None:
+            shapes = ", ".join(f"{name} {list(values.shape)}" for name, values in maps.items())
+            raise UserError(f"{self.path}: does not say how many classes it has; its outputs are: {shapes}")
+        return num_classes
 
     def _class_maps(self, maps: Mapping[str, np.ndarray]) -> dict[str, int]:
         """The strides of those among the outputs ``maps`` that may be the logits."""
@@ -259,13 +274,15 @@ class OnnxTeacher(SegmentationModel):
         return self._input.run(session or self._session, images, outputs)
 
 
-def load_onnx_teacher(path: str | Path, num_classes: int, class_names: Sequence[str] | None = None) -> OnnxTeacher:
-    """The teacher in an ONNX file, in eval mode; what was found in it is printed.
+def load_onnx_teacher(
+    path: str | Path, num_classes: int | None, class_names: Sequence[str] | None = None, *, own: bool = False
+) -> OnnxTeacher:
+    """The teacher in an ONNX file, in eval mode; what was found in it is printed. Arguments as of `OnnxTeacher`.
 
     Raises:
         UserError: as `OnnxTeacher`, or its metadata name other classes than ``class_names``.
     """
-    model = OnnxTeacher(path, num_classes)
+    model = OnnxTeacher(path, num_classes, own=own)
     if class_names is not None and model.class_names is not None and list(class_names) != model.class_names:
         raise UserError(
             f"{path}: made for {list_classes(model.class_names)}; the data set has {list_classes(class_names)} "

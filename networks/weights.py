@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -24,6 +25,7 @@ from networks.base import SegmentationModel
 from networks.class_names import named_classes
 
 StateDict = dict[str, torch.Tensor]
+T = TypeVar("T")
 
 # What our `backbone.` is called in other people's files, "" for a file of the backbone alone.
 BACKBONE_PREFIXES = ("backbone.", "encoder.", "features.", "")
@@ -185,7 +187,7 @@ def _counted(state: Collection[str]) -> list[str]:
 def is_whole(model: SegmentationModel, state: StateDict) -> bool:
     """Whether ``state`` holds more of ``model`` than its backbone: most of what comes behind that."""
     state = _own_names(state)
-    behind = [name for name in _counted(model.state_dict()) if not name.startswith("backbone.")]
+    behind = [name for name in _counted(model.state_dict()) if not name.startswith(model.backbone_prefix)]
     return sum(name in state for name in behind) > LEAST_SHARE * len(behind)
 
 
@@ -268,7 +270,7 @@ def load_backbone(model: SegmentationModel, state: StateDict, origin: str) -> No
             f"{origin}: another architecture: {len(unknown)} tensors this model does not know ({first_names(unknown)})"
         )
     # By way of the model: some of smp's encoders have a load_state_dict of their own, with other arguments.
-    model.load_state_dict({"backbone." + name: inner[name] for name in found}, strict=False)
+    model.load_state_dict({model.backbone_prefix + name: inner[name] for name in found}, strict=False)
     where = "" if prefix in BACKBONE_PREFIXES else f", there under `{prefix[:-1]}`"
     print(f"backbone: {len(counted) - len(missing)} of {len(counted)} tensors from {origin}{where}")
     if missing:
@@ -282,7 +284,7 @@ def first_names(names: Iterable[str]) -> str:
     return ", ".join(names[:2]) + (", ..." if len(names) > 2 else "")
 
 
-def fetch(what: str, download: Callable[[], StateDict], option: str) -> StateDict:
+def fetch(what: str, download: Callable[[], T], option: str) -> T:
     """``download()``; if it fails, a `UserError` that names ``what`` and the ways on, ``option``.
 
     No server is waited for longer than `NETWORK_TIMEOUT_S` without a sign of life.

@@ -27,6 +27,7 @@ from kd.cache_store import DTYPES
 from kd.distiller import Recipe
 from kd.losses import LOSSES, PAPER_LAMBDAS, PRESETS
 from kd.teacher_cache import DEFAULT_FOLDER as TEACHER_FOLDER
+from networks.sources import short_name
 from segdata.decode_cache import DEFAULT_FOLDER as DECODED_FOLDER
 from training.optim import OPTIMIZERS, SCHEDULES
 
@@ -37,7 +38,7 @@ Scope = Literal["budget", "method", "teacher", "machine", "run"]
 
 GROUPS = {
     "data": "data",
-    "models": "models (python zoo.py lists them)",
+    "models": "models (python zoo.py lists them, and how others are named: hf:, smp:, FILE.py:)",
     "losses": "losses",
     "optimization": "optimization",
     "machine": "machine",
@@ -96,7 +97,7 @@ class Arguments(argparse.Namespace):
         "models",
         "budget",
         "default",
-        "start of the student: ImageNet backbone, random, or a file",
+        "start of the student: what is published (ImageNet backbone, or more), random, or a file",
         metavar="default|none|PATH",
     )
     qat: bool = flag(
@@ -111,7 +112,7 @@ class Arguments(argparse.Namespace):
         "models",
         "teacher",
         "default",
-        "torchvision's COCO_WITH_VOC_LABELS weights, or a file; .onnx: any network",
+        "what is published (torchvision: for VOC), or a file; .onnx: any network",
         metavar="default|PATH",
     )
     cache_teacher: str | None = flag(
@@ -391,4 +392,4 @@ def name_run(args: Arguments, recipe: Recipe) -> None:
     terms = "_".join(f"{name}{weight:g}" for name, weight in recipe.weights.items() if (name, weight) != ("ce", 1.0))
     qat = "_qat" if args.qat else ""
     merged = f"_{args.classes.stem}" if args.classes else ""
-    args.name = f"{args.dataset}{merged}_{args.student}_{terms or 'baseline'}{qat}_seed{args.seed}"
+    args.name = f"{args.dataset}{merged}_{short_name(args.student)}_{terms or 'baseline'}{qat}_seed{args.seed}"

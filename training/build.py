@@ -26,6 +26,7 @@ from kd.distiller import DistilledStudent, Distiller, LiveTeacher, Recipe, Teach
 from kd.teacher_cache import open_teacher_cache
 from networks.base import SegmentationModel
 from networks.folding import fold_batchnorm
+from networks.sources import digest, is_source
 from segdata.check import invitation, look_at
 from segdata.reading import DataError
 from segdata.stats import class_weights
@@ -263,6 +264,8 @@ def made_from(args: Arguments, recipe: Recipe, data: Data) -> MadeFrom:
     given = {"student": args.student_weights, "class weights": args.class_weights or "none"}
     given |= {"teacher": args.teacher_weights} if recipe.needs_teacher else {}
     files = {role: file_sha256(path) for role, path in given.items() if path not in ("default", "none", "auto")}
+    if recipe.needs_teacher and is_source(args.teacher) and (network := digest(args.teacher)):
+        files["teacher network"] = network
     return MadeFrom(args.as_plain(), data.images, data.val_images, data.train_set.class_names, files)
 
 

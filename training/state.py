@@ -166,7 +166,8 @@ class MadeFrom:
                     "meant something else: bring the list back, and the class list, or pass --allow-changed"
                 )
         files = saved.get("weight_files")
-        for role, option in (("teacher", "teacher_weights"), ("class weights", "class_weights")):
+        roles = {"teacher": "teacher_weights", "teacher network": "teacher", "class weights": "class_weights"}
+        for role, option in roles.items():
             there = files.get(role) if isinstance(files, Mapping) else None
             if there and there != self.weight_files.get(role):
                 raise UserError(

@@ -1,0 +1,188 @@
+"""Model names that say where a network comes from, beside the rows of the zoo.
+
+    hf:ORG/NAME, hf:FOLDER        a segmentation network of transformers (`networks.huggingface`)
+    smp:ORG/NAME, smp:FOLDER      one of segmentation_models_pytorch, whole (`networks.smp`)
+    smp:ARCH/ENCODER              any of its architectures with any of its encoders
+    FILE.py:FUNCTION              a user's own (`networks.user_file`)
+
+A repository of the hub may be pinned: ``hf:ORG/NAME@REVISION``. Each network brings its own normalisation, and a
+teacher its own classes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from basics.checkpoint import file_sha256
+from basics.errors import UserError
+from networks import huggingface, smp, user_file
+from networks.base import SegmentationModel
+from networks.class_lists import same_names
+from networks.hub import commit_of, find_repository
+from networks.weights import ClassCountError, StateDict, WeightsFile, load_whole
+
+FORMS = {
+    "hf:ORG/NAME or hf:FOLDER": "a segmentation network of transformers",
+    "smp:ORG/NAME or smp:FOLDER": "one of segmentation_models_pytorch, whole",
+    "smp:ARCH/ENCODER": "any of its architectures and encoders, timm's as tu-NAME",
+    "FILE.py:FUNCTION": "your own",
+}
+HUBS = ("hf:", "smp:")
+
+
+def is_source(name: str) -> bool:
+    """Whether a model's name is of one of these forms, and no row of the zoo."""
+    return name.startswith(HUBS) or user_file.is_spec(name)
+
+
+def short_name(name: str) -> str:
+    """What to call it in tables and folders: ``hf:nvidia/segformer-b0`` is ``segformer-b0``."""
+    if not is_source(name):
+        return name
+    if not name.startswith(HUBS):
+        return f"{user_file.file_of(name).stem}-{name.rpartition(':')[2]}"
+    place = name.partition(":")[2].rstrip("/\\")
+    parts = re.split(r"[/\\]", place.partition("@")[0])
+    is_architecture = name.startswith("smp:") and smp.is_architecture(parts[0])
+    return re.sub(r"[^\w.-]+", "-", "-".join(parts) if is_architecture else parts[-1])
+
+
+def build(name: str, num_classes: int, **model_args: Any) -> SegmentationModel:
+    """The network with random weights (a user's file gives it as it likes): from a checkpoint's arguments, or anew."""
+    if name.startswith("hf:"):
+        return huggingface.build(name, num_classes, **model_args)
+    if name.startswith("smp:"):
+        if model_args:
+            return smp.rebuild(num_classes, **model_args)
+        if smp.split_name(name):
+            return smp.create(name, num_classes, weights=False)
+        return smp.rebuild(num_classes, **smp.read_arguments(name))
+    return _for_classes(name, num_classes, model_args)
+
+
+def create(
+    name: str,
+    num_classes: int,
+    weights: str = "default",
+    class_names: Sequence[str] | None = None,
+    file: WeightsFile | None = None,
+) -> SegmentationModel:
+    """A student for the classes of a data set; what of it is pretrained is printed.
+
+    Args:
+        weights: ``default``: as published, but for the classifier where the classes are others; ``none``: random.
+        class_names: of the data set.
+        file: if given, the weights are taken from it instead.
+
+    Raises:
+        UserError: it cannot be had, or the file does not belong to it.
+    """
+    if file is not None:
+        model = _build_for(name, num_classes, file)
+        _load_file(model, file, name, class_names)
+        return model
+    if weights == "none":
+        return build(name, num_classes)
+    if name.startswith("hf:"):
+        return huggingface.load_for(name, num_classes, class_names)
+    if name.startswith("smp:"):
+        whole = smp.split_name(name) is None
+        return smp.load_for(name, num_classes, class_names) if whole else smp.create(name, num_classes)
+    return _for_classes(name, num_classes)
+
+
+def load(name: str, num_classes: int | None = None, file: WeightsFile | None = None) -> SegmentationModel:
+    """A teacher with its own classes.
+
+    Args:
+        num_classes: of the data set: for what does not know its own number.
+        file: if given, the weights are taken from it instead of the published ones.
+
+    Raises:
+        UserError: it cannot be had, or there are no weights of the whole network.
+    """
+    if file is not None:
+        names = (file.checkpoint or {}).get("class_names")
+        count = len(names) if names else num_classes
+        if count is None:
+            raise UserError(f"{file.origin}: bare weights: of how many classes is not known without a data set")
+        model = _build_for(name, count, file)
+        load_whole(model, _own_names(model, file.state_dict), file.origin)
+        model.class_names = list(names) if names else model.class_names
+        return model
+    if name.startswith("hf:"):
+        return huggingface.load(name)
+    if name.startswith("smp:"):
+        if smp.split_name(name):
+            raise UserError(
+                f"{name}: of that only the encoder is published, so it is no teacher yet: train it first "
+                f"(train_kd.py --student {name} --alpha 0 --beta 0) and pass --teacher-weights PATH"
+            )
+        return smp.load(name)
+    return user_file.load(name, num_classes)
+
+
+def _build_for(name: str, num_classes: int, file: WeightsFile) -> SegmentationModel:
+    """The network that the weights of ``file`` are for; the user has named it, so that a file of code may be run."""
+    args = {} if user_file.is_spec(name) else (file.checkpoint or {}).get("model_args", {})
+    return build(name, num_classes, **args)
+
+
+def _for_classes(name: str, num_classes: int, model_args: Mapping[str, Any] | None = None) -> SegmentationModel:
+    """A user's network as a student; one that a checkpoint names, if there are ``model_args``."""
+    if model_args:
+        user_file.refuse_foreign(name, str(model_args.get("sha256")))
+    model = user_file.load(name, num_classes)
+    if model.num_classes != num_classes:
+        raise UserError(
+            f"{name}: gives logits of {model.num_classes} classes, the data set has {num_classes}: let the function "
+            "take num_classes"
+        )
+    return model
+
+
+def _load_file(
+    model: SegmentationModel, file: WeightsFile, name: str, class_names: Sequence[str] | None = None
+) -> None:
+    """Load a file into a student: all of it, or all but the classifier if it is for other classes."""
+    state = _own_names(model, file.state_dict)
+    known = (file.checkpoint or {}).get("class_names")
+    try:
+        if not same_names(known, class_names):
+            raise ClassCountError(f"{file.origin}: made for other classes")
+        load_whole(model, state, file.origin)
+        print(f"{name}: all weights from {file.origin}")
+    except ClassCountError as error:
+        head = model.head_names()
+        if not head:
+            raise
+        kept = {key: value for key, value in state.items() if key not in head}
+        load_whole(model, kept | {key: model.state_dict()[key] for key in head}, file.origin)
+        print(f"{error}: all but the classifier is taken")
+
+
+def _own_names(model: SegmentationModel, state: StateDict) -> StateDict:
+    """``state`` of the library's or user's own network by the names that it has inside our model."""
+    inside = [key for key in model.state_dict() if key.startswith("network.")]
+    if not inside or any(key.startswith("network.") for key in state):
+        return state
+    return {f"network.{key}": value for key, value in state.items()}
+
+
+def digest(name: str) -> str | None:
+    """What the network's published weights are told by: a hash of its files, or a commit of the hub's; None: nothing.
+
+    Called after the network was loaded, when the hub's cache knows.
+    """
+    if not name.startswith(HUBS):
+        return file_sha256(user_file.file_of(name))
+    if name.startswith("smp:") and smp.split_name(name):
+        return None
+    repository = find_repository(name)
+    if not repository.is_folder:
+        return commit_of(repository)
+    files = sorted(path for path in Path(repository.source).iterdir() if path.suffix in (".safetensors", ".bin"))
+    return "+".join(file_sha256(file) for file in files)

@@ -1,0 +1,260 @@
+"""A network from a user's own file: ``my_file.py:build``.
+
+``build`` is a function (or class) that gives an ``nn.Module``. It is called with ``num_classes`` if it takes that. The
+module maps images (N, 3, H, W) to logits (N, C, h, w) at full size or at a stride: as a tensor, or as ``out`` or
+``logits`` of a dict or an object, or as the first one of a tuple. All else is optional, attributes of the module:
+
+    class_names     list of names, of a teacher that speaks of its own classes
+    mean, std       lists of three numbers: the normalisation it wants of values in 0..1 (default: ImageNet's)
+    bgr             True: it wants blue first
+    stride          images are padded to a multiple of it (default: 32)
+    backbone        the part that --freeze-epochs and --backbone-lr-factor are about (or ``encoder``)
+    forward_taps    a method: images -> (logits, maps by name: low, mid, high, decoder), for feature losses
+
+The file may import what lies beside it (``models/``, ``utils.py``), whatever rooms and modules there are elsewhere by
+that name: while it is imported and built, its folder comes first. It should import all it needs at its top.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import inspect
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from basics.checkpoint import file_sha256
+from basics.errors import UserError
+from networks.base import TAPS
+from networks.foreign import PROBE, ForeignModel, Normalisation, noise, smallest_batch, watch
+from networks.logits import fault_of_logits
+
+SPEC = re.compile(r".+\.py:[A-Za-z_]\w*")
+# Not imported anew for a file that has something of that name beside it: they have parts that cannot be there twice.
+NEVER_ANEW = sys.stdlib_module_names | {"torch", "torchvision", "numpy", "PIL"}
+STRIDE = 32
+ROOT = Path(__file__).resolve().parent.parent  # of this project
+PRIVATE = "user_file_"  # what the user's own module is called in `sys.modules`
+
+
+def is_spec(name: str) -> bool:
+    """Whether a model's name is of the form FILE.py:FUNCTION."""
+    return SPEC.fullmatch(name) is not None
+
+
+def file_of(spec: str) -> Path:
+    """The file of FILE.py:FUNCTION."""
+    return Path(spec.rpartition(":")[0]).expanduser()
+
+
+def refuse_foreign(spec: str, sha256: str) -> None:
+    """A checkpoint names ``spec``: what it names may be run only if it lies below the current folder.
+
+    Otherwise any file of weights could have any code on this machine run. That the file has changed is said.
+
+    Raises:
+        UserError: it lies elsewhere.
+    """
+    file = file_of(spec).resolve()
+    if Path.cwd().resolve() not in file.parents:
+        raise UserError(
+            f"this checkpoint's network is built by {spec}, and a file that a checkpoint names is run only if it lies "
+            f"below the current folder: start from {file.parent}, or bring it here"
+        )
+    if file.is_file() and file_sha256(file) != sha256:
+        print(f"{spec}: the file has changed since the checkpoint was written")
+
+
+def load(spec: str, num_classes: int | None = None) -> UserModel:
+    """The network of ``FILE.py:FUNCTION``; what was found of it is printed.
+
+    Raises:
+        UserError: no such file or function, it fails, or what it gives is no segmentation network.
+    """
+    file, function = file_of(spec), spec.rpartition(":")[2]
+    if not file.is_file():
+        raise UserError(f"{spec}: no file {file}; paths are looked up from {Path.cwd()}")
+    folder = file.resolve().parent
+    with own_imports(folder):
+        module = _import(file, spec)
+        build = getattr(module, function, None)
+        if not callable(build):
+            there = [name for name, value in vars(module).items() if inspect.isfunction(value) and name[0] != "_"]
+            raise UserError(f"{spec}: no function {function!r} there; there are: {', '.join(there) or 'none'}")
+        network = _call(build, num_classes, spec, folder)
+        if not isinstance(network, nn.Module):
+            raise UserError(f"{spec}: gave a {type(network).__name__}, not an nn.Module")
+        model = UserModel(network, spec)
+    model.model_args = {"sha256": file_sha256(file)}
+    taps = ", ".join(f"{tap} ({channels})" for tap, channels in model.tap_channels.items()) or "none"
+    print(f"{spec}: {model.num_classes} classes, logits at stride {model.logit_stride}, feature maps: {taps}")
+    return model
+
+
+@contextlib.contextmanager
+def own_imports(folder: Path) -> Iterator[None]:
+    """Imports in here look into ``folder`` first; afterwards every module is again what it was outside.
+
+    What is imported from the folder is kept out of `sys.modules`, so that two files may each have their ``models/``
+    and neither hides a room of this project.
+    """
+    names = {path.stem for path in folder.iterdir() if path.suffix == ".py" or path.is_dir()} - NEVER_ANEW
+    hidden = {name: module for name, module in sys.modules.items() if _hides(name, module, names, folder)}
+    before = set(sys.modules)
+    for name in hidden:
+        del sys.modules[name]
+    sys.path.insert(0, str(folder))
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
+        new = {name: module for name, module in sys.modules.items() if name not in before and folder != ROOT}
+        mine = [name for name, module in new.items() if _lies_in(module, folder) and not name.startswith(PRIVATE)]
+        for name in [*mine, *(name for name in hidden if name in sys.modules)]:
+            sys.modules.pop(name, None)
+        sys.modules.update(hidden)
+        importlib.invalidate_caches()
+
+
+def _hides(name: str, module: ModuleType, names: set[str], folder: Path) -> bool:
+    """Whether a loaded module would be found instead of one of these ``names`` in ``folder``."""
+    return name.partition(".")[0] in names and not _lies_in(module, folder)
+
+
+def _lies_in(module: object, folder: Path) -> bool:
+    """Whether it is a file below ``folder``, libraries that are installed there apart."""
+    origin = getattr(module, "__file__", None) or next(iter(getattr(module, "__path__", [])), None)
+    path = Path(origin).resolve() if isinstance(origin, str) else Path()
+    return folder in path.parents and "site-packages" not in path.relative_to(folder).parts
+
+
+def _import(file: Path, spec: str) -> ModuleType:
+    name = f"{PRIVATE}{abs(hash(str(file.resolve())))}"
+    found = importlib.util.spec_from_file_location(name, file.resolve())
+    assert found is not None and found.loader is not None
+    module = importlib.util.module_from_spec(found)
+    sys.modules[name] = module  # dataclasses and pickle look there
+    try:
+        found.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        raise UserError(f"{spec}: cannot be imported: {_where(error, file.resolve().parent)}") from error
+    return module
+
+
+def _call(build: Callable[..., Any], num_classes: int | None, spec: str, folder: Path) -> Any:
+    """``build()``, with ``num_classes`` if it takes that."""
+    parameters = inspect.signature(build).parameters
+    parameter = parameters.get("num_classes")
+    options = {}
+    if parameter is not None and num_classes is not None:
+        options["num_classes"] = num_classes
+    elif parameter is not None and parameter.default is inspect.Parameter.empty:
+        raise UserError(f"{spec}: wants to be told num_classes, and nobody here knows it: give it a default")
+    try:
+        return build(**options)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{spec}: fails: {_where(error, folder)}") from error
+
+
+def _where(error: Exception, folder: Path) -> str:
+    """The error in a line, with the last place in the user's own files."""
+    frames = [
+        frame for frame in traceback.extract_tb(error.__traceback__) if folder in Path(frame.filename).resolve().parents
+    ]
+    place = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+    reason = str(error).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {reason}{place}"
+
+
+class UserModel(ForeignModel):
+    """The module of a user's file, as ``network``.
+
+    Raises:
+        UserError: it fails on an image, or gives nothing that logits are found in.
+    """
+
+    def __init__(self, network: nn.Module, spec: str) -> None:
+        names = getattr(network, "class_names", None)
+        super().__init__(_normalisation(network, spec), None if names is None else [str(name) for name in names])
+        self.network, self.spec = network, spec
+        stride = getattr(network, "stride", STRIDE)
+        self.stride = stride if isinstance(stride, int) else STRIDE
+        size = tuple(-(-side // self.stride) * self.stride for side in PROBE)
+        try:
+            (logits, taps), calls = watch(network, lambda: self._run(noise((size[0], size[1]))))
+            self.announce(logits, taps, (size[0], size[1]))
+        except UserError:
+            raise
+        except Exception as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise UserError(f"{spec}: fails on {size[0]}x{size[1]} pixels: {type(error).__name__}: {reason}") from error
+        if fault := fault_of_logits(logits):
+            raise UserError(f"{spec}: its output is {fault}")
+        self.min_train_batch = smallest_batch(calls)
+        if self.class_names is not None and len(self.class_names) != self.num_classes:
+            raise UserError(f"{spec}: {len(self.class_names)} class names, but logits of {self.num_classes} classes")
+
+    @property
+    def backbone(self) -> nn.Module:  # type: ignore[override]
+        """Its ``backbone`` or ``encoder``; an empty module if it has neither."""
+        found = (getattr(self.network, name, None) for name in ("backbone", "encoder"))
+        return next((module for module in found if isinstance(module, nn.Module)), nn.Identity())
+
+    @property
+    def backbone_prefix(self) -> str:  # type: ignore[override]
+        return f"network.{'encoder' if not hasattr(self.network, 'backbone') else 'backbone'}."
+
+    def _run(self, images: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        if hasattr(self.network, "forward_taps"):
+            logits, taps = cast(Callable, self.network.forward_taps)(images)
+            return logits, {tap: taps[tap] for tap in TAPS if tap in taps}
+        return _find_logits(self.network(images), self.spec), {}
+
+    def _forward_padded(self, images: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        return self._run(self.own_input(images))
+
+
+def _normalisation(network: nn.Module, spec: str) -> Normalisation:
+    """What the module says of itself in plain numbers; a tensor of that name is its own affair, and used by itself."""
+    said = {key: getattr(network, key, None) for key in ("mean", "std")}
+    own = {key: value for key, value in said.items() if isinstance(value, list | tuple)}
+    try:
+        return Normalisation.of(
+            own.get("mean", Normalisation.mean),
+            own.get("std", Normalisation.std),
+            getattr(network, "bgr", False) is True,
+        )
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{spec}: its mean and std must be three numbers each: {error}") from error
+
+
+def _find_logits(output: Any, spec: str) -> torch.Tensor:
+    """The logits in whatever a network gives.
+
+    Raises:
+        UserError: there is no tensor (N, C, h, w) in it.
+    """
+    found = output
+    if isinstance(output, Mapping):
+        found = next((output[key] for key in ("out", "logits") if key in output), next(iter(output.values()), None))
+    elif isinstance(output, tuple | list):
+        found = output[0] if output else None
+    elif not isinstance(output, torch.Tensor):
+        found = getattr(output, "logits", getattr(output, "out", None))
+    if not isinstance(found, torch.Tensor) or found.ndim != 4:
+        shape = f" of shape {tuple(found.shape)}" if isinstance(found, torch.Tensor) else ""
+        raise UserError(f"{spec}: gives a {type(output).__name__}{shape}, in which no logits (N, C, h, w) are found")
+    return found
