@@ -30,20 +30,20 @@ from torch.utils.data import Dataset
 
 from basics.batch import VOID
 from basics.errors import UserError, choose, run_cli
-from segdata.check import check_layout, invitation
-from segdata.coco import find_coco
+from datachecks.check import check_layout, invitation
+from datachecks.stats import count_classes, frequency_table, save_stats
+from datalayouts.coco import find_coco
+from datalayouts.demo import find_demo
+from datalayouts.folders import find_folder
+from datalayouts.given_classes import with_classes
+from datalayouts.labelme import find_labelme
+from datalayouts.published import find_ade20k, find_cityscapes, find_voc
+from datalayouts.setup import set_up
+from datalayouts.splitting import DEFAULT_SHARE, with_val_split
 from segdata.decode_cache import DecodeCache, open_cache
-from segdata.demo import find_demo
-from segdata.folders import find_folder
-from segdata.given_classes import with_classes
-from segdata.labelme import find_labelme
 from segdata.layouts import Layout
-from segdata.published import find_ade20k, find_cityscapes, find_voc
 from segdata.reading import check_sizes, read_image
 from segdata.sampler import EpochSampler, seeded
-from segdata.setup import set_up
-from segdata.splitting import DEFAULT_SHARE, with_val_split
-from segdata.stats import count_classes, frequency_table, save_stats
 from segdata.transforms import full_sample
 
 __all__ = [
@@ -159,8 +159,8 @@ def find_layout(
     """Find data set ``name`` below ``data_dir``.
 
     Args:
-        classes: see `segdata.given_classes`.
-        val_share: see `segdata.splitting`.
+        classes: see `datalayouts.given_classes`.
+        val_share: see `datalayouts.splitting`.
 
     Raises:
         UserError: an unknown name, missing data, or classes that are not known or do not fit.
@@ -256,7 +256,7 @@ def main(args: argparse.Namespace) -> int | None:
     if counted:
         print(f"\n{frequency_table(counted)}")
     if args.stats:
-        from segdata.sheets import save_sheets  # only here: it takes matplotlib, and everybody imports this module
+        from datachecks.sheets import save_sheets  # only here: it takes matplotlib, and everybody imports this module
 
         for stats in counted:
             print("saved", *save_stats(stats, args.output_dir), *save_sheets(layout, stats.split, args.output_dir))

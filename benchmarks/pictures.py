@@ -15,10 +15,10 @@ import numpy as np
 from PIL import Image
 
 from basics.batch import VOID
+from datalayouts.published import VOC_CLASSES
 from dataset import SegmentationDataset
 from segdata.layouts import LISTS
 from segdata.palettes import voc_palette
-from segdata.published import VOC_CLASSES
 
 JPEG_QUALITY = 82
 COLOUR = 0.3  # with it a file has 93 kB, the mean of VOC's own

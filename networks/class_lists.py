@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import PurePosixPath
 
+from datalayouts.published import ADE_CLASSES_FILE, CITYSCAPES, VOC_CLASSES
 from segdata.class_tables import read_class_names
-from segdata.published import ADE_CLASSES_FILE, CITYSCAPES, VOC_CLASSES
 
 VOC = tuple(VOC_CLASSES)
 

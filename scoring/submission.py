@@ -13,9 +13,9 @@ from tqdm import tqdm
 
 from basics.errors import UserError
 from basics.files import replacing
+from datalayouts.published import VOC_CLASSES
 from dataset import SegmentationDataset
 from segdata.pictures import palette_image
-from segdata.published import VOC_CLASSES
 
 # comp6: trained with any data. comp5, VOC's own data alone, does not allow ImageNet weights.
 FOLDER = "results/VOC2012/Segmentation/comp6_test_cls"

@@ -1,1 +1,1 @@
-"""Where data lie and how they become tensors: layouts, reading, transforms, archives, checks, statistics, caches."""
+"""Pictures and masks: what a data set on disk is (`layouts`), how its files are read, cropped, drawn and cached."""

@@ -54,7 +54,7 @@ def run_script(monkeypatch, capsys) -> RunScript:
 @pytest.fixture(scope="session")
 def demo_data(tmp_path_factory) -> Path:
     """A ``--data-dir`` that holds a small demo data set: 16 training and 6 validation pictures."""
-    from segdata.demo import make_demo
+    from datalayouts.demo import make_demo
 
     root = tmp_path_factory.mktemp("data")
     make_demo(root / "demo", num_train=16, num_val=6)

@@ -21,9 +21,9 @@ from hypothesis import strategies as st
 
 import dataset as dataset_script
 from basics.errors import UserError
-from segdata import archives, download
-from segdata.archives import Limits, check_md5, extract, find_archive, md5_of, unfinished
-from segdata.download import SOURCES, manual_instructions
+from datalayouts import archives, download
+from datalayouts.archives import Limits, check_md5, extract, find_archive, md5_of, unfinished
+from datalayouts.download import SOURCES, manual_instructions
 from segdata.reading import DataError
 from tests.test_dataset import write_voc
 

@@ -14,14 +14,14 @@ from PIL import Image
 
 from basics import files as basic_files
 from basics.batch import VOID
+from datachecks import census as census_module
+from datachecks.census import ELSEWHERE, FOLDER, SplitCensus, open_census
+from datachecks.stats import count_classes
 from dataset import find_layout
-from segdata import census as census_module
-from segdata.census import ELSEWHERE, FOLDER, SplitCensus, open_census
 from segdata.labels import IndexLabels
 from segdata.layouts import Layout, SplitFiles
 from segdata.palettes import voc_palette
 from segdata.reading import DataError
-from segdata.stats import count_classes
 from tests.test_dataset import encode
 
 NAMES = ("a", "b", "c", "d", "ü e")

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from basics.errors import UserError
+from datalayouts.annotations import unique_ids
+from datalayouts.coco import find_coco
 from dataset import build_dataset, find_layout
-from segdata.annotations import unique_ids
-from segdata.coco import find_coco
 from segdata.reading import DataError
 from tests.conftest import assert_one_line_error
 

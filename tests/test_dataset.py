@@ -21,12 +21,12 @@ from torch.utils.data import DataLoader
 
 import dataset as dataset_script
 from basics.errors import UserError
+from datachecks.stats import MAX_WEIGHT, class_weights, count_classes, inverse_frequency
+from datalayouts.published import VOC_CLASSES, VOC_FOLDERS, find_voc
 from dataset import DATASETS, EpochSampler, SegmentationDataset, build_dataset, find_layout
 from segdata.class_tables import read_class_names
 from segdata.palettes import distinct_palette, voc_palette
-from segdata.published import VOC_CLASSES, VOC_FOLDERS, find_voc
 from segdata.reading import DataError, image_size, read_image, read_mask
-from segdata.stats import MAX_WEIGHT, class_weights, count_classes, inverse_frequency
 from segdata.transforms import TrainTransform
 from tests.conftest import assert_one_line_error
 

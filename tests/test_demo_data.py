@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from datachecks.check import check_layout
+from datalayouts import demo
+from datalayouts.demo import CLASSES, draw_picture, find_demo, make_demo
 from dataset import build_dataset
-from segdata import demo
-from segdata.check import check_layout
-from segdata.demo import CLASSES, draw_picture, find_demo, make_demo
 from segdata.reading import DataError
 
 

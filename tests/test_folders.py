@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from basics.errors import UserError
+from datalayouts.folders import meaning
 from dataset import SegmentationDataset, build_dataset, find_layout
-from segdata.folders import meaning
 from segdata.reading import DataError
 from tests.conftest import assert_one_line_error
 

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # A module imports from its own layer and those before it; what is in no layer is a script, from which nothing imports.
 LAYERS = [
     {"basics"},
-    {"kd", "networks", "segdata", "student_model", "dataset"},
+    {"kd", "networks", "segdata", "datachecks", "datalayouts", "student_model", "dataset"},
     {"zoo"},
     {"scoring"},
     {"deploy"},

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from basics.errors import UserError
+from datalayouts.labelme import find_labelme
 from dataset import build_dataset, find_layout
-from segdata.labelme import find_labelme
 from segdata.reading import DataError
 from tests.conftest import assert_one_line_error
 from tests.test_coco import JUNK, SIZE, mask_of, painted, replace_leaf, save_picture, start_anew, write

@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from basics.errors import UserError
+from datalayouts.published import CITYSCAPES
 from dataset import build_dataset, find_layout
 from segdata.class_groups import find_name, group_numbers, is_groups, parse_groups
 from segdata.class_tables import VOID_NAMES, choose_table, read_class_table
 from segdata.decode_cache import describe_sources
 from segdata.labels import ColourLabels, IndexLabels, MergedLabels
 from segdata.palettes import voc_palette
-from segdata.published import CITYSCAPES
 from segdata.reading import DataError, read_mask
 
 RNG = np.random.default_rng(0)

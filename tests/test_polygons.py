@@ -16,11 +16,11 @@ import pytest
 from PIL import Image
 
 from basics.errors import UserError
+from datalayouts import polygons, rasterizing
+from datalayouts.polygons import elsewhere
+from datalayouts.splitting import choose_by_chance
 from dataset import DATASETS, build_dataset, find_layout
-from segdata import polygons, rasterizing
-from segdata.polygons import elsewhere
 from segdata.reading import DataError
-from segdata.splitting import choose_by_chance
 from tests import test_coco, test_labelme
 from tests.conftest import assert_one_line_error
 

@@ -23,14 +23,14 @@ import dataset as dataset_script
 import zoo
 from basics.batch import VOID
 from basics.errors import UserError
+from datachecks.census import MaskRecord, PictureRecord, SplitCensus
+from datachecks.check import check_layout, invitation, look_at
+from datachecks.rules import Finding, judge
 from dataset import find_layout
-from segdata.census import MaskRecord, PictureRecord, SplitCensus
-from segdata.check import check_layout, invitation, look_at
 from segdata.label_faults import explain_labels
 from segdata.layouts import Layout, SplitFiles
 from segdata.palettes import voc_palette
 from segdata.reading import DataError, read_header, read_image
-from segdata.rules import Finding, judge
 from tests.test_train import arguments
 from tests.tiny import TinyModel
 from train_kd import main

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from matplotlib.path import Path as Outline
 from PIL import Image
 
-from segdata.shapes import Bitmap, Circle, Polygons, Region, Runs, decode_counts, fill_polygon, paint
+from datalayouts.shapes import Bitmap, Circle, Polygons, Region, Runs, decode_counts, fill_polygon, paint
 
 HEIGHT, WIDTH = 24, 31
 

@@ -9,11 +9,11 @@ import pytest
 from PIL import Image
 
 from basics.batch import VOID
+from datachecks import sheets
+from datachecks.sheets import pick_examples, save_sheets
 from dataset import find_layout
-from segdata import sheets
 from segdata.drawing import ClassRow, Example, mark_class
 from segdata.palettes import VOID_COLOR
-from segdata.sheets import pick_examples, save_sheets
 from tests.test_rules import counted, labels, make
 
 

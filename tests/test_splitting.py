@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from basics.errors import UserError
+from datalayouts import splitting
+from datalayouts.splitting import FOLDER, choose_by_chance
 from dataset import build_dataset, find_layout
-from segdata import splitting
-from segdata.splitting import FOLDER, choose_by_chance
 
 NAMES = st.lists(st.text("abc0123_ é", min_size=1, max_size=6), min_size=2, max_size=60, unique=True)
 

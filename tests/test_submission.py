@@ -13,10 +13,10 @@ import zoo
 from basics.batch import normalize
 from basics.checkpoint import save_atomic
 from basics.errors import UserError
+from datalayouts.published import VOC_CLASSES
 from dataset import build_dataset
 from evaluate import get_args_parser, main
 from scoring.submission import write_submission
-from segdata.published import VOC_CLASSES
 from tests.tiny import TinyModel
 from zoo import model_file_dict
 

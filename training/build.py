@@ -20,6 +20,8 @@ from basics.checkpoint import file_sha256
 from basics.errors import UserError
 from basics.files import remove_stale
 from basics.signals import ignore_stop_signals
+from datachecks.check import invitation, look_at
+from datachecks.stats import class_weights
 from dataset import EpochSampler, SegmentationDataset, build_split
 from deploy.quantized import FakeQuantModel
 from kd.distiller import DistilledStudent, Distiller, LiveTeacher, Recipe, Teacher
@@ -27,9 +29,7 @@ from kd.teacher_cache import open_teacher_cache
 from networks.base import SegmentationModel
 from networks.folding import fold_batchnorm
 from networks.sources import digest, is_source
-from segdata.check import invitation, look_at
 from segdata.reading import DataError
-from segdata.stats import class_weights
 from segdata.transforms import TrainTransform
 from training.arguments import Arguments
 from training.optim import Optimization, make_optimizer, make_scheduler

@@ -1,6 +1,6 @@
 """Behind ``train_kd.py --dry-run``: look at everything a run needs, write nothing, say all that is wrong at once.
 
-(What was counted of the data is kept beside them, as whoever counts it keeps it: see `segdata.census`.)
+(What was counted of the data is kept beside them, as whoever counts it keeps it: see `datachecks.census`.)
 
 Where nothing is wrong the run is built as it would be for training, and two of its images go through one
 step: what that keeps for the backward pass tells how much memory a whole batch will want.
@@ -26,10 +26,10 @@ from basics.device import check_amp, pick_device
 from basics.errors import UserError
 from basics.files import free_bytes, nearest, require_room
 from basics.memory import explain_memory, free_memory
+from datachecks.check import invitation, look_at
 from dataset import SegmentationDataset, build_split
 from networks.weights import read_weights
 from scoring.memory import memory_advice, scoring_bytes
-from segdata.check import invitation, look_at
 from segdata.decode_cache import check_room, room_needed
 from segdata.parallel import map_in_order
 from segdata.reading import image_size

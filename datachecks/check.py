@@ -9,11 +9,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from segdata.census import Census, SplitCensus, open_census
+from datachecks.census import Census, SplitCensus, open_census
+from datachecks.rules import Finding, judge
 from segdata.layouts import Layout, SplitFiles
 from segdata.parallel import map_in_order
 from segdata.reading import DataError, read_image
-from segdata.rules import Finding, judge
 
 
 @dataclass
@@ -22,7 +22,7 @@ class Verdict:
 
     Attributes:
         faults: of its files, one line each.
-        findings: of the whole, see `segdata.rules`.
+        findings: of the whole, see `datachecks.rules`.
         is_first: nobody has counted this data set before.
     """
 

@@ -14,7 +14,7 @@ from basics.batch import VOID
 from basics.errors import UserError
 from basics.files import replacing, write_text
 from basics.text import csv_text, text_table
-from segdata.census import open_census
+from datachecks.census import open_census
 from segdata.layouts import Layout
 from segdata.palettes import Color
 from segdata.reading import DataError
@@ -72,7 +72,7 @@ def inverse_frequency(pixels: np.ndarray) -> np.ndarray:
 
 
 def count_classes(layout: Layout, split: str) -> ClassStats:
-    """The classes in all masks of a split; they are read only if that was never done, see `segdata.census`.
+    """The classes in all masks of a split; they are read only if that was never done, see `datachecks.census`.
 
     Raises:
         DataError: the split has no masks, or one of its files is faulty.

@@ -20,7 +20,7 @@ import numpy as np
 
 from basics.batch import VOID
 from basics.files import write_text
-from segdata.annotations import (
+from datalayouts.annotations import (
     BACKGROUND,
     BACKGROUND_NAMES,
     IGNORED,
@@ -40,13 +40,13 @@ from segdata.annotations import (
     telling_folders,
     walk_files,
 )
+from datalayouts.polygons import elsewhere, open_layout, writable_home
+from datalayouts.shapes import Bitmap, Circle, Polygons, Shape
 from segdata.class_tables import read_class_names
 from segdata.layouts import Layout
 from segdata.parallel import map_in_order
 from segdata.pictures import PICTURE_SUFFIXES as SUFFIXES
-from segdata.polygons import elsewhere, open_layout, writable_home
 from segdata.reading import DataError
-from segdata.shapes import Bitmap, Circle, Polygons, Shape
 
 CLASS_LISTS = ("classes.txt", "labels.txt")
 LINES = ("line", "linestrip", "point", "points")  # shapes that have no area

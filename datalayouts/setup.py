@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from basics.errors import UserError
-from segdata.archives import check_md5, extract, find_archive, unfinished
-from segdata.download import SOURCES, Source, download
+from datalayouts.archives import check_md5, extract, find_archive, unfinished
+from datalayouts.download import SOURCES, Source, download
 from segdata.layouts import Layout
 
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image
 
-from segdata.annotations import Annotations, Findings, Item, Picture
+from datalayouts.annotations import Annotations, Findings, Item, Picture
+from datalayouts.shapes import Region, paint
 from segdata.palettes import colour_table, distinct_palette
 from segdata.parallel import map_in_order
 from segdata.pictures import palette_image
 from segdata.reading import DataError, image_size
-from segdata.shapes import Region, paint
 
 SLACK = 1.0  # pixels beyond the picture's edge that nobody needs to hear of
 TURNED = (5, 6, 7, 8)  # EXIF orientations that exchange width and height

@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
 from basics.batch import VOID
-from segdata.annotations import (
+from datalayouts.annotations import (
     BACKGROUND,
     BACKGROUND_NAMES,
     IGNORED,
@@ -31,11 +31,11 @@ from segdata.annotations import (
     split_in,
     split_of_folders,
 )
-from segdata.coco_places import find_files, find_pictures
+from datalayouts.coco_places import find_files, find_pictures
+from datalayouts.polygons import open_layout
+from datalayouts.shapes import Polygons, Runs, Shape
 from segdata.layouts import Layout
-from segdata.polygons import open_layout
 from segdata.reading import DataError
-from segdata.shapes import Polygons, Runs, Shape
 
 ROOTS = (".", "coco", "coco2017")
 

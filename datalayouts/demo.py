@@ -17,8 +17,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from basics.batch import VOID
+from datalayouts.folders import folder_layout
 from segdata.borders import find_borders
-from segdata.folders import folder_layout
 from segdata.layouts import LISTS, Layout
 from segdata.palettes import colour_table, distinct_palette
 from segdata.pictures import palette_image

@@ -29,10 +29,10 @@ from typing import Any
 
 from basics.errors import UserError
 from basics.files import can_write, write_text
-from segdata.annotations import Annotations, Listings
+from datalayouts.annotations import Annotations, Listings
+from datalayouts.rasterizing import draw_masks, embedded_name, mask_name
 from segdata.layouts import Layout, SplitFiles
 from segdata.palettes import distinct_palette
-from segdata.rasterizing import draw_masks, embedded_name, mask_name
 from segdata.reading import DataError
 
 FORMAT = 1

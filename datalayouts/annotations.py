@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from basics.batch import VOID
+from datalayouts.shapes import FARTHEST, Shape
 from segdata.reading import DataError
-from segdata.shapes import FARTHEST, Shape
 
 SPLIT_WORDS = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",

@@ -9,11 +9,11 @@ from PIL import Image
 
 from basics.batch import VOID
 from basics.files import replacing
-from segdata.census import SplitCensus, open_census
+from datachecks.census import SplitCensus, open_census
+from datachecks.stats import data_name
 from segdata.drawing import ClassRow, Example, contact_sheet
 from segdata.layouts import Layout, SplitFiles
 from segdata.reading import read_image
-from segdata.stats import data_name
 
 EXAMPLES = (0.05, 0.35, 0.7)  # of a class on a contact sheet: places among its images, by how much it covers
 SHEET_PIXELS = 320  # the longer side of a picture there

@@ -1,8 +1,8 @@
 """What a data set may have wrong though each of its files can be read: rules from counts to findings.
 
-Each rule is a function of what was counted (`segdata.census`) and gives findings of one line: what is wrong, where, and
-what to do. What makes a result meaningless stops a training; what may be meant is a remark. `--check`, `--dry-run` and
-the start of a training say them alike (`segdata.check.look_at`).
+Each rule is a function of what was counted (`datachecks.census`) and gives findings of one line: what is wrong, where,
+and what to do. What makes a result meaningless stops a training; what may be meant is a remark. `--check`, `--dry-run`
+and the start of a training say them alike (`datachecks.check.look_at`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from basics.batch import VOID
-from segdata.census import MaskRecord, PictureRecord, SplitCensus
+from datachecks.census import MaskRecord, PictureRecord, SplitCensus
 from segdata.layouts import Layout
 from segdata.orientation import UPRIGHT
 
