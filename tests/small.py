@@ -24,6 +24,7 @@ class SmallStudent(SegmentationModel):
     """MobileNetV3's habits: eps 1e-3, in-place activations, a gate, a residual sum, a skip, dropout."""
 
     stride, logit_stride = 16, 4
+    backbone: nn.ModuleDict
 
     def __init__(self, num_classes: int, width: int = 8) -> None:
         super().__init__()
@@ -31,8 +32,8 @@ class SmallStudent(SegmentationModel):
         self.tap_channels = {"low": width, "mid": width, "high": 2 * width, "decoder": width}
         self.tap_strides = {"low": 4, "mid": 8, "high": 16, "decoder": 4}
 
-        def block(inputs: int, outputs: int, stride: int, **options) -> nn.Sequential:
-            conv = nn.Conv2d(inputs, outputs, 3, stride, 1, **options)
+        def block(inputs: int, outputs: int, stride: int, groups: int = 1, bias: bool = True) -> nn.Sequential:
+            conv = nn.Conv2d(inputs, outputs, 3, stride, 1, groups=groups, bias=bias)
             return nn.Sequential(conv, nn.BatchNorm2d(outputs, eps=EPS, momentum=MOMENTUM))
 
         self.backbone = nn.ModuleDict(
@@ -60,11 +61,12 @@ class SmallStudent(SegmentationModel):
         return logits, {"low": low, "mid": mid, "high": high, "decoder": decoder}
 
 
-def lively(model: nn.Module, seed: int = 0) -> nn.Module:
+def lively(model: SmallStudent, seed: int = 0) -> SmallStudent:
     """Random weights and BatchNorm statistics as if trained; in eval mode."""
     generator = torch.Generator().manual_seed(seed)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
+            assert module.running_mean is not None and module.running_var is not None
             module.running_mean.copy_(0.1 * torch.randn(module.num_features, generator=generator))
             # Small beside eps, so that a wrong eps shows.
             module.running_var.copy_(0.002 + 0.02 * torch.rand(module.num_features, generator=generator))
@@ -76,14 +78,20 @@ def lively(model: nn.Module, seed: int = 0) -> nn.Module:
             module.weight.data.copy_(gain * noise * module.weight[0].numel() ** -0.5)
             if module.bias is not None:
                 module.bias.data.copy_(0.02 * torch.randn(module.bias.shape, generator=generator))
-    model.classifier.bias.data.zero_()
+    nn.init.zeros_(logit_bias(model))
     return model.eval()
 
 
-def balanced(model: nn.Module, images: torch.Tensor) -> nn.Module:
+def logit_bias(model: SmallStudent) -> torch.Tensor:
+    """What every logit has on top, (C,)."""
+    assert model.classifier.bias is not None
+    return model.classifier.bias
+
+
+def balanced(model: SmallStudent, images: torch.Tensor) -> SmallStudent:
     """``model`` with class scores of mean 0 on ``images``, so that no class wins everywhere."""
     with torch.no_grad():
-        model.classifier.bias.sub_(model(images).mean((0, 2, 3)))
+        logit_bias(model).sub_(model(images).mean((0, 2, 3)))
     return model
 
 

@@ -1,5 +1,6 @@
 """Exported files: that they do what the network does, at any size, and say what they are."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -11,7 +12,7 @@ from basics.batch import MEAN, STD
 from basics.checkpoint import save_atomic
 from basics.errors import UserError, run_cli
 from deploy.exporting import Deployed, export_program
-from deploy.formats import load_exported
+from deploy.formats import FORMATS, load_exported
 from deploy.speed import file_table
 from tests.small import CLASS_NAMES, PALETTE, SmallStudent, balanced, in_zoo, lively, small_checkpoint
 
@@ -144,6 +145,18 @@ def test_pt2_round_trip(pt2, network, size):
         model = load_exported(pt2)
         torch.testing.assert_close(model(by_hand(pictures)), expected, rtol=0, atol=1e-4)
     assert (model.card.class_names, model.card.palette, model.card.input) == (CLASS_NAMES, PALETTE, "uint8")
+
+
+def test_a_format_is_a_row(folder, network, tmp_path, monkeypatch):
+    """Export, its check, and what reads files know a format from its row alone."""
+    from deploy.segmenter import load_segmenter
+
+    row = dataclasses.replace(FORMATS[".pt2"], engine="something new")
+    monkeypatch.setitem(FORMATS, ".new", row)
+    path = run_export(folder / "best.pth", tmp_path / "student.new", "--uint8", "--rounds", "1")
+    pictures = raw_pictures(1, 40, 50)
+    with torch.no_grad():
+        torch.testing.assert_close(load_segmenter(path).logits(pictures), network(by_hand(pictures)), rtol=0, atol=1e-4)
 
 
 def test_checkpoint_and_onnx_score_the_same(raw, demo_student, demo_data, tmp_path):

@@ -5,6 +5,9 @@ import copy
 import io
 import json
 import platform
+import re
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +20,7 @@ from tests.small import DROPOUT, EPS, MOMENTUM, SmallStudent, in_zoo, lively, sm
 
 pytest.importorskip("torchao")
 
-from deploy import graphs, quantization
+from deploy import graphs, quantization, torch_internals
 from deploy.quantized import FakeQuantModel, capture, quantize_calibrated
 
 
@@ -332,6 +335,16 @@ def int8_files(qat_run, demo_student, demo_data, tmp_path_factory):
     return folder, printed.getvalue()
 
 
+@pytest.fixture(scope="module")
+def float_pt2(demo_student, tmp_path_factory):
+    """The small student as a .pt2 file in float32."""
+    import export
+
+    path = tmp_path_factory.mktemp("float") / "student.pt2"
+    export.main(export.get_args_parser().parse_args([str(demo_student), "--output", str(path), "--rounds", "0"]))
+    return path
+
+
 def test_quantize_and_score_side_by_side(int8_files, qat_run, demo_student, demo_data, tmp_path):
     """The scores of a --qat checkpoint are those of its INT8 files, in both engines; PTQ works beside it."""
     import evaluate
@@ -362,6 +375,73 @@ def test_pt2_runs_with_integer_kernels_and_any_size(int8_files):
     assert model.integer_kernels == 7
     with torch.inference_mode():
         assert model(pictures(3, 45, 130)).shape == (3, 7, 45, 130)
+
+
+# -- what is private in PyTorch -------------------------------------------------------------------
+
+FREEZING, DECOMPOSED = "torch._inductor.fx_passes.freezing_patterns", "torch.ao.quantization.fx._decomposed"
+
+
+def assert_says_what_to_do(error):
+    assert f"PyTorch {torch.__version__} has them elsewhere" in str(error)
+    assert "use the .onnx file, or PyTorch " in str(error)
+    assert "\n" not in str(error)
+
+
+@pytest.mark.skipif(platform.machine().lower() not in ("x86_64", "amd64"), reason="oneDNN's INT8 kernels are for x86")
+def test_an_int8_pt2_file_whose_kernels_have_moved_away_is_one_error(int8_files, monkeypatch):
+    from deploy.segmenter import load_segmenter
+
+    monkeypatch.setitem(sys.modules, FREEZING, None)
+    with pytest.raises(UserError) as caught:
+        load_segmenter(int8_files[0] / "qat.pt2", "cpu")
+    assert_says_what_to_do(caught.value)
+    assert FREEZING in str(caught.value)
+    assert load_segmenter(int8_files[0] / "qat.onnx", "cpu").name == "small int8"
+
+
+def test_operators_that_have_moved_away_are_missed_by_int8_alone(int8_files, float_pt2, monkeypatch):
+    from deploy.pt2_format import read_pt2
+
+    monkeypatch.setitem(sys.modules, DECOMPOSED, None)
+    _, card = read_pt2(float_pt2)
+    assert card.precision == "fp32"
+
+    def unknown_operator(*args, **options):
+        raise RuntimeError("quantized_decomposed::quantize_per_tensor is not known")
+
+    monkeypatch.setattr(torch.export, "load", unknown_operator)
+    with pytest.raises(UserError) as caught:
+        read_pt2(int8_files[0] / "qat.pt2")
+    assert_says_what_to_do(caught.value)
+
+
+def test_every_private_name_is_looked_for_before_it_is_used(monkeypatch):
+    nothing = torch.fx.symbolic_trace(nn.Identity())
+    monkeypatch.delattr("torch._inductor.constant_folding.constant_fold")
+    with pytest.raises(UserError) as caught:
+        torch_internals.freeze(nothing, torch.zeros(1))
+    assert_says_what_to_do(caught.value)
+    program = torch.export.export(nn.Identity(), (torch.zeros(1),))
+    monkeypatch.delattr("torch._export.utils._is_cia_op")
+    with pytest.raises(UserError) as caught:
+        torch_internals.split_composites(program)
+    assert_says_what_to_do(caught.value)
+
+
+def test_nothing_else_imports_what_is_private_in_pytorch():
+    """Module names of torch with an underscore, anywhere in the product."""
+    root = Path(torch_internals.__file__).parents[1]
+    private = re.compile(r"^\s*(import|from) torch(ao)?(\.\w+)*\._", re.MULTILINE)
+    guilty = {
+        path.name
+        for path in [*root.glob("*.py"), *root.glob("*/*.py")]
+        if path.parent.name != "tests" and private.search(path.read_text(encoding="utf-8"))
+    }
+    assert guilty == {"torch_internals.py"}
+
+
+# -- what does not go together --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

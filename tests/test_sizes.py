@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.test_imports import ROOMS, ROOT
+from tests.test_imports import ROOT, local_modules
 
 # Lines, docstrings and comments included.
 FILE, SCRIPT, CLASS, FUNCTION = 400, 120, 250, 60
@@ -21,8 +21,7 @@ EXCEPTIONS: dict[str, int] = {}
 
 def measured() -> Iterator[tuple[str, int, int]]:
     """(what, its lines, its limit) of every file, class and function, nested ones included."""
-    files = [*ROOT.glob("*.py"), *(file for package in ROOMS for file in (ROOT / package).rglob("*.py"))]
-    for file in sorted(files):
+    for file in sorted(local_modules().values()):
         path, text = file.relative_to(ROOT).as_posix(), file.read_text(encoding="utf-8")
         script = file.parent == ROOT and file.stem not in MODULES
         yield path, len(text.splitlines()), SCRIPT if script else FILE

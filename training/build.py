@@ -168,8 +168,10 @@ class Models:
         """Set what is trained in the stage."""
         self.student.backbone.requires_grad_(not stage.frozen)
         model = distributed.wrap(self.model, device)
-        # A compiled module is a module, though torch.compile's annotation says no more than that it can be called.
-        self.distiller.model = cast(nn.Module, torch.compile(model)) if compiled else model
+        # A stage has one size. Left to find that out, the second stage's would be free, and the modulo in the student's
+        # dilated convolutions is then more than PyTorch can compile. (The result is a module, though the annotation of
+        # torch.compile says no more than that it can be called.)
+        self.distiller.model = cast(nn.Module, torch.compile(model, dynamic=False)) if compiled else model
 
     def train(self, stage: Stage) -> None:
         """Training mode, as far as the stage trains."""
