@@ -1,6 +1,6 @@
 # make demo   install, make the demo data, train a teacher, a baseline and a distilled student; compare them
 # make test   install everything and run the whole test suite, a process a core (at most four)
-# make lint   check style and formatting
+# make lint   check style, formatting and types
 #
 # Needs a POSIX shell and Python >= 3.10; another interpreter: make demo PYTHON=python3.12
 # For a smaller install on a machine without a GPU:
@@ -62,6 +62,7 @@ test: $(VENV)/all-installed
 lint: $(VENV)/all-installed
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
 
 # What the demo made, so that it starts anew; the environment stays.
 clean-demo:

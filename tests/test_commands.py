@@ -13,13 +13,13 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def documented_commands():
-    """(file:line, script, arguments) of each `python SCRIPT.py ...` in the command files and the README's code."""
-    for name in ("train.txt", "test.txt", "count_params.txt", "README.md"):
+    """(file:line, script, arguments) of each `python SCRIPT.py ...` in the command files and the code of both .md."""
+    for name in ("train.txt", "test.txt", "count_params.txt", "README.md", "CONTRIBUTING.md"):
         fenced = False
         for number, line in enumerate((ROOT / name).read_text().splitlines(), 1):
             if line.startswith("```"):
                 fenced = not fenced
-            if name == "README.md" and not fenced:
+            if name.endswith(".md") and not fenced:
                 continue
             for command in re.findall(r"(?:^|&& )(python \w+\.py[^&#]*)", line):
                 words = shlex.split(command)
@@ -41,7 +41,7 @@ def test_documented_command_parses(script, arguments):
 
 def test_there_are_commands():
     names = {parameters.id.split(":")[0] for parameters in documented_commands()}
-    assert names == {"train.txt", "test.txt", "count_params.txt", "README.md"}
+    assert names == {"train.txt", "test.txt", "count_params.txt", "README.md", "CONTRIBUTING.md"}
 
 
 def test_a_wrong_command_would_be_noticed():

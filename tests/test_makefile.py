@@ -101,6 +101,14 @@ def test_ci_runs_the_documented_command():
     assert os.access(ROOT / ".ci" / "run", os.X_OK)
 
 
+def test_a_commit_is_checked_by_the_commands_of_make_lint(clone):
+    for stamp in ("made", "core-installed", "all-installed"):
+        (clone / ".venv").mkdir(exist_ok=True)
+        (clone / ".venv" / stamp).touch()
+    hooks = re.findall(r"^ +entry: (.+)$", (ROOT / ".pre-commit-config.yaml").read_text(), re.MULTILINE)
+    assert hooks == dry_run("lint", clone).splitlines()
+
+
 def test_core_requirements_are_the_seven():
     names = [re.split(r"[>=<]", line)[0] for line in (ROOT / "requirements.txt").read_text().split()]
     assert names == ["torch", "torchvision", "torchmetrics", "numpy", "matplotlib", "tqdm", "pillow"]
