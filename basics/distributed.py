@@ -183,6 +183,11 @@ def add_up(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
+def mean_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
+    """Mean of the ranks' tensors, without a gradient; all ranks must call it."""
+    return add_up(tensor.clone()) / world_size()
+
+
 def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
     """Sum of the ranks' tensors, through which gradients flow back into every rank."""
     return _SumOverRanks.apply(tensor) if world_size() > 1 else tensor

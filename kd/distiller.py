@@ -17,10 +17,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from basics import distributed
 from basics.batch import VOID
 from basics.device import autocast
 from basics.errors import UserError
 from basics.grids import adaptive_average, common_stride, to_stride, upsample_logits, valid_cells
+from kd.class_map import ClassMap
 from kd.loss_tools import wide
 from kd.losses import LOSSES, LossSpec, Recipe, adaptive_weights
 from networks.logits import fault_of_logits
@@ -57,12 +59,16 @@ class TeacherOutput:
     """The teacher's word on one batch.
 
     Attributes:
-        logits: (N, C, h, w) at the teacher's logit stride.
+        logits: (N, K, h, w) at the teacher's logit stride, of the student's classes in their order.
         taps: feature maps by tap name, at the teacher's tap strides.
+        classes: which of the student's classes the K are; None: all.
+        speaks: bool (N, h, w), False where losses on logits must not listen; None: nowhere.
     """
 
     logits: torch.Tensor
     taps: dict[str, torch.Tensor] = field(default_factory=dict)
+    classes: tuple[int, ...] | None = None
+    speaks: torch.Tensor | None = None
 
 
 class Teacher(Grids, Protocol):
@@ -131,6 +137,33 @@ class LiveTeacher:
         return TeacherOutput(torch.cat(logits), {tap: torch.cat([part[tap] for part in taps]) for tap in taps[0]})
 
 
+class MappedTeacher:
+    """A teacher whose word is put into the student's classes, and left out where it is of no use.
+
+    Args:
+        teacher: live or cached; its logits are of its own classes.
+        class_map: what these mean.
+        min_confidence: positions at which the most likely of the student's classes has less probability than this
+            are left out of the losses on logits; 0 listens to all.
+    """
+
+    def __init__(self, teacher: Teacher, class_map: ClassMap, min_confidence: float = 0.0):
+        self.teacher, self.class_map, self.min_confidence = teacher, class_map, min_confidence
+        self.stride, self.logit_stride = teacher.stride, teacher.logit_stride
+        self.tap_channels, self.tap_strides = teacher.tap_channels, teacher.tap_strides
+
+    @torch.no_grad()
+    def __call__(self, batch: dict) -> TeacherOutput:
+        told = self.teacher(batch)
+        logits, speaks = self.class_map.logits(told.logits), self.class_map.speaks(told.logits)
+        if self.min_confidence > 0:
+            sure = logits.softmax(1).amax(1) >= self.min_confidence
+            speaks = sure if speaks is None else speaks & sure
+        known = self.class_map.known
+        classes = known if len(known) < len(self.class_map.student_names) else None
+        return TeacherOutput(logits, told.taps, classes, speaks)
+
+
 class DistilledStudent(nn.Module):
     """The student and the 1x1 adapters that lift its feature maps to the teacher's channels.
 
@@ -182,6 +215,9 @@ class DistilledStudent(nn.Module):
 class Distiller:
     """Computes the recipe's losses for one batch.
 
+    A hard loss is the mean over labelled pixels, times the share of the batch's images that are labelled: one labelled
+    image among many weighs what it would in plain training.
+
     Args:
         model: a `DistilledStudent`, possibly wrapped (DistributedDataParallel, torch.compile).
         student: the bare student, for its strides.
@@ -215,15 +251,12 @@ class Distiller:
         with autocast(images.device, self.amp):
             logits, adapted = self.model(images)
         logits = logits.float().contiguous()  # in the plain layout, as the teacher's, and faster at full size
-        full = upsample_logits(logits, self.student.logit_stride, mask.shape[-2:])
-        losses = {
-            name: LOSSES[name].fn(full, mask, class_weights=self.class_weights) for name in self.recipe.names("hard")
-        }
+        losses = self._hard_losses(logits, mask, batch.get("labelled"))
         if self.teacher is None:
             return losses
         told = self.teacher(batch)
         for name in self.recipe.names("logits"):
-            losses[name] = self._logit_loss(name, logits, told.logits, valid)
+            losses[name] = self._logit_loss(name, logits, told, valid)
         for name in self.recipe.names("features"):
             taps = LOSSES[name].taps
             by_tap = (self._feature_loss(name, adapted[f"{name}_{tap}"], told.taps[tap], tap, valid) for tap in taps)
@@ -238,16 +271,34 @@ class Distiller:
             for name, weight in self.recipe.weights.items()
         )
 
+    def _hard_losses(
+        self, logits: torch.Tensor, mask: torch.Tensor, labelled: torch.Tensor | None
+    ) -> dict[str, torch.Tensor]:
+        names = self.recipe.names("hard")
+        if not names:
+            return {}
+        full = upsample_logits(logits, self.student.logit_stride, mask.shape[-2:])
+        losses = {name: LOSSES[name].fn(full, mask, class_weights=self.class_weights) for name in names}
+        if labelled is None:
+            return losses
+        share = distributed.mean_over_ranks(labelled.to(logits).mean())
+        return {name: share * loss for name, loss in losses.items()}
+
     def _logit_loss(
-        self, name: str, student_logits: torch.Tensor, teacher_logits: torch.Tensor, valid: torch.Tensor
+        self, name: str, student_logits: torch.Tensor, told: TeacherOutput, valid: torch.Tensor
     ) -> torch.Tensor:
         assert self.teacher is not None
-        spec = LOSSES[name]
-        target = common_stride(self.student.logit_stride, self.teacher.logit_stride)
+        spec, stride = LOSSES[name], self.teacher.logit_stride
+        target = common_stride(self.student.logit_stride, stride)
         student_logits = to_stride(student_logits, self.student.logit_stride, target)
-        teacher_logits = to_stride(teacher_logits.float().contiguous(), self.teacher.logit_stride, target)
+        if told.classes is not None:  # the teacher has no word on the others: compared is what both can say
+            student_logits = student_logits[:, told.classes]
+        teacher_logits = to_stride(told.logits.float().contiguous(), stride, target)
+        heard = valid_cells(valid, target)
+        if told.speaks is not None:
+            heard = heard & valid_cells(told.speaks, target // stride)
         options = {"temperature": self.recipe.temperature} if spec.uses_temperature else {}
-        return _on_bounded_grid(spec, student_logits, teacher_logits, valid_cells(valid, target), **options)
+        return _on_bounded_grid(spec, student_logits, teacher_logits, heard, **options)
 
     def _feature_loss(
         self, name: str, student_map: torch.Tensor, teacher_map: torch.Tensor, tap: str, valid: torch.Tensor

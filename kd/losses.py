@@ -93,7 +93,7 @@ class Recipe:
         source: the paper of a published mix, in a few words.
 
     Raises:
-        UserError: an unknown loss, a weight or temperature that makes no sense, or no hard loss.
+        UserError: an unknown loss, a weight or temperature that makes no sense, or no loss at all.
     """
 
     weights: Mapping[str, float]
@@ -109,8 +109,8 @@ class Recipe:
         if not self.temperature > 0:
             raise UserError(f"--temperature must be > 0, not {self.temperature}")
         object.__setattr__(self, "weights", {name: w for name, w in self.weights.items() if w != 0})
-        if not self.names("hard"):
-            raise UserError("no hard loss is left: give at least one of ce, focal, dice a weight above 0")
+        if not self.weights:
+            raise UserError("no loss is left: give ce, focal, dice, or a loss with a teacher, a weight above 0")
 
     def names(self, *kinds: Kind) -> list[str]:
         """Names of the terms of these kinds, in the recipe's order."""

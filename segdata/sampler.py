@@ -2,12 +2,46 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch.utils.data import Sampler
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Batches of which a fixed number of images is labelled.
+
+    Attributes:
+        labelled: how many of the data set's images are: the first ones.
+        per_batch: how many of each batch are. They come round more often, or less, than the others.
+    """
+
+    labelled: int
+    per_batch: int
+
+    def order(self, images: int, batch_size: int, generator: torch.Generator) -> list[int]:
+        """Indices of an epoch of ``images // batch_size`` batches; in each batch the labelled ones come first."""
+        steps = images // batch_size
+        labelled = _rounds(range(self.labelled), steps * self.per_batch, generator)
+        others = _rounds(range(self.labelled, images), steps * (batch_size - self.per_batch), generator)
+        return [
+            index
+            for _ in range(steps)
+            for source, count in ((labelled, self.per_batch), (others, batch_size - self.per_batch))
+            for index in itertools.islice(source, count)
+        ]
+
+
+def _rounds(indices: range, count: int, generator: torch.Generator) -> Iterator[int]:
+    """``count`` of ``indices``, all of them in a shuffled order before any comes again."""
+    rounds = -(-count // max(len(indices), 1))
+    shuffled = (indices[place] for _ in range(rounds) for place in torch.randperm(len(indices), generator=generator))
+    return itertools.islice(shuffled, count)
 
 
 class EpochSampler(Sampler[tuple[int, int]]):
@@ -24,9 +58,21 @@ class EpochSampler(Sampler[tuple[int, int]]):
             wrapped round if need be), and the ranks' n-th batches together are the n-th batch of one
             process with the whole batch size.
         start: how many samples of this rank to leave out at the beginning, to resume within an epoch.
+        mixture: fixes how many images of a batch are labelled; by default chance mixes them by their shares.
+        batch_size: of all ranks together, for the mixture.
     """
 
-    def __init__(self, num_samples: int, seed: int, epoch: int = 0, rank: int = 0, world_size: int = 1, start: int = 0):
+    def __init__(
+        self,
+        num_samples: int,
+        seed: int,
+        epoch: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        start: int = 0,
+        mixture: Mixture | None = None,
+        batch_size: int = 1,
+    ):
         if not 0 <= rank < world_size:
             raise ValueError(f"rank {rank} of world size {world_size}")
         self.num_samples = num_samples
@@ -35,21 +81,35 @@ class EpochSampler(Sampler[tuple[int, int]]):
         self.rank = rank
         self.world_size = world_size
         self.start = start
+        self.mixture = mixture
+        self.batch_size = batch_size
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
         """Turn to another epoch, leaving out its first ``start`` samples of this rank."""
         self.epoch, self.start = epoch, start
 
     def __len__(self) -> int:
-        return -(-self.num_samples // self.world_size) - self.start
+        samples = self.num_samples
+        if self.mixture:
+            samples -= samples % self.batch_size
+        return -(-samples // self.world_size) - self.start
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         generator = torch.Generator().manual_seed(mix_seed(self.seed, self.epoch))
-        order = torch.randperm(self.num_samples, generator=generator).tolist()
-        total = -(-self.num_samples // self.world_size) * self.world_size
-        order += order[: total - self.num_samples]
-        for index in order[self.rank : total : self.world_size][self.start :]:
-            yield index, mix_seed(self.seed, self.epoch, index)
+        if self.mixture:
+            order = self.mixture.order(self.num_samples, self.batch_size, generator)
+        else:
+            order = torch.randperm(self.num_samples, generator=generator).tolist()
+        total = -(-len(order) // self.world_size) * self.world_size
+        order += order[: total - len(order)]
+        seen: dict[int, int] = {}
+        numbered = []
+        for index in order:
+            seen[index] = seen.get(index, -1) + 1
+            numbered.append((index, seen[index]))
+        for index, again in numbered[self.rank : total : self.world_size][self.start :]:
+            # An image that comes again within an epoch is seen otherwise.
+            yield index, mix_seed(self.seed, self.epoch, index, *([again] if self.mixture and again else []))
 
 
 def mix_seed(*numbers: int) -> int:

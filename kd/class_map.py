@@ -1,0 +1,80 @@
+"""A teacher that speaks of its own classes: what its word means in the student's.
+
+    class_map = ClassMap.by_groups(student_names, teacher_names, {"animal": ["cat", "dog"], ...})
+    mapped = class_map.logits(teacher_logits)        # (N, K, h, w), K classes that the teacher knows
+
+The logit of a student's class is the log-sum-exp of the teacher's logits in its group: the softmax of these is then
+exactly the sum of the teacher's probabilities in the group, over those of all groups. Where the teacher says a class
+that belongs to no group, it has no say about the student's classes, and soft losses leave the position out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+
+NOTHING = -1  # what a teacher's class without a group is in the student's classes
+
+
+@dataclass(frozen=True)
+class ClassMap:
+    """From a teacher's classes to a student's.
+
+    Attributes:
+        student_names, teacher_names: the two class lists.
+        meaning: for each of the teacher's classes the student's class it belongs to, or `NOTHING`.
+    """
+
+    student_names: tuple[str, ...]
+    teacher_names: tuple[str, ...]
+    meaning: tuple[int, ...]
+
+    @classmethod
+    def by_groups(
+        cls, student_names: Sequence[str], teacher_names: Sequence[str], groups: Mapping[str, Iterable[str]]
+    ) -> ClassMap:
+        """The map of ``groups``: student's class -> the teacher's classes that mean it.
+
+        Raises:
+            KeyError: a name that is in neither list.
+            ValueError: a teacher's class in two groups.
+        """
+        places = {name: index for index, name in enumerate(teacher_names)}
+        classes = {name: index for index, name in enumerate(student_names)}
+        meaning = [NOTHING] * len(teacher_names)
+        for name, members in groups.items():
+            for member in members:
+                if meaning[places[member]] != NOTHING:
+                    raise ValueError(f"{member!r} is in two groups")
+                meaning[places[member]] = classes[name]
+        return cls(tuple(student_names), tuple(teacher_names), tuple(meaning))
+
+    @cached_property
+    def known(self) -> tuple[int, ...]:
+        """The student's classes that the teacher can say, in their order."""
+        return tuple(sorted(set(self.meaning) - {NOTHING}))
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether the two lists are one and the same."""
+        return self.student_names == self.teacher_names and self.meaning == tuple(range(len(self.student_names)))
+
+    def logits(self, logits: torch.Tensor) -> torch.Tensor:
+        """The teacher's logits (N, C_teacher, h, w) -> logits of the `known` classes (N, K, h, w), float32."""
+        logits = logits.float()
+        groups = [self._members(index) for index in self.known]
+        return torch.stack([logits[:, group].logsumexp(dim=1) for group in groups], dim=1)
+
+    def speaks(self, logits: torch.Tensor) -> torch.Tensor | None:
+        """Where the teacher's most likely class means anything here, bool (N, h, w); None: it always does."""
+        if NOTHING not in self.meaning:
+            return None
+        meaning = torch.tensor(self.meaning, device=logits.device)
+        return meaning[logits.max(1)[1]] != NOTHING
+
+    def _members(self, index: int) -> list[int]:
+        """The teacher's classes that mean the student's class ``index``."""
+        return [place for place, meaning in enumerate(self.meaning) if meaning == index]
