@@ -1,4 +1,4 @@
-# make demo   install, make the demo data, train a teacher, a baseline and a distilled student; compare them
+# make demo   install, make the demo data, train a teacher, a student of few labels, and one that the teacher helps
 # make test   install everything and run the whole test suite, a process a core (at most four)
 # make lint   check style, formatting and types
 #
@@ -19,7 +19,9 @@ DEMO_DATA = --dataset demo --data-dir data
 DEMO_TRAIN = $(RUN) train_kd.py $(DEMO_DATA) --student-weights none --crop-size 128 --batch-size 16 --lr 3e-3 \
   --eval-every 5 --resume auto
 DEMO_TEACHER = checkpoints/demo_teacher/best.pth
-DEMO_STUDENTS = checkpoints/demo_baseline/best.pth checkpoints/demo_distilled/best.pth
+DEMO_STUDENTS = checkpoints/demo_labels/best.pth checkpoints/demo_unlabelled/best.pth
+DEMO_LABELS = 40
+DEMO_STUDENT = $(DEMO_TRAIN) --student compact --labels $(DEMO_LABELS) --epoch-images 400 --epochs $(STUDENT_EPOCHS)
 
 help:
 	@sed -n 's/^# make /make /p' Makefile
@@ -41,18 +43,18 @@ $(VENV)/all-installed: $(VENV)/made requirements.txt requirements-extra.txt
 
 # --resume auto: what an interrupted demo has trained already is kept.
 demo: $(VENV)/core-installed
-	@echo '== 1/5 the teacher: FastLiteSSNet, which computes ten times what the student does'
-	$(DEMO_TRAIN) --name demo_teacher --student fastlitessnet --epochs $(TEACHER_EPOCHS)
-	@echo '== 2/5 the baseline: a compact student taught by the labels alone'
-	$(DEMO_TRAIN) --name demo_baseline --student compact --epochs $(STUDENT_EPOCHS)
-	@echo '== 3/5 the distilled student: the same, taught by the teacher as well'
-	$(DEMO_TRAIN) --name demo_distilled --student compact --epochs $(STUDENT_EPOCHS) --alpha 1 --temperature 1 \
-	  --teacher fastlitessnet --teacher-weights $(DEMO_TEACHER)
+	@echo '== 1/5 the teacher: FastLiteSSNet, which computes ten times what the student does, on 400 pictures of its own'
+	$(DEMO_TRAIN) --train-split teacher --name demo_teacher --student fastlitessnet --epochs $(TEACHER_EPOCHS)
+	@echo '== 2/5 a compact student taught by $(DEMO_LABELS) masks alone'
+	$(DEMO_STUDENT) --name demo_labels
+	@echo '== 3/5 the same student, and the same masks; the teacher speaks of 360 more pictures, which nobody labelled'
+	$(DEMO_STUDENT) --name demo_unlabelled --unlabelled train --alpha 1 --temperature 1 \
+	  --teacher $(DEMO_TEACHER) --cache-teacher
 	@echo '== 4/5 all three on the validation split'
 	$(RUN) evaluate.py $(DEMO_TEACHER) $(DEMO_STUDENTS) $(DEMO_DATA) --csv checkpoints/demo.csv
 	@echo '== 5/5 pictures'
-	$(RUN) visualize.py $(DEMO_STUDENTS) $(DEMO_DATA) --teacher fastlitessnet --teacher-weights $(DEMO_TEACHER) \
-	  --overlays --output-dir checkpoints/demo_pictures
+	$(RUN) visualize.py $(DEMO_STUDENTS) $(DEMO_DATA) --teacher $(DEMO_TEACHER) --overlays \
+	  --output-dir checkpoints/demo_pictures
 	@echo '== done: look at checkpoints/demo_pictures/images.png and checkpoints/demo_*/curves.png'
 
 # In the order of names: after the files from `q` on, no process that was forked could train.

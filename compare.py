@@ -16,7 +16,8 @@ import argparse
 from pathlib import Path
 
 from basics.errors import UserError, choose, run_cli
-from basics.files import write_text
+from basics.files import replacing, write_text
+from comparison.budgets import BUDGETS, budgets_png, has_budgets
 from comparison.markdown import to_markdown
 from comparison.plan import Plan, Run, check_files, load_plan
 from comparison.report import to_html
@@ -67,7 +68,12 @@ def write_results(comparison: Comparison, folder: Path) -> None:
     }
     for name, text in files.items():
         write_text(folder / name, text)
-    print(f"{folder}: {', '.join(files)}")
+    names = list(files)
+    if has_budgets(comparison.plan):
+        with replacing(folder / BUDGETS) as temporary:
+            temporary.write_bytes(budgets_png(comparison, lines))
+        names.append(BUDGETS)
+    print(f"{folder}: {', '.join(names)}")
 
 
 def main(args: argparse.Namespace) -> int:

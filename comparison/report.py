@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from basics.batch import VOID
+from comparison.budgets import budgets_png, budgets_source, budgets_words, has_budgets
 from comparison.charts import STYLES, Curve, bars_svg, curves_svg, make_curve, swatch
 from comparison.markup import Cell, Column, Element, details, element, table, write
 from comparison.notes import commands, made_with, plain_words, protocol, reading_notes
@@ -83,7 +84,16 @@ def _result(comparison: Comparison, lines: Sequence[Line]) -> list[Element]:
         id="results",
     )
     notes = element("ul", *(element("li", note) for note in reading_notes(comparison)))
-    return [_figures(comparison, lines), main, element("h3", "How to read it"), notes]
+    return [_figures(comparison, lines), main, *_budgets(comparison, lines), element("h3", "How to read it"), notes]
+
+
+def _budgets(comparison: Comparison, lines: Sequence[Line]) -> list[Element]:
+    """The chart of score over masks, if there are several numbers of them."""
+    if not has_budgets(comparison.plan):
+        return []
+    source, words = budgets_source(budgets_png(comparison, lines)), budgets_words(comparison, lines)
+    caption = "Mean over seeds and standard deviation, by number of masks; every run takes the same number of steps."
+    return [element("figure", element("img", src=source, alt=words), element("figcaption", caption))]
 
 
 def _cell(title: str, text: str, key: SortKey) -> Cell:

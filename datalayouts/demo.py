@@ -26,9 +26,9 @@ from segdata.reading import DataError
 
 CLASSES = ("background", "disk", "square", "triangle", "star", "ring", "cross")
 TEXTURES = ("plain", "stripes", "checker", "dots", "waves", "grain")
-VERSION = "2"  # raise it whenever the pictures change: an older data set on disk is then made anew
+VERSION = "3"  # raise it whenever the pictures change: an older data set on disk is then made anew
 SEED = 2012
-NUM_TRAIN, NUM_VAL = 400, 100
+NUM_TRAIN, NUM_VAL = 400, 100  # and as many as for training for a teacher
 PREFERENCE = 0.85  # how often a shape carries the texture of its kind, rather than any
 HUE_SPREAD = 0.08  # standard deviation of a kind's hue; the kinds' mean hues are 1/6 apart
 
@@ -80,15 +80,16 @@ def _make_in_place(root: Path) -> None:
 
 
 def make_demo(root: Path, num_train: int = NUM_TRAIN, num_val: int = NUM_VAL, seed: int = SEED) -> None:
-    """Write a demo data set of ``num_train`` + ``num_val`` pictures into the new folder ``root``.
+    """Write a demo data set into the new folder ``root``: ``num_train`` + ``num_val`` pictures, and those of a teacher.
 
-    The n-th picture depends on (seed, n) alone, so a smaller set is the beginning of a larger one's split.
+    The split ``teacher`` is as large as ``train``, of other pictures: what a teacher learns from, so that ``train`` is
+    new to it. The n-th picture depends on (seed, n) alone, so a smaller set is the beginning of a larger one's split.
     """
     for folder in ("JPEGImages", "SegmentationClass", LISTS):
         (root / folder).mkdir(parents=True)
     colours = colour_table(distinct_palette(list(CLASSES)))
-    splits = {"train": (0, num_train), "val": (1, num_val)}
-    bar = tqdm(total=num_train + num_val, desc="making demo data", unit="img", leave=False, disable=None)
+    splits = {"train": (0, num_train), "val": (1, num_val), "teacher": (2, num_train)}
+    bar = tqdm(total=2 * num_train + num_val, desc="making demo data", unit="img", leave=False, disable=None)
     for split, (stream, count) in splits.items():
         ids = [f"demo_{split}_{number:04d}" for number in range(count)]
         for number, name in enumerate(ids):

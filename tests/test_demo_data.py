@@ -33,7 +33,7 @@ def test_made_on_first_use_and_kept(tmp_path):
 def test_it_passes_the_check(tmp_path):
     report = check_layout(find_demo(tmp_path))
     assert report.faults == [] and report.remarks == []
-    assert report.images == {"train": 6, "val": 3}
+    assert report.images == {"train": 6, "val": 3, "teacher": 6}
 
 
 def test_the_seed_decides_every_byte(tmp_path):
@@ -113,7 +113,7 @@ def test_an_interrupted_making_leaves_nothing(tmp_path, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             find_demo(tmp_path)
     assert list(tmp_path.iterdir()) == []
-    assert find_demo(tmp_path).splits() == ["train", "val"]
+    assert find_demo(tmp_path).splits() == ["train", "val", "teacher"]
 
 
 def test_a_place_that_cannot_be_written(tmp_path):

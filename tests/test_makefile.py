@@ -49,11 +49,12 @@ def test_demo_commands_are_accepted(clone):
         if script == "train_kd":
             module.check_arguments(args)
             parsed[args.name] = (args, module.make_recipe(args))
-    teacher, baseline, distilled = (parsed[f"demo_{name}"] for name in ("teacher", "baseline", "distilled"))
+    teacher, baseline, distilled = (parsed[f"demo_{name}"] for name in ("teacher", "labels", "unlabelled"))
     assert not teacher[1].needs_teacher and not baseline[1].needs_teacher and distilled[1].needs_teacher
+    assert teacher[0].train_split != baseline[0].train_split, "the teacher must not have seen the student's pictures"
     # The comparison is fair: one student, one budget, one seed; only the teacher's terms are added.
     differing = {key for key, value in vars(baseline[0]).items() if value != getattr(distilled[0], key)}
-    assert differing == {"name", "alpha", "temperature", "teacher", "teacher_weights"}
+    assert differing == {"name", "unlabelled", "alpha", "temperature", "teacher", "cache_teacher"}
 
 
 def test_the_readme_spells_out_the_same_commands(clone):
