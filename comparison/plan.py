@@ -38,6 +38,8 @@ from typing import NoReturn
 from basics.errors import UserError, choose
 from basics.toml_file import parse_toml
 from dataset import build_split
+from deploy.teachers import TeacherChoice
+from kd.class_matching import read_groups
 from networks.sources import short_name
 from training.arguments import (
     Arguments,
@@ -49,7 +51,7 @@ from training.arguments import (
     names_of,
     option_of,
 )
-from zoo import check_name, teacher_name
+from zoo import FILES, check_name
 
 # What a method is: its losses and whom it learns from. All else is the budget, which all methods share.
 METHOD_ARGUMENTS = names_of("method", "teacher")
@@ -109,7 +111,7 @@ class Plan:
         name: of the comparison.
         folder: where its runs are.
         runs: by student, method and seed, in the file's order.
-        teacher: name and weights of the teacher to score; None where no run has one.
+        teacher: the teacher to score; None where no run has one.
     """
 
     path: Path
@@ -121,7 +123,7 @@ class Plan:
     methods: tuple[str, ...]
     baseline: str
     runs: tuple[Run, ...]
-    teacher: tuple[str, str] | None
+    teacher: TeacherChoice | None
     report: ReportOptions
 
     @property
@@ -197,10 +199,15 @@ def check_files(plan: Plan) -> None:
     for name in plan.report.classes:
         choose(dict.fromkeys(dataset.class_names), name, f"class in {plan.path}: [report] classes:")
     weights = {args.student_weights, *(run.args.teacher_weights for run in plan.runs if run.needs_teacher)}
-    weights |= {plan.teacher[1]} if plan.teacher else set()
+    weights |= {plan.teacher.weights} if plan.teacher else set()
     for path in sorted(weights - {"default", "none"}):
         if not Path(path).is_file():
             raise UserError(f"{plan.path}: no such file: {path}; train that network first, or name another file")
+    maps = [run.args.class_map for run in plan.runs if run.needs_teacher]
+    maps += [plan.teacher.class_map] if plan.teacher else []
+    for given in dict.fromkeys(maps):
+        if given is not None:
+            read_groups(given)
 
 
 # -- reading -------------------------------------------------------------------------------------
@@ -251,10 +258,10 @@ def _report_options(table: dict, path: Path) -> ReportOptions:
     return options
 
 
-def _teacher(table: dict, path: Path, runs: tuple[Run, ...]) -> tuple[str, str] | None:
+def _teacher(table: dict, path: Path, runs: tuple[Run, ...]) -> TeacherChoice | None:
     """The teacher to score: that of the section, or of the first run that has one."""
     for key, value in table.items():
-        choose(dict.fromkeys(["teacher", "teacher_weights"]), key, f"entry in {path}: [teacher]")
+        choose(dict.fromkeys(["teacher", "teacher_weights", "class_map"]), key, f"entry in {path}: [teacher]")
         if not isinstance(value, str):
             raise UserError(f"{path}: [teacher] {key} must be text, not {value!r}")
     args = next((run.args for run in runs if run.needs_teacher), None)
@@ -262,10 +269,12 @@ def _teacher(table: dict, path: Path, runs: tuple[Run, ...]) -> tuple[str, str] 
         return None
     args = args or Arguments()
     name, weights = table.get("teacher", args.teacher), table.get("teacher_weights", args.teacher_weights)
-    if weights.endswith(".onnx"):
-        return teacher_name(name, weights), weights
-    check_name(name, f"teacher in {path}:")
-    return name, weights
+    # A map is for one teacher: another one in the section does not take over that of the run.
+    same = (name, weights) == (args.teacher, args.teacher_weights)
+    choice = TeacherChoice(name, weights, table.get("class_map", args.class_map if same else None))
+    if not weights.endswith(".onnx") and Path(name).suffix not in FILES:
+        check_name(name, f"teacher in {path}:")
+    return choice
 
 
 # -- arguments -----------------------------------------------------------------------------------

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 from comparison.scoring import Comparison, Cost, Result, Scored
 from scoring.tables import lab_score
-from zoo import teacher_name
 
 DASH = "—"
 WITHIN = "within noise"
@@ -169,7 +168,7 @@ def _teacher_line(comparison: Comparison, teacher: Scored) -> Line:
     return Line(
         kind="teacher",
         method="teacher",
-        student=teacher_name(*plan.teacher),
+        student=plan.teacher.label,
         seeds=(),
         miou=Spread(teacher.miou, None),
         pixel_accuracy=Spread(teacher.row["pixel_accuracy"], None),

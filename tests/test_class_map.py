@@ -52,10 +52,9 @@ def test_extreme_logits_stay_finite():
 def test_the_same_list_is_the_identity():
     same = ClassMap.by_groups(TEACHER, TEACHER, {name: [name] for name in TEACHER})
     logits = torch.randn(1, 5, 2, 3)
-    assert same.is_identity and not make_map().is_identity
+    assert same == ClassMap.identity(TEACHER) and same.groups == {name: [name] for name in TEACHER}
     torch.testing.assert_close(same.logits(logits), logits)
     turned = ClassMap.by_groups(TEACHER[::-1], TEACHER, {name: [name] for name in TEACHER})
-    assert not turned.is_identity
     torch.testing.assert_close(turned.logits(logits), logits.flip(1))
 
 
