@@ -22,7 +22,7 @@ from basics.memory import explain_memory
 from comparison.plan import Plan, Run
 from dataset import SegmentationDataset, build_split
 from deploy.segmenter import load_segmenter
-from deploy.teachers import load_teacher_for
+from deploy.teachers import MappedNetwork, load_teacher_for
 from networks.cost import count_macs, count_parameters, measure_latency
 from networks.onnx_teacher import OnnxTeacher
 from networks.sources import digest, is_source
@@ -202,6 +202,8 @@ def _score(label: str, kept: Path, digest: str, load: Load, run: Run, dataset: S
             watcher=images,
         )
     row = summary_row(label, name, parameters, evaluation, dataset.class_names)
+    if isinstance(model, MappedNetwork) and (remark := model.remark(row["iou"])):
+        print(f"remark: {remark}")
     content = {"made_from": made_from, "row": row, "images": images.images}
     write_text(kept, json.dumps(content, indent=1) + "\n")
     return Scored(row, images.images)

@@ -11,7 +11,7 @@ Training, test_teacher.py, visualize.py, compare.py and predict.py all get their
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -107,11 +107,15 @@ class MappedNetwork(nn.Module):
         self.pixels += logits[:, 0].numel()
         return self.class_map.whole_logits(logits)
 
-    def remark(self) -> str | None:
-        """What to say beside its scores; None if it was heard everywhere."""
+    def remark(self, iou: Mapping[str, float | None]) -> str | None:
+        """What to say beside its scores, of which the IoU by class are given; None if there is nothing."""
         said = []
-        if self.class_map.unknown:
-            said.append(f"it does not know {shown(self.class_map.unknown)}, whose IoU of 0 is no mistake of its own")
+        if unknown := self.class_map.unknown:
+            known = [value for name, value in iou.items() if name not in unknown and value is not None]
+            said.append(
+                f"it does not know {shown(unknown)}, which counts as 0 in the mIoU; over the classes that it knows the "
+                f"mIoU is {100 * sum(known) / max(len(known), 1):.2f} %"
+            )
         if self.unheard:
             share = 100 * self.unheard / self.pixels
             said.append(

@@ -133,6 +133,16 @@ def test_unsure_positions_are_left_out():
     assert MappedTeacher(Says(logits), make_map())({}).speaks[0, :8].all()
 
 
+def test_how_much_is_heard_is_said_once(capsys):
+    logits = torch.zeros(1, 5, 16, 16)
+    logits[:, 3, :4] = 5.0  # lamp in a quarter
+    logits[:, 1, 4:] = 5.0
+    teacher = MappedTeacher(Says(logits), make_map())
+    for _ in range(25):
+        teacher({})
+    assert capsys.readouterr().out == "the teacher is listened to at 75.0 % of the positions (10 batches)\n"
+
+
 def test_a_hard_loss_weighs_the_labelled_share():
     """One labelled image of two: half of its cross-entropy, exactly; none: 0 without a gradient that is no number."""
     student = TinyModel(3).eval()
