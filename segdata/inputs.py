@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePath, PurePosixPath
 
 from basics.errors import UserError
-from segdata.pictures import looks_like_picture
+from segdata.pictures import looks_like_picture, picture_suffixes
 from segdata.video import CAMERA, VIDEO_SUFFIXES, is_url, looks_like_video
 
 NAMED = 5  # of the files that are left out, how many are named
@@ -105,15 +105,13 @@ def _expand(text: str, skip: Sequence[Path], others: list[PurePath]) -> Iterator
     if text.startswith(CAMERA):
         yield text, PurePath(text.replace(":", "_")), True
     elif is_url(text):
-        yield text, PurePath(_url_name(text)), True
+        if not _is_picture_url(text):
+            yield text, PurePath(_url_name(text)), True
     elif path.is_dir():
         yield from _sort_out(path, _search(path, "**/*", skip), others)
     elif path.exists():
-        yield (
-            str(path),
-            PurePath(path.name),
-            _is_video(path) or (not looks_like_picture(path) and looks_like_video(path)),
-        )
+        is_video = _is_video(path) or (not looks_like_picture(path) and looks_like_video(path))
+        yield str(path), PurePath(path.name), is_video
     elif glob.has_magic(text):
         fixed = _fixed_part(path)
         pattern = str(path.relative_to(fixed))
@@ -161,6 +159,8 @@ def _fixed_part(pattern: Path) -> Path:
 
 
 def _what_is_missing(text: str) -> str:
+    if is_url(text):
+        return f"{_without_secrets(text)}: pictures are read from files: download it first"
     if Path(text).expanduser().is_dir():
         return f"{text}: no pictures or videos in this folder"
     if glob.has_magic(text):
@@ -181,8 +181,13 @@ def _what_is_left_out(text: str, others: Sequence[PurePath]) -> str:
 def _url_name(url: str) -> str:
     """What results of a URL are called: its host and path, in characters that every file system takes."""
     parts = urllib.parse.urlsplit(url)
-    path = PurePosixPath(parts.path).with_suffix("").as_posix()
-    return re.sub(r"[^\w-]+", "_", f"{parts.hostname or ''}{path}").strip("_") or "stream"
+    path = parts.path.removesuffix(PurePosixPath(parts.path).suffix)
+    return re.sub(r"[^\w-]+", "_", f"{parts.hostname or ''}{urllib.parse.unquote(path)}").strip("_") or "stream"
+
+
+def _is_picture_url(url: str) -> bool:
+    suffix = PurePosixPath(urllib.parse.urlsplit(url).path).suffix.lower()
+    return suffix in picture_suffixes() and suffix not in VIDEO_SUFFIXES
 
 
 def _without_secrets(url: str) -> str:

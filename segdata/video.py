@@ -97,7 +97,8 @@ class VideoReader:
         try:
             self.container = _open(av, self.source)
         except (av.error.FFmpegError, OSError) as error:
-            raise DataError(f"{self.shown}: cannot be opened: {error.strerror or error}") from None
+            advice = "; is the address right, and does it answer?" if is_url(self.source) else ""
+            raise DataError(f"{self.shown}: cannot be opened: {error.strerror or error}{advice}") from None
         if not self.container.streams.video:
             self.container.close()
             raise DataError(f"{self.shown}: no video in this file")
@@ -109,7 +110,7 @@ class VideoReader:
         self.start = Fraction(0)
         self.aspect = Fraction(1)
         self.ended = False
-        self._damaged, self._broken_off = 0, ""
+        self._read, self._damaged, self._broken_off = 0, 0, ""
 
     @property
     def is_file(self) -> bool:
@@ -118,7 +119,9 @@ class VideoReader:
     @property
     def damage(self) -> str:
         packets = f"{self._damaged} damaged packet{'s' if self._damaged > 1 else ''} left out" if self._damaged else ""
-        return "; ".join(filter(None, (packets, self._broken_off)))
+        count = f"{self._read} of {self.frames} frames could be read" if self.frames and self.ended else ""
+        said = [part for part in (packets, self._broken_off) if part]
+        return "; ".join([*said, count] if said and count else said)
 
     def __iter__(self) -> Iterator[Frame]:
         for number, frame in enumerate(self._decode()):
@@ -127,6 +130,7 @@ class VideoReader:
                 self.start = time
                 aspect = Fraction(self.stream.sample_aspect_ratio or 1)
                 self.aspect = 1 / aspect if round(frame.rotation / 90) % 2 else aspect
+            self._read += 1
             yield Frame(upright(frame.to_ndarray(format="rgb24"), frame.rotation), time - self.start)
 
     def _decode(self) -> Iterator[VideoFrame]:
