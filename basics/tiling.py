@@ -25,24 +25,38 @@ def fits(images: torch.Tensor, tile: int) -> bool:
 def blended_bands(
     network: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor, tile: int
 ) -> Iterator[tuple[int, torch.Tensor]]:
+    """`stream_bands` of images (N, 3, H, W) that are in memory."""
+    height, width = images.shape[-2:]
+    return stream_bands(network, lambda top, bottom: images[..., top:bottom, :], (height, width), tile)
+
+
+def stream_bands(
+    network: Callable[[torch.Tensor], torch.Tensor],
+    read_rows: Callable[[int, int], torch.Tensor],
+    size: tuple[int, int],
+    tile: int,
+) -> Iterator[tuple[int, torch.Tensor]]:
     """Rows of blended logits that no later tile touches, from the top; only one row of tiles is in memory at a time.
 
     A tile's logits fade out linearly over its overlaps, so that its neighbour takes over without a seam.
 
     Args:
         network: images (N, 3, h, w) -> logits (N, C, h, w).
-        images: (N, 3, H, W).
+        read_rows: first row and the one behind the last -> images (N, 3, rows, W); called from the top to the bottom,
+            with overlaps.
+        size: (H, W).
         tile: side of the squares, which overlap by a quarter, in pixels.
 
     Yields:
         the first row, and logits (N, C, rows, W).
     """
-    height, width = images.shape[-2:]
+    height, width = size
     rows, columns = tile_starts(height, tile), tile_starts(width, tile)
     total = torch.empty(0)
     for index, top in enumerate(rows):
+        images = read_rows(top, min(top + tile, height))
         for left in columns:
-            logits = network(images[..., top : top + tile, left : left + tile])
+            logits = network(images[..., left : left + tile])
             if not total.numel():  # the last map holds the weights
                 shape = (len(images), logits.shape[1] + 1, min(tile, height), width)
                 total = torch.zeros(shape, device=logits.device)
