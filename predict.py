@@ -7,6 +7,7 @@
     python predict.py slides/ --save csv confidence                  # how much of each class, and how sure
     python predict.py huge.tif --checkpoint checkpoints/RUN/best.pth --tile 512
     python predict.py --fps 256 512 640x480 --checkpoint model.onnx
+    python predict.py photos/ --teacher fcn_resnet50 --save mask confidence    # labels for a training: docs/teachers.md
     python predict.py --checkpoint checkpoints/RUN/best.pth          # asks for pictures, one after the other
 
 What is written: DIR/mask (class numbers with a palette), DIR/overlay (the classes over the picture, at its own size),
@@ -27,6 +28,7 @@ from pathlib import Path
 from basics.device import add_device_argument
 from basics.errors import UserError, run_cli
 from basics.tiling import check_tile
+from deploy.labelling import add_label_arguments, check_label_arguments, make_labeller
 from deploy.predictor import Options, Predictor
 from deploy.results import KINDS
 from deploy.segmenter import load_segmenter
@@ -66,24 +68,28 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument("--no-audio", action="store_true", help="leave out the sound of videos")
     parser.add_argument("--max-frames", type=int, metavar="N", help="of each video or camera")
     parser.add_argument("--fps", nargs="*", type=parse_size, metavar="SIZE", help="measure speed at these sizes (512)")
+    add_label_arguments(parser)
     add_device_argument(parser)
     return parser
 
 
 def main(args: argparse.Namespace) -> int | None:
     check_tile("--tile", args.tile)
+    check_label_arguments(args)
     if args.max_frames is not None and args.max_frames < 1:
         raise UserError(f"--max-frames must be at least 1, not {args.max_frames}")
     interactive = not args.inputs and args.fps is None
     if interactive and not sys.stdin.isatty():
         raise UserError("no INPUT: give a picture, a folder, a glob, a video or camera:0")
-    segmenter = load_segmenter(args.checkpoint, args.device)
-    if args.fps is not None:
-        print_speed(segmenter, args.fps or [(512, 512)])
-    folder = args.output_dir or args.checkpoint.parent / "predictions"
     kinds = list(dict.fromkeys(args.save))
     options = Options(kinds, args.tile, args.max_frames, args.pages == "all", sound=not args.no_audio)
-    predictor = Predictor(segmenter, folder, options)
+    if args.teacher:
+        predictor: Predictor = make_labeller(args, options)
+    else:
+        folder = args.output_dir or args.checkpoint.parent / "predictions"
+        predictor = Predictor(load_segmenter(args.checkpoint, args.device), folder, options)
+    if args.fps is not None:
+        print_speed(predictor.segmenter, args.fps or [(512, 512)])
     if interactive:
         ask(lambda text: report(predictor, [text]))
         return None

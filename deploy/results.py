@@ -30,7 +30,7 @@ class Band:
 
     Attributes:
         pixels: uint8 (rows, W, 3) RGB; None where no result shows them.
-        mask: uint8 (rows, W) class numbers.
+        mask: uint8 (rows, W) class numbers; 255 where a teacher's word means nothing (`deploy.labelling`).
         confidence: uint8 (rows, W), or None; see `Prediction`.
     """
 
@@ -75,7 +75,7 @@ def write_results(
         small = _Reduced(size) if "panel" in files else None
         painter = _Painter(look)
         for band in bands:
-            areas += np.bincount(band.mask.ravel(), minlength=len(areas))
+            areas += np.bincount(band.mask.ravel(), minlength=256)[: len(areas)]  # void is no class
             if "mask" in pngs:
                 pngs["mask"].write(band.mask)
             if "confidence" in pngs:

@@ -174,5 +174,5 @@ def _summary(class_map: ClassMap, how: str) -> str:
     if class_map.unknown:
         said += f"; it does not know {shown(class_map.unknown)}"
     if class_map.unheard:
-        said += f"; where it says one of the others ({shown(class_map.unheard)}), losses on logits leave it out"
+        said += f"; where it says one of the others ({shown(class_map.unheard)}), it is not listened to"
     return said

@@ -43,7 +43,7 @@ class Colours(nn.Module):
         self.layer = nn.Conv2d(3, 5, 1)
         weight = [[2., 0, 0], [0, 2, 0], [0, 0, 2], [-1, -1, -1], [1.5, 1.5, 0]]
         self.layer.weight.data = torch.tensor(weight)[..., None, None]
-        self.layer.bias.data = torch.tensor([0., 0.1, -0.1, 0.3, 0.2])
+        self.layer.bias.data = torch.tensor([0., 0.1, -0.1, 2.5, 0.2])
         self.class_names = CLASSES
         self.mean, self.std = [0., 0., 0.], [1., 1., 1.]
 
@@ -220,6 +220,86 @@ def test_resume_with_another_map_is_refused(three, colours, run_script):
     assert done.returncode == 2  # by name nothing is matched
 
 
+# -- labels ----------------------------------------------------------------------------------------
+
+
+def test_pictures_labelled_by_a_teacher_are_a_data_set(three, colours, tmp_path, run_script):
+    """Masks and confidences against NumPy; void where the teacher's class means nothing, or it is unsure; a training
+    reads the folder, with its subfolders, turned pictures, pages and formats that only prediction reads."""
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    pictures = [np.kron(rng.integers(0, 256, (8, 6, 3)), np.ones((8, 8, 1))).astype(np.uint8) for _ in range(6)]
+    pictures[0] //= 10
+    photos = tmp_path / "meine Bilder" / "süß"
+    photos.mkdir(parents=True)
+    Image.fromarray(pictures[0]).save(photos / "a.png")
+    Image.fromarray(pictures[1]).save(photos.parent / "b.bmp")
+    turned = Image.Exif()
+    turned[0x0112] = 6  # to be turned by a quarter
+    Image.fromarray(np.rot90(pictures[2])).save(photos / "c.png", exif=turned)
+    transparent = np.dstack([pictures[3], np.full(pictures[3].shape[:2], 255, np.uint8)])
+    Image.fromarray(transparent).save(photos / "d.webp", lossless=True)
+    Image.fromarray(pictures[4]).save(photos / "e.tif", save_all=True, append_images=[Image.fromarray(pictures[5])])
+    out = tmp_path / "out put"
+    args = ("meine Bilder", "--teacher", colours, "--class-map", "map.toml", "--device", "cpu", "--output-dir", out)
+    said = run_script("predict.py", *args, "--save", "mask", "confidence", "csv", "--min-confidence", 0.7).stdout
+    assert f"--dataset folder --data-dir {out}" in said and (out / "classes.txt").read_text() == "sky\nperson\nTree\n"
+
+    names = ["süß_a", "b", "süß_c", "süß_d", "süß_e_000001", "süß_e_000002"]
+    weight = np.array([[2, 0, 0], [0, 2, 0], [0, 0, 2], [-1, -1, -1], [1.5, 1.5, 0]], dtype=np.float64)
+    kinds = set()
+    for name, pixels in zip(names, pictures, strict=True):
+        p = np.exp(4 * pixels.astype(np.float64) / 255 @ weight.T + np.array([0, 0.1, -0.1, 2.5, 0.2]))
+        grouped = np.stack([p[..., 3], p[..., 0] + p[..., 1], p[..., 2]], axis=2)
+        sure = grouped.max(2) / grouped.sum(2)
+        heard = p.argmax(2) != 4
+        expected = np.where(heard & (sure >= 0.7), grouped.argmax(2), 255)
+        with Image.open(out / "mask" / f"{name}.png") as mask, Image.open(out / "confidence" / f"{name}.png") as image:
+            assert mask.mode == "P" and (np.asarray(mask) == expected).mean() > 0.995  # but for ties by rounding
+            told = np.asarray(image).astype(int)
+            colours_of = np.asarray(mask.convert("RGB")).reshape(-1, 3)[np.asarray(mask).ravel() == 255]
+        assert np.abs(told - np.where(heard, np.rint(255 * sure), 0)).max() <= 1
+        assert (colours_of == [224, 224, 192]).all()
+        kinds |= set(np.unique(expected))
+    assert kinds == {0, 1, 2, 255}
+    assert (out / "images" / "süß_a.png").samefile(photos / "a.png")  # a link, and no copy
+
+    data = ("--dataset", "folder", "--data-dir", out, "--val-share", 0.4)
+    dataset = build_dataset("folder", out, "train", val_share=0.4)
+    assert dataset.class_names == ["sky", "person", "Tree"]
+    together = [*dataset, *build_dataset("folder", out, "val", val_share=0.4)]
+    assert sorted(sample["id"] for sample in together) == sorted(names)
+    for sample in together:
+        pixels = pictures[names.index(sample["id"])]
+        np.testing.assert_array_equal(sample["image"].permute(1, 2, 0).numpy(), pixels)
+    run_script("train_kd.py", *data, *RUN[:-2], "--batch-size", 2, "--device", "cpu", "--alpha", 0)
+    assert metrics()
+
+
+def test_labels_without_a_map_are_the_teachers_own_classes(three, colours, demo_data, run_script, tmp_path):
+    picture = sorted((demo_data / "demo" / "JPEGImages").iterdir())[0]
+    run_script("predict.py", picture, "--teacher", colours, "--save", "mask", "--device", "cpu")
+    assert Path("labels_colours-build/classes.txt").read_text().split() == NAMES
+    run_script(
+        "predict.py", Path("labels_colours-build/images"), "--teacher", colours, "--save", "mask", "--device", "cpu"
+    )
+    assert Path("labels_colours-build/images", picture.name).samefile(picture)  # labelled in place: nothing is lost
+
+
+@pytest.mark.parametrize(
+    ("more", "word"),
+    [
+        (("--class-map", "map.toml"), "--class-map without --teacher"),
+        (("--min-confidence", 0.5), "--min-confidence without --teacher"),
+        (("--teacher", "colours.py:build", "--min-confidence", 2), "--min-confidence must be from 0 to 1"),
+        (("--teacher", "colours.py:build", "--class-map", "none.toml"), "none.toml: cannot be read"),
+    ],
+)
+def test_what_is_wrong_with_labelling_is_one_line(three, colours, run_script, more, word):
+    assert_one_line_error(run_script("predict.py", "x.png", *more, check=False), word)
+
+
 # -- scored, shown, compared -----------------------------------------------------------------------
 
 
@@ -229,7 +309,7 @@ def test_scores_by_hand(three, colours, data, run_script):
     weight = np.array([[2, 0, 0], [0, 2, 0], [0, 0, 2], [-1, -1, -1], [1.5, 1.5, 0]], dtype=np.float64)
     for sample in data:
         image = 4 * sample["image"].numpy().astype(np.float64).transpose(1, 2, 0) / 255
-        p = np.exp(image @ weight.T + np.array([0, 0.1, -0.1, 0.3, 0.2]))
+        p = np.exp(image @ weight.T + np.array([0, 0.1, -0.1, 2.5, 0.2]))
         p /= p.sum(2, keepdims=True)
         prediction = np.stack([p[..., 3], p[..., 0] + p[..., 1], p[..., 2]], axis=2).argmax(2)
         mask = sample["mask"].numpy()
