@@ -160,6 +160,7 @@ def load_teacher_for(choice: TeacherChoice, data: Named) -> FittedTeacher:
         print(f"{label}: does not name its classes: taken to be the data set's, in their order")
         return FittedTeacher(label, model, None)
     if names is None:
+        print(f"{label}: does not name its classes: they go by their numbers, 0 to {model.num_classes - 1}")
         names = [str(number) for number in range(model.num_classes)]
     class_map, how = match(names)
     if class_map is not None:
