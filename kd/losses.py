@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -140,6 +140,11 @@ class Recipe:
     @property
     def needs_teacher(self) -> bool:
         return bool(self.names("logits", "features"))
+
+    def without_hard(self) -> Recipe:
+        """The terms of the teacher alone; nothing is shifted from them to labels that are not there."""
+        weights = {name: weight for name, weight in self.weights.items() if name not in self.names("hard")}
+        return replace(self, weights=weights, adaptive=False)
 
     @property
     def taps(self) -> list[str]:

@@ -137,7 +137,7 @@ def test_how_much_is_heard_is_said_once(capsys):
     logits = torch.zeros(1, 5, 16, 16)
     logits[:, 3, :4] = 5.0  # lamp in a quarter
     logits[:, 1, 4:] = 5.0
-    teacher = MappedTeacher(Says(logits), make_map())
+    teacher = MappedTeacher(Says(logits), make_map(), tells=True)
     for _ in range(25):
         teacher({})
     assert capsys.readouterr().out == "the teacher is listened to at 75.0 % of the positions (10 batches)\n"

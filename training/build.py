@@ -13,32 +13,29 @@ from typing import cast
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
 
 from basics import distributed
 from basics.checkpoint import file_sha256
 from basics.errors import UserError
 from basics.files import remove_stale
-from basics.signals import ignore_stop_signals
-from datachecks.check import invitation, look_at
 from datachecks.stats import class_weights
-from dataset import EpochSampler, SegmentationDataset, build_split
 from deploy.quantized import FakeQuantModel
 from deploy.teachers import FittedTeacher, TeacherChoice, load_teacher_for
 from kd.cached_teacher import CachedTeacher
 from kd.class_map import ClassMap
 from kd.distiller import DistilledStudent, Distiller, LiveTeacher, MappedTeacher, Recipe, Teacher
-from kd.teacher_cache import open_teacher_cache
+from kd.teacher_cache import open_teacher_cache, weights_sha256
 from networks.base import SegmentationModel
 from networks.folding import fold_batchnorm
 from networks.sources import digest, is_source
-from segdata.reading import DataError
 from segdata.transforms import TrainTransform
+from training.agreement import label_split
 from training.arguments import Arguments
+from training.data import Data, scale_of
 from training.optim import Optimization, make_optimizer, make_scheduler
 from training.runlog import METRICS, RunLog, read_metrics
 from training.stages import Stage, Stages
-from training.state import MadeFrom, RunState, fingerprint, part_random_streams
+from training.state import MadeFrom, RunState, part_random_streams
 from zoo import create_model, load_model_state, model_file_dict
 
 
@@ -81,82 +78,6 @@ def open_log(args: Arguments, recipe: Recipe, state: RunState, resume_from: Path
         wandb=args.wandb,
         resume=args.resume == "auto" or own,  # "auto" also after a kill before the first last.pth
     )
-
-
-# -- data --------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Data:
-    """The two splits of a run, and the order in which it sees its training images.
-
-    Attributes:
-        images, val_images: short names for the lists of training and validation images.
-    """
-
-    train_set: SegmentationDataset
-    val_set: SegmentationDataset
-    sampler: EpochSampler
-    images: str
-    val_images: str
-
-    def loader(self, stage: Stage, args: Arguments, device: torch.device) -> DataLoader:
-        """This rank's batches of an epoch of the stage; set the sampler's epoch before each pass."""
-        self.train_set.transform = TrainTransform(stage.crop_size, _scale(args))
-        return DataLoader(
-            self.train_set,
-            batch_size=stage.batch_size // distributed.world_size(),
-            sampler=self.sampler,
-            drop_last=True,
-            num_workers=args.workers,
-            persistent_workers=args.workers > 0,
-            pin_memory=device.type == "cuda",
-            worker_init_fn=ignore_stop_signals if args.workers else None,
-            generator=torch.Generator(),  # its own: making an iterator leaves the global one alone
-        )
-
-
-def _scale(args: Arguments) -> tuple[float, float]:
-    low, high = args.scale_range
-    return low, high
-
-
-def build_data(args: Arguments, *, resumed: bool) -> Data:
-    """Find both splits and look whether their labels make sense; all ranks must call it.
-
-    Raises:
-        UserError: data are missing, have no masks or mean nothing, or the ranks see different files.
-    """
-    problem = None
-    with distributed.main_first():  # it counts what is in the data
-        train_set, val_set = build_split(args, args.train_split), build_split(args, args.val_split)
-        train_set.require_masks()
-        val_set.require_masks()
-        if distributed.is_main() and not args.dry_run:  # which has looked already
-            problem = find_problem(args, train_set, val_set)
-    if problem := distributed.gather(problem)[0]:
-        raise DataError(problem)
-    if args.decode_cache and not args.dry_run:
-        with distributed.main_first():  # it fills the cache
-            train_set = build_split(args, args.train_split, args.decode_cache)
-    images = fingerprint([*train_set.ids, *map(str, train_set.layout.labels.key)])
-    val_images = fingerprint([*val_set.ids, *map(str, val_set.layout.labels.key)])
-    seen = distributed.gather((images, val_images, train_set.class_names, resumed))
-    if any(other != seen[0] for other in seen):
-        raise UserError("the processes see different files: --data-dir and --output-dir must be shared by all")
-    sampler = EpochSampler(len(train_set), args.seed, rank=distributed.rank(), world_size=distributed.world_size())
-    return Data(train_set, val_set, sampler, images, val_images)
-
-
-def find_problem(args: Arguments, train_set: SegmentationDataset, val_set: SegmentationDataset) -> str | None:
-    """What keeps a run on these data from meaning anything; prints what is remarkable about them."""
-    files = {each.split: each.files for each in (train_set, val_set)}
-    verdict = look_at(train_set.layout, files, train_set.split, val_set.split)
-    for remark in verdict.remarks:
-        print(f"remark: {remark}")
-    if verdict.is_first:
-        print(invitation(args))
-    return verdict.problem
 
 
 # -- networks ----------------------------------------------------------------------------------------
@@ -229,7 +150,9 @@ def build_models(args: Arguments, recipe: Recipe, data: Data, device: torch.devi
     part_random_streams()
     weights = None
     if args.class_weights:
-        weights = class_weights(args.class_weights, data.train_set.layout, args.train_split).to(device)
+        weights = class_weights(
+            args.class_weights, data.train_set.layout, args.train_split, data.train_set.files.labelled
+        ).to(device)
     return Models(plain, trained, model, Distiller(model, trained, recipe, teacher, weights, amp=args.amp))
 
 
@@ -245,11 +168,18 @@ def _make_teacher(args: Arguments, recipe: Recipe, data: Data, device: torch.dev
     fitted = load_teacher_for(TeacherChoice.of(args), train_set)
     known = fitted.class_map.known if fitted.class_map else range(train_set.num_classes)
     recipe.require_classes(train_set.num_classes, len(known))
+    if not data.val_set.has_masks and not args.dry_run:
+        live = LiveTeacher(fold_batchnorm(fitted.model).to(device), name=fitted.label)
+        source: list[object] = [fitted.label, weights_sha256(fitted.model)]
+        if fitted.class_map is not None:
+            source.append(fitted.class_map.groups)
+        said = live if fitted.class_map is None else MappedTeacher(live, fitted.class_map)
+        data.score_against(label_split(data.val_set, said, source, args.cache_dir, device))
     teacher = _run_or_cached(args, recipe, data, fitted, device)
     if fitted.class_map is None and args.min_confidence == 0:
         return teacher
     class_map = fitted.class_map or ClassMap.identity(train_set.class_names)
-    return MappedTeacher(teacher, class_map, args.min_confidence)
+    return MappedTeacher(teacher, class_map, args.min_confidence, tells=True)
 
 
 def _run_or_cached(
@@ -258,7 +188,7 @@ def _run_or_cached(
     """The teacher with its own classes; a cache keeps those, whatever they are mapped to."""
     train_set, name = copy.copy(data.train_set), fitted.label
     if args.cache_teacher:
-        train_set.transform = TrainTransform(args.crop_size, _scale(args))
+        train_set.transform = TrainTransform(args.crop_size, scale_of(args))
         cached = open_teacher_cache(
             args.cache_dir,
             fitted.model,

@@ -32,7 +32,7 @@ class Progress:
         step_in_epoch: optimizer steps done in the epoch under way.
         step: optimizer steps done in all.
         finished_step: of them, those that the last row of metrics.csv knows.
-        best_miou: best validation mIoU so far, in 0..1; -1 before the first evaluation.
+        best_score: best validation score so far, in 0..1 (see `training.goal`); -1 before the first evaluation.
         best_epoch: the (1-based) epoch it was seen in.
         stale_evaluations: evaluations since then.
         skipped_steps: optimizer steps that fp16 loss scaling left out.
@@ -44,7 +44,7 @@ class Progress:
     step_in_epoch: int = 0
     step: int = 0
     finished_step: int = 0
-    best_miou: float = -1.0
+    best_score: float = -1.0
     best_epoch: int = 0
     stale_evaluations: int = 0
     skipped_steps: int = 0
@@ -197,7 +197,7 @@ class MadeFrom:
         """Whether the steps of an epoch are of another size or other images than in the state ``saved``."""
         return saved.get("images") != self.images or any(
             saved["arguments"].get(name) != self.arguments[name]
-            for name in ("batch_size", "freeze_batch_size", "freeze_epochs")
+            for name in ("batch_size", "freeze_batch_size", "freeze_epochs", "epoch_images", "labelled_per_batch")
         )
 
 
@@ -275,7 +275,10 @@ class RunState:
 
     def _load(self, saved: Mapping[str, Any]) -> Progress:
         """Look at all of it first, then load; any error of Python's means that it does not fit."""
-        progress = Progress(**saved["progress"])
+        kept = dict(saved["progress"])
+        if "best_miou" in kept:  # as files of old call it
+            kept["best_score"] = kept.pop("best_miou")
+        progress = Progress(**kept)
         _check_progress(progress)
         own, sums = self.losses.values, saved["loss_sums"]
         _check_like(sums, [own] * len(sums), "loss_sums")
