@@ -9,6 +9,7 @@ Used by predict.py, evaluate.py, export.py and quantize.py.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from torch.nn import functional as F
 from basics.batch import normalize
 from basics.device import pick_device
 from basics.errors import UserError
-from basics.tiling import stream_bands
+from basics.tiling import blended_blocks
 from deploy.exporting import LEAST_SIZE
 from deploy.formats import FORMATS, load_exported
 from networks.cost import count_parameters
@@ -103,7 +104,7 @@ class Segmenter:
         """`predict`, from the top to the bottom, of a picture that need not be in memory as a whole.
 
         Args:
-            read_rows: first row and the one behind the last -> uint8 (3, rows, W); see `stream_bands`.
+            read_rows: first row and the one behind the last -> uint8 (3, rows, W); see `blended_blocks`.
             size: (H, W).
 
         Yields:
@@ -117,8 +118,11 @@ class Segmenter:
         if not tile or max(size) <= tile:
             yield 0, _decide(self.logits(read_rows(0, size[0])[None])[0], confidence)
             return
-        for top, logits in stream_bands(self.logits, lambda *rows: read_rows(*rows)[None], size, tile):
-            yield top, _decide(logits[0], confidence)
+        blocks = blended_blocks(self.logits, lambda *rows: read_rows(*rows)[None], size, tile)
+        for top, row in itertools.groupby(blocks, key=lambda block: block[0]):
+            decided = [_decide(logits[0], confidence) for _, _, logits in row]
+            sure = [part.confidence for part in decided if part.confidence is not None]
+            yield top, Prediction(torch.cat([part.mask for part in decided], 1), torch.cat(sure, 1) if sure else None)
 
 
 def _decide(logits: torch.Tensor, confidence: bool) -> Prediction:

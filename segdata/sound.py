@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 COPIED = ("aac", "mp3", "mp3float", "ac3", "eac3", "alac")  # as MP4 players play it; other kinds become AAC
 
+AAC_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000)  # samples a second
+
 
 class Sound:
     """A file's first sound track, on its way into ``output``, to which nothing was written yet.
@@ -30,16 +32,17 @@ class Sound:
         self._packets: Iterator[Packet] = iter(())
         self._waiting: Packet | None = None
         self._encoder = None
-        if not self.container.streams.audio:
+        stream = next((track for track in self.container.streams.audio if track.codec_context), None)
+        if stream is None:
             return
-        stream = self.container.streams.audio[0]
         self._packets = self.container.demux(stream)
         if stream.codec_context.name in COPIED:
             self._track = output.add_stream_from_template(stream)
         else:
-            self._track = self._encoder = output.add_stream("aac", rate=stream.rate)
+            rate = stream.rate if stream.rate in AAC_RATES else 48000
+            self._encoder = output.add_stream("aac", rate=rate)
             self._encoder.layout = "mono" if stream.channels == 1 else "stereo"
-            self._resampler = av.AudioResampler("fltp", self._encoder.layout, stream.rate)
+            self._resampler = av.AudioResampler("fltp", self._encoder.layout, rate)
 
     def copy_until(self, time: Fraction | None) -> None:
         """Write what is heard until ``time`` seconds after the start; None for all that there is."""

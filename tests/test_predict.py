@@ -293,6 +293,17 @@ def test_tile_option(run, tmp_path):
         run(tmp_path / "a.png", "--tile", 10)
 
 
+def test_pages_confidence_and_areas(run, tmp_path, capsys):
+    pages = [Image.fromarray(pixels(seed=seed)) for seed in range(3)]
+    pages[0].save(tmp_path / "a.tif", save_all=True, append_images=pages[1:])
+    assert run(tmp_path / "a.tif", "--pages", "first", "--save", "mask") == 0
+    assert "first of 3" in capsys.readouterr().err
+    assert results(tmp_path / "out") == ["mask/a.png"]
+    assert run(tmp_path / "a.tif", "--save", "confidence", "csv") == 0
+    assert results(tmp_path / "out" / "confidence") == [f"a/00000{number}.png" for number in (1, 2, 3)]
+    assert len((tmp_path / "out" / "areas.csv").read_text().splitlines()) == 4
+
+
 # -- the prompt, speed, other files ---------------------------------------------------------------
 
 

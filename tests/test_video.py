@@ -27,7 +27,9 @@ def picture(height=48, width=64, seed=0):
     return np.stack([(x * 3 + 40 * seed) % 256, (y * 4) % 256, np.full_like(x, 90)], -1).astype(np.uint8)
 
 
-def make_clip(path, frames=10, size=(48, 64), codec="mpeg4", rate=25, aspect=None, sound=None, times=None, gop=None):
+def make_clip(
+    path, frames=10, size=(48, 64), codec="mpeg4", rate=25, aspect=None, sound=None, times=None, gop=None, hertz=44100
+):
     """A video; ``times``: of its frames in milliseconds; ``sound``: a codec."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=rate)
@@ -37,7 +39,7 @@ def make_clip(path, frames=10, size=(48, 64), codec="mpeg4", rate=25, aspect=Non
             stream.codec_context.sample_aspect_ratio = aspect
         if times:
             stream.codec_context.time_base = Fraction(1, 1000)
-        track = container.add_stream(sound, rate=44100) if sound else None
+        track = container.add_stream(sound, rate=hertz) if sound else None
         for number in range(frames):
             frame = av.VideoFrame.from_ndarray(picture(*size, number), format="rgb24")
             if times:
@@ -45,10 +47,10 @@ def make_clip(path, frames=10, size=(48, 64), codec="mpeg4", rate=25, aspect=Non
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
         if track:
-            for number in range(frames * 44100 // rate // 1024):
+            for number in range(frames * hertz // rate // 1024):
                 wave = (np.sin(np.arange(1024) * 0.1 + number * 102.4) * 0.2 * 32767).astype(np.int16)
                 heard = av.AudioFrame.from_ndarray(wave[None], format="s16", layout="mono")
-                heard.sample_rate, heard.pts = 44100, number * 1024
+                heard.sample_rate, heard.pts = hertz, number * 1024
                 container.mux(track.encode(heard))
             container.mux(track.encode())
     return path
@@ -79,7 +81,7 @@ def listen(path):
         stream = container.streams.audio[0]
         frames = list(container.decode(stream))
         samples = np.concatenate([frame.to_ndarray()[0].ravel() for frame in frames])
-        return stream.codec_context.name, frames[0].time, frames[-1].time + frames[-1].samples / 44100, samples
+        return stream.codec_context.name, frames[0].time, frames[-1].time + frames[-1].samples / stream.rate, samples
 
 
 # -- damage ----------------------------------------------------------------------------------------
@@ -207,6 +209,14 @@ def test_sound_is_kept(run, tmp_path, name, codec, expected):
         assert abs((after[2] - after[1]) - (before[2] - before[1])) < 0.1
         assert np.abs(after[3]).max() > 0.1  # the tone, not silence
         assert len(look(tmp_path / "out" / kind / "a.mp4")[2]) == 50
+
+
+def test_sound_at_a_rate_that_aac_does_not_know(run, tmp_path):
+    clip = make_clip(tmp_path / "a.avi", frames=50, sound="pcm_s16le", hertz=37800)
+    run(clip)
+    _, first, last, samples = listen(tmp_path / "out" / "overlay" / "a.mp4")
+    assert abs(first) < 0.1 and np.abs(samples).max() > 0.1
+    assert 1.7 < last < 2.1
 
 
 def test_sound_ends_with_the_frames_asked_for(run, tmp_path):
