@@ -300,6 +300,36 @@ def test_what_is_wrong_with_labelling_is_one_line(three, colours, run_script, mo
     assert_one_line_error(run_script("predict.py", "x.png", *more, check=False), word)
 
 
+def test_pictures_without_any_mask(three, colours, tmp_path, run_script):
+    """The mapped teacher is all there is to learn from, and what agreement is counted with; where it says nothing of
+    the data's classes nothing is counted."""
+    from PIL import Image
+
+    for split, count in (("train", 4), ("val", 2)):
+        (tmp_path / "bare" / split).mkdir(parents=True)
+        for number in range(count):
+            shade = 255 - number - 10 * (split == "val")  # no two pictures are the same
+            red, dark = np.full((64, 32, 3), (shade, 0, 0)), np.zeros((64, 32, 3))
+            yellow = np.full((64, 32, 3), (255, 255, 0))  # "mixed"
+            pixels = np.concatenate([red, dark, yellow], axis=1).astype(np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "bare" / split / f"{number}.png")
+    (tmp_path / "bare" / "classes.txt").write_text("sky\nperson\nTree\n")
+    args = ("--dataset", "folder", "--data-dir", "bare", *RUN, "--batch-size", 2, "--cache-dir", "said",
+            "--device", "cpu", "--teacher", colours)  # fmt: skip
+    said = run_script("train_kd.py", *args, "--class-map", "map.toml").stdout
+    assert "the teacher alone is followed" in said and "agreement with the teacher" in said
+    assert float(metrics()[0]["train_kl"]) > 0
+    first = sorted(Path("said").iterdir())
+    for path in first[0].glob("*.png"):
+        with Image.open(path) as image:
+            mask = np.asarray(image)
+        assert (mask[:, 4:28] == 1).all() and (mask[:, 36:60] == 0).all() and (mask[:, 68:] == 255).all()
+    # Under another map it says something else.
+    Path("map.toml").write_text(MAP.replace('"blue"', '"blue", "mixed"'))
+    run_script("train_kd.py", *args, "--class-map", "map.toml", "--name", "other")
+    assert len(list(Path("said").iterdir())) == 2
+
+
 # -- scored, shown, compared -----------------------------------------------------------------------
 
 
