@@ -3,9 +3,12 @@
     python test_teacher.py --dataset voc
     python test_teacher.py --teacher deeplabv3_resnet50 --dataset voc --json teacher.json
     python test_teacher.py --teacher hf:nvidia/segformer-b4-finetuned-ade-512-512 --dataset ade20k
+    python test_teacher.py --teacher hf:nvidia/segformer-b4-finetuned-ade-512-512 --dataset voc --class-map ade20k_voc
     python test_teacher.py --teacher standard --teacher-weights checkpoints/demo_teacher/best.pth --dataset demo
 
-The protocol is that of evaluate.py, down to the code. (This is a script; the project's tests are in tests/.)
+The protocol is that of evaluate.py, down to the code. A teacher of other classes is scored by what they mean in the
+data's (docs/teachers.md); where it says a class that means nothing, its likeliest other one counts, and how often that
+was so is told. (This is a script; the project's tests are in tests/.)
 """
 
 from __future__ import annotations
@@ -15,25 +18,16 @@ import argparse
 from basics.device import pick_device
 from basics.errors import run_cli
 from dataset import build_split
+from deploy.teachers import MappedNetwork, TeacherChoice, add_teacher_arguments, load_teacher_for
+from networks.cost import count_parameters
 from scoring.reporting import add_evaluation_arguments, report
 from scoring.tables import format_summary, write_results
-from zoo import load_teacher, teacher_name
 
 
 def get_args_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--teacher",
-        default="fcn_resnet50",
-        metavar="NAME",
-        help="a row of zoo.py, or hf:PLACE, smp:PLACE, FILE.py:FUNCTION (default: fcn_resnet50)",
-    )
-    parser.add_argument(
-        "--teacher-weights",
-        default="default",
-        metavar="default|PATH",
-        help="the library's segmentation weights, a .pth of this project, a state_dict, or an .onnx of any network",
-    )
+    what = "a row of zoo.py, or hf:PLACE, smp:PLACE, FILE.py:FUNCTION (default: fcn_resnet50)"
+    add_teacher_arguments(parser, "fcn_resnet50", what)
     add_evaluation_arguments(parser)
     return parser
 
@@ -41,10 +35,12 @@ def get_args_parser() -> argparse.ArgumentParser:
 def main(args: argparse.Namespace) -> None:
     dataset = build_split(args, args.val_split)
     dataset.require_masks()
-    teacher = load_teacher(args.teacher, dataset.num_classes, args.teacher_weights, dataset.class_names)
-    name = teacher_name(args.teacher, args.teacher_weights)
-    label = name if args.teacher_weights == "default" else args.teacher_weights
-    row = report(label, name, teacher.to(pick_device(args.device)), dataset, args)
+    teacher = load_teacher_for(TeacherChoice.of(args), dataset)
+    label = teacher.label if args.teacher_weights == "default" else args.teacher_weights
+    network, parameters = teacher.as_network().to(pick_device(args.device)), count_parameters(teacher.model)
+    row = report(label, teacher.label, network, dataset, args, parameters=parameters)
+    if isinstance(network, MappedNetwork) and (remark := network.remark(row["iou"])):
+        print(f"remark: {remark}")
     print("\n" + format_summary([row]))
     write_results([row], args.json, args.csv)
 

@@ -30,7 +30,7 @@ from deploy.columns import (
     write_overlays,
     write_sheets,
 )
-from zoo import teacher_name
+from deploy.teachers import TeacherChoice, add_teacher_arguments
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -42,8 +42,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     pick.add_argument("--best", action="store_true", help="those the first checkpoint does best")
     pick.add_argument("--worst", action="store_true", help="those the first checkpoint does worst")
     pick.add_argument("--num", type=int, default=6, help="how many (default: 6)")
-    parser.add_argument("--teacher", metavar="NAME", help="add the column of a teacher: fcn_resnet50, hf:PLACE, ...")
-    parser.add_argument("--teacher-weights", default="default", metavar="default|PATH")
+    add_teacher_arguments(parser, None, "add the column of a teacher: fcn_resnet50, hf:PLACE, ...")
     parser.add_argument("--overlays", action="store_true", help="also write overlays at original size")
     parser.add_argument("--rows", type=int, default=6, help="images a sheet (default: 6)")
     parser.add_argument("--output-dir", type=Path, metavar="DIR", help="default: pictures/ beside the first checkpoint")
@@ -59,8 +58,8 @@ def load_columns(args: argparse.Namespace, dataset: SegmentationDataset) -> list
         for title, path in zip(titles, args.checkpoints, strict=True)
     ]
     if args.teacher:
-        title = f"teacher: {teacher_name(args.teacher, args.teacher_weights)}"
-        columns.append(teacher_column(title, args.teacher, args.teacher_weights, dataset, args.device))
+        choice = TeacherChoice.of(args)
+        columns.append(teacher_column(f"teacher: {choice.label}", choice, dataset, args.device))
     return columns
 
 
@@ -86,8 +85,9 @@ def choose_images(args: argparse.Namespace, dataset: SegmentationDataset, column
 def main(args: argparse.Namespace) -> None:
     if args.num < 1 or args.rows < 1:
         raise UserError("--num and --rows must be at least 1")
-    if args.teacher_weights != "default" and not args.teacher:
-        raise UserError("--teacher-weights without --teacher: name the teacher's network, too")
+    for option, given in (("--teacher-weights", args.teacher_weights != "default"), ("--class-map", args.class_map)):
+        if given and not args.teacher:
+            raise UserError(f"{option} without --teacher: name the teacher's network, too")
     if args.ids and (args.best or args.worst):
         raise UserError("--ids names the images, --best and --worst rank them: give one or the other")
     dataset = build_split(args, args.val_split)

@@ -241,6 +241,11 @@ def load_any_teacher(name: str, weights: str = "default", num_classes: int | Non
     return model
 
 
+def published_classes_of(name: str, weights: str) -> Sequence[str]:
+    """The classes of a row's published weights, which are known before they are fetched; empty for all else."""
+    return MODELS[name].whole_classes if weights == "default" and name in MODELS else ()
+
+
 def _resolve(name: str, weights: str) -> tuple[str, str]:
     """Name and weights of a teacher; a file that is given as the name is both."""
     if weights != "default" or Path(name).suffix not in FILES or sources.is_source(name):

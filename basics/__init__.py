@@ -1,1 +1,23 @@
 """What every room stands on: errors, files, devices, processes, batches, grids. Knows nothing of the others."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+
+NOTEBOOK = "module://"  # as matplotlib's backends that are modules of their own begin
+
+
+def _forget_a_notebooks_backend() -> None:
+    """Programs started from a notebook inherit its way of drawing, which matplotlib looks for, and may not find.
+
+    Every figure here goes straight into a file, and needs none.
+    """
+    backend = os.environ.get("MPLBACKEND", "")
+    if backend.startswith(NOTEBOOK):
+        package = backend.removeprefix(NOTEBOOK).partition(".")[0]
+        if importlib.util.find_spec(package) is None:
+            del os.environ["MPLBACKEND"]
+
+
+_forget_a_notebooks_backend()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 
 import torch
 
@@ -25,35 +27,62 @@ def fits(images: torch.Tensor, tile: int) -> bool:
 def blended_bands(
     network: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor, tile: int
 ) -> Iterator[tuple[int, torch.Tensor]]:
-    """Rows of blended logits that no later tile touches, from the top; only one row of tiles is in memory at a time.
-
-    A tile's logits fade out linearly over its overlaps, so that its neighbour takes over without a seam.
-
-    Args:
-        network: images (N, 3, h, w) -> logits (N, C, h, w).
-        images: (N, 3, H, W).
-        tile: side of the squares, which overlap by a quarter, in pixels.
+    """`blended_blocks` of images (N, 3, H, W) that are in memory, a row of tiles at a time.
 
     Yields:
         the first row, and logits (N, C, rows, W).
     """
     height, width = images.shape[-2:]
-    rows, columns = tile_starts(height, tile), tile_starts(width, tile)
-    total = torch.empty(0)
-    for index, top in enumerate(rows):
-        for left in columns:
-            logits = network(images[..., top : top + tile, left : left + tile])
-            if not total.numel():  # the last map holds the weights
-                shape = (len(images), logits.shape[1] + 1, min(tile, height), width)
-                total = torch.zeros(shape, device=logits.device)
-            weight = fade(logits.shape[-2], tile)[:, None] * fade(logits.shape[-1], tile)
-            weight = weight.to(logits.device)
-            place = total[..., : logits.shape[-2], left : left + logits.shape[-1]]
-            place[:, :-1] += logits * weight
-            place[:, -1] += weight
-        done = (rows[index + 1] if index + 1 < len(rows) else height) - top
-        yield top, total[:, :-1, :done] / total[:, -1:, :done]
-        total = torch.cat([total[:, :, done:], torch.zeros_like(total[:, :, :done])], dim=2)
+    blocks = blended_blocks(network, lambda top, bottom: images[..., top:bottom, :], (height, width), tile)
+    for top, row in itertools.groupby(blocks, key=lambda block: block[0]):
+        yield top, torch.cat([logits for _, _, logits in row], dim=-1)
+
+
+def blended_blocks(
+    network: Callable[[torch.Tensor], torch.Tensor],
+    read_rows: Callable[[int, int], torch.Tensor],
+    size: tuple[int, int],
+    tile: int,
+) -> Iterator[tuple[int, int, torch.Tensor]]:
+    """Blocks of blended logits that no later tile touches, as one reads; in memory are one and what overlaps it.
+
+    A tile's logits fade out linearly over its overlaps, so that its neighbour takes over without a seam.
+
+    Args:
+        network: images (N, 3, h, w) -> logits (N, C, h, w).
+        read_rows: first row and the one behind the last -> images (N, 3, rows, W); called from the top to the bottom,
+            with overlaps.
+        size: (H, W).
+        tile: side of the squares, which overlap by a quarter, in pixels.
+
+    Yields:
+        the first row, the first column, and logits (N, C, rows, columns).
+    """
+    height, width = size
+    above = None  # weighted logits, and their weights, of the tiles above, where these lie on the row's own
+    for top, next_top in pairwise([*tile_starts(height, tile), height]):
+        images = read_rows(top, min(top + tile, height))
+        rows, beside, below = next_top - top, None, []
+        for left, next_left in pairwise([*tile_starts(width, tile), width]):
+            columns = next_left - left
+            total = _weighted(network(images[..., left : left + tile]), tile)
+            if beside is not None:
+                total[..., : beside.shape[-1]] += beside
+            beside = total[..., columns:].clone()
+            total = total[..., :columns]
+            if above is not None:
+                total[..., : above.shape[-2], :] += above[..., left:next_left]
+            below.append(total[..., rows:, :].clone())
+            yield top, left, total[:, :-1, :rows] / total[:, -1:, :rows]
+        above = None  # was used, and need not be in memory beside what follows
+        above = torch.cat(below, dim=-1)
+
+
+def _weighted(logits: torch.Tensor, tile: int) -> torch.Tensor:
+    """A tile's logits (N, C, h, w) by their weights, and the weights as one more map: (N, C + 1, h, w)."""
+    weight = fade(logits.shape[-2], tile)[:, None] * fade(logits.shape[-1], tile)
+    weight = weight.to(logits.device)
+    return torch.cat([logits * weight, weight.expand_as(logits[:, :1])], dim=1)
 
 
 def tile_starts(length: int, tile: int) -> list[int]:

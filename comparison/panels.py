@@ -87,7 +87,7 @@ def _load_columns(comparison: Comparison, results: Sequence[Result]) -> list[tup
     plan, dataset, device = comparison.plan, comparison.dataset, comparison.plan.args.device
     columns: list[tuple[Column, Mapping[str, float]]] = []
     if plan.teacher and comparison.teacher:
-        column = teacher_column("Teacher", *plan.teacher, dataset, device, check=False)
+        column = teacher_column("Teacher", plan.teacher, dataset, device)
         columns.append((column, comparison.teacher.images))
     for result in results:
         title = "Baseline" if result.run.method == plan.baseline else f"Distilled ({result.run.method})"

@@ -39,6 +39,8 @@ from typing import NoReturn
 from basics.errors import UserError, choose
 from basics.toml_file import parse_toml
 from dataset import build_split
+from deploy.teachers import TeacherChoice
+from kd.class_matching import read_groups
 from networks.sources import short_name
 from training.arguments import (
     Arguments,
@@ -50,7 +52,7 @@ from training.arguments import (
     names_of,
     option_of,
 )
-from zoo import check_name, teacher_name
+from zoo import FILES, check_name
 
 # What a method is: its losses, what it starts and learns from. All else is the budget, which all methods share.
 METHOD_ARGUMENTS = names_of("method", "teacher")
@@ -129,7 +131,7 @@ class Plan:
         folder: where its runs are.
         groups: by student and number of masks, in the file's order.
         runs: by group, method and seed, in the file's order.
-        teacher: name and weights of the teacher to score; None where no run has one.
+        teacher: the teacher to score; None where no run has one.
     """
 
     path: Path
@@ -142,7 +144,7 @@ class Plan:
     methods: tuple[str, ...]
     baseline: str
     runs: tuple[Run, ...]
-    teacher: tuple[str, str] | None
+    teacher: TeacherChoice | None
     report: ReportOptions
 
     @property
@@ -220,14 +222,14 @@ def check_files(plan: Plan) -> None:
         make_recipe(run.args).require_classes(dataset.num_classes)
     for name in plan.report.classes:
         choose(dict.fromkeys(dataset.class_names), name, f"class in {plan.path}: [report] classes:")
-    weights = {
-        *(run.args.student_weights for run in plan.runs),
-        *(run.args.teacher_weights for run in plan.runs if run.needs_teacher),
-    }
-    weights |= {plan.teacher[1]} if plan.teacher else set()
+    teachers = [TeacherChoice.of(run.args) for run in plan.runs if run.needs_teacher]
+    teachers += [plan.teacher] if plan.teacher else []
+    weights = {*(run.args.student_weights for run in plan.runs), *(teacher.weights for teacher in teachers)}
     for path in sorted(weights - {"default", "none"}):
         if not Path(path).is_file():
             raise UserError(f"{plan.path}: no such file: {path}; train that network first, or name another file")
+    for given in {teacher.class_map for teacher in teachers if teacher.class_map}:
+        read_groups(given)
 
 
 # -- reading -------------------------------------------------------------------------------------
@@ -297,10 +299,10 @@ def _report_options(table: dict, path: Path) -> ReportOptions:
     return options
 
 
-def _teacher(table: dict, path: Path, runs: tuple[Run, ...]) -> tuple[str, str] | None:
+def _teacher(table: dict, path: Path, runs: tuple[Run, ...]) -> TeacherChoice | None:
     """The teacher to score: that of the section, or of the first run that has one."""
     for key, value in table.items():
-        choose(dict.fromkeys(["teacher", "teacher_weights"]), key, f"entry in {path}: [teacher]")
+        choose(dict.fromkeys(["teacher", "teacher_weights", "class_map"]), key, f"entry in {path}: [teacher]")
         if not isinstance(value, str):
             raise UserError(f"{path}: [teacher] {key} must be text, not {value!r}")
     args = next((run.args for run in runs if run.needs_teacher), None)
@@ -308,10 +310,12 @@ def _teacher(table: dict, path: Path, runs: tuple[Run, ...]) -> tuple[str, str] 
         return None
     args = args or Arguments()
     name, weights = table.get("teacher", args.teacher), table.get("teacher_weights", args.teacher_weights)
-    if weights.endswith(".onnx"):
-        return teacher_name(name, weights), weights
-    check_name(name, f"teacher in {path}:")
-    return name, weights
+    # A map is for one teacher: another one in the section does not take over that of the run.
+    same = (name, weights) == (args.teacher, args.teacher_weights)
+    choice = TeacherChoice(name, weights, table.get("class_map", args.class_map if same else None))
+    if not weights.endswith(".onnx") and Path(name).suffix not in FILES:
+        check_name(name, f"teacher in {path}:")
+    return choice
 
 
 # -- arguments -----------------------------------------------------------------------------------

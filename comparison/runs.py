@@ -18,6 +18,7 @@ from basics.errors import UserError
 from basics.machine import available_cores
 from basics.signals import StopSignal
 from comparison.plan import TEACHER_ARGUMENTS, Plan, Run
+from deploy.teachers import TeacherChoice
 from training.arguments import MAY_CHANGE, Arguments, names_of
 from training.runlog import CONFIG, METRICS, REPORT, read_metrics
 
@@ -70,9 +71,10 @@ def check_config(run: Run) -> None:
         if name not in free and was != now
     ]
     files = saved.get("weight_files", {})
-    for role, weights in (("student", Path(run.args.student_weights)), ("teacher", Path(run.args.teacher_weights))):
-        if role in files and weights.is_file() and _sha256_of(weights, weights.stat().st_mtime_ns) != files[role]:
-            changed.append(f"the {role}'s {weights} has another content now")
+    now = {"student": Path(run.args.student_weights), **(TeacherChoice.of(run.args).files if run.needs_teacher else {})}
+    for role, path in now.items():
+        if role in files and path.is_file() and _sha256_of(path, path.stat().st_mtime_ns) != files[role]:
+            changed.append(f"the {role}'s {path} has another content now")
     if changed:
         raise UserError(
             f"{run.folder} holds another run than the plan's: {'; '.join(changed)}; "

@@ -22,6 +22,7 @@ from basics.memory import explain_memory
 from comparison.plan import Group, Plan, Run
 from dataset import SegmentationDataset, build_split
 from deploy.segmenter import load_segmenter
+from deploy.teachers import MappedNetwork, load_teacher_for
 from networks.cost import count_macs, count_parameters, measure_latency
 from networks.onnx_teacher import OnnxTeacher
 from networks.sources import digest, is_source
@@ -32,7 +33,7 @@ from scoring.tables import SummaryRow, summary_row
 from segdata.decode_cache import describe_sources
 from training.runlog import CONFIG, METRICS, read_metrics
 from training.state import fingerprint
-from zoo import build_model, load_teacher
+from zoo import build_model, load_any_teacher
 
 FORMAT = 1
 # Loads a network when it is needed: its name, itself, how many parameters it has.
@@ -159,15 +160,17 @@ def score_teacher(plan: Plan, dataset: SegmentationDataset) -> Scored | None:
     """Score the plan's teacher; the runs' common folder keeps the result as scores_teacher.json."""
     if plan.teacher is None:
         return None
-    name, weights = plan.teacher
-    device = pick_device(plan.args.device)
+    choice, device = plan.teacher, pick_device(plan.args.device)
+    name = choice.name
 
     def load() -> tuple[str, nn.Module, int | None]:
-        model = load_teacher(name, dataset.num_classes, weights, dataset.class_names).to(device)
-        return name, model, count_parameters(model)
+        teacher = load_teacher_for(choice, dataset)
+        return choice.label, teacher.as_network().to(device), count_parameters(teacher.model)
 
+    hashes = {role: _digest(path) for role, path in choice.files.items()}
     published = f"{name} default {digest(name) if is_source(name) else ''}".rstrip()
-    made_from = published if weights == "default" else _digest(Path(weights))
+    made_from = hashes.get("teacher", published)
+    made_from += f", class map {hashes['class map']}" if "class map" in hashes else ""
     return _score("teacher", plan.folder / "scores_teacher.json", made_from, load, plan.runs[0], dataset)
 
 
@@ -199,6 +202,8 @@ def _score(label: str, kept: Path, digest: str, load: Load, run: Run, dataset: S
             watcher=images,
         )
     row = summary_row(label, name, parameters, evaluation, dataset.class_names)
+    if isinstance(model, MappedNetwork) and (remark := model.remark(row["iou"])):
+        print(f"remark: {remark}")
     content = {"made_from": made_from, "row": row, "images": images.images}
     write_text(kept, json.dumps(content, indent=1) + "\n")
     return Scored(row, images.images)
@@ -232,8 +237,8 @@ def measure_costs(comparison: Comparison) -> None:
         student: (f"{student}, {classes} classes", partial(build_model, student, classes)) for student in plan.students
     }
     if plan.teacher:
-        name, weights = plan.teacher
-        wanted["teacher"] = (f"{name} {weights}", partial(load_teacher, name, classes, weights))
+        name, weights = plan.teacher.name, plan.teacher.weights
+        wanted["teacher"] = (f"{name} {weights}", partial(load_any_teacher, name, weights, classes))
     for label, (title, load) in wanted.items():
         key = f"{title}, {plan.report.size} pixels, {device_name(device)}, torch {torch.__version__}"
         if key not in known:

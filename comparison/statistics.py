@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from comparison.plan import Group
 from comparison.scoring import Comparison, Cost, Result, Scored
 from scoring.tables import lab_score
-from zoo import teacher_name
 
 DASH = "—"
 WITHIN = "within noise"
@@ -178,7 +177,7 @@ def _teacher_line(comparison: Comparison, teacher: Scored) -> Line:
     return Line(
         kind="teacher",
         method="teacher",
-        student=teacher_name(*plan.teacher),
+        student=plan.teacher.label,
         labels=None,
         seeds=(),
         miou=Spread(teacher.miou, None),

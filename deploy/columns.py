@@ -23,10 +23,10 @@ from basics.errors import UserError
 from basics.files import replacing
 from dataset import SegmentationDataset
 from deploy.segmenter import Segmenter, load_segmenter
+from deploy.teachers import TeacherChoice, load_teacher_for
 from scoring.metrics import image_miou
 from scoring.protocol import check_classes
 from segdata.drawing import PanelRow, background_classes, overlay, panel
-from zoo import load_teacher
 
 
 @dataclass(frozen=True)
@@ -54,15 +54,15 @@ def checkpoint_column(
     return Column(title, segmenter)
 
 
-def teacher_column(
-    title: str, name: str, weights: str, dataset: SegmentationDataset, device: str = "auto", *, check: bool = True
-) -> Column:
-    """The teacher that `zoo.load_teacher` gives for ``name`` and ``weights``; otherwise as `checkpoint_column`."""
+def teacher_column(title: str, choice: TeacherChoice, dataset: SegmentationDataset, device: str = "auto") -> Column:
+    """A teacher's word in the classes of ``dataset``; otherwise as `checkpoint_column`."""
     target = pick_device(device)
-    teacher = load_teacher(name, dataset.num_classes, weights, dataset.class_names if check else None).to(target)
+    teacher = load_teacher_for(choice, dataset).as_network().to(target)
     palette = [list(colour) for colour in dataset.palette]
     # A picture does not tell how large the network is: no parameters are counted, and a library's weights are no file.
-    segmenter = Segmenter(teacher, name, dataset.class_names, palette, parameters=0, file_bytes=0, device=target)
+    segmenter = Segmenter(
+        teacher, choice.label, dataset.class_names, palette, parameters=0, file_bytes=0, device=target
+    )
     return Column(title, segmenter)
 
 

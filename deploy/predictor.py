@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
 from basics.errors import UserError
-from basics.files import replacing
 from basics.memory import explain_memory
+from deploy.results import KINDS, PICTURED, Areas, Band, Look, write_results
 from deploy.segmenter import Segmenter
-from segdata.drawing import PanelRow, background_classes, colorize, overlay, panel
-from segdata.inputs import Source, find_sources
-from segdata.pictures import read_picture, write_png
+from segdata.drawing import colorize
+from segdata.inputs import Source, find_sources, frames_folder
+from segdata.pictures import Picture, PictureFile
 from segdata.reading import DataError
-from segdata.video import Frame, VideoReader, VideoWriter, open_writer
-
-KINDS = ("mask", "overlay", "panel")
+from segdata.video import Frame, VideoReader, open_writer
 
 
 @dataclass
@@ -42,6 +40,10 @@ class Tally:
         self.failures.append(message)
         tqdm.write(f"skipped: {message}", file=sys.stderr)
 
+    def note(self, message: str) -> None:
+        """Say what is worth knowing and no failure."""
+        tqdm.write(f"note: {message}", file=sys.stderr)
+
     def summary(self, folder: Path) -> str:
         """One line: how much, how fast, where."""
         counts = [
@@ -56,108 +58,156 @@ class Tally:
         return line + (f"; {len(self.failures)} skipped" if self.failures else "")
 
 
+@dataclass(frozen=True)
+class Options:
+    """What is written, and of what.
+
+    Attributes:
+        kinds: of `KINDS`, what to write.
+        tile: see `Segmenter.predict`; with it pictures may be of any size.
+        max_frames: of each video or camera.
+        all_pages: every page of a TIFF and every frame of an animation, rather than the first.
+        sound: whether videos keep theirs.
+    """
+
+    kinds: Sequence[str]
+    tile: int = 0
+    max_frames: int | None = None
+    all_pages: bool = True
+    sound: bool = True
+
+
 class Predictor:
     """Runs one network over people's pictures and writes what was asked for.
 
     Args:
         segmenter: the network.
-        kinds: of `KINDS`, what to write.
-        folder: where to; a subfolder a kind.
-        tile: see `Segmenter.mask`.
-        max_frames: of each video or camera.
+        folder: where results go to; a subfolder a kind.
     """
 
-    def __init__(
-        self,
-        segmenter: Segmenter,
-        kinds: Sequence[str],
-        folder: Path,
-        tile: int = 0,
-        max_frames: int | None = None,
-    ) -> None:
-        self.segmenter, self.kinds, self.folder = segmenter, kinds, folder
-        self.tile, self.max_frames = tile, max_frames
-        self.clear = background_classes(segmenter.class_names)
+    def __init__(self, segmenter: Segmenter, folder: Path, options: Options) -> None:
+        self.segmenter, self.folder, self.options = segmenter, folder, options
+        self.look = Look(segmenter.class_names, segmenter.palette)
+        self.files = [kind for kind in options.kinds if kind != "csv"]  # written for each picture
+        self.areas = Areas(segmenter.class_names)
         self.taken: dict[str, str] = {}  # names of results, so that what is asked for later overwrites nothing
 
     def predict(self, inputs: Sequence[str]) -> Tally:
-        """Files, folders, globs, ``camera:N``, with a progress bar; a file that cannot be read is told and skipped.
+        """Files, folders, globs, URLs, ``camera:N``, with a progress bar; what cannot be read is told and skipped.
 
         Raises:
             UserError: no input means anything, memory ran out, or the results have no place to go to.
         """
         tally = Tally()
-        sources, missing = find_sources(inputs, skip=[self.folder / kind for kind in KINDS], taken=self.taken)
-        for message in missing:
+        found = find_sources(inputs, skip=[self.folder / kind for kind in KINDS], taken=self.taken)
+        for message in found.missing:
             tally.fail(DataError(message))
+        for message in found.left_out:
+            tally.note(message)
         start = time.monotonic()
-        bar = tqdm(sources, unit="img", desc="predict", disable=len(sources) < 2 or None, leave=False)
-        for source in bar:
-            try:
-                with explain_memory("cut the picture into tiles: --tile 512"):
-                    if source.is_video:
-                        tally.frames += self.video(source)
-                    else:
-                        self.picture(source)
-                        tally.pictures += 1
-            except DataError as error:
-                tally.fail(error)
+        bar = tqdm(found.sources, unit="img", desc="predict", disable=len(found.sources) < 2 or None, leave=False)
+        try:
+            for source in bar:
+                try:
+                    with explain_memory("cut the picture into tiles: --tile 512"):
+                        (self.video if source.is_video else self.picture)(source, tally)
+                except DataError as error:
+                    tally.fail(error)
+        finally:
+            if "csv" in self.options.kinds:
+                self.areas.write(self.folder)
         tally.seconds = time.monotonic() - start
         return tally
 
-    def picture(self, source: Source) -> None:
-        """Read, segment and write one picture."""
-        image = read_picture(source.path)
-        mask = self.segmenter.mask(image, self.tile).numpy()
-        pixels = image.permute(1, 2, 0).numpy()
-        for kind in self.kinds:
-            path = self._target(source, kind, ".png")
-            if kind == "mask":
-                write_png(mask, path, self.segmenter.palette)
-            elif kind == "overlay":
-                write_png(self._overlay(pixels, mask), path)
-            else:
-                row = PanelRow(source.name.as_posix(), pixels, [mask])
-                names, palette = self.segmenter.class_names, self.segmenter.palette
-                with replacing(path) as temporary:
-                    panel([row], ["Input", "Prediction"], names, palette, temporary)
+    # -- pictures ---------------------------------------------------------------------------------
 
-    def _target(self, source: Source, kind: str, suffix: str) -> Path:
+    def picture(self, source: Source, tally: Tally) -> None:
+        """Read, segment and write a picture, or the pages and frames of one."""
+        with PictureFile(source.path, any_size=self.options.tile > 0) as file:
+            if file.pages == 1:
+                self._write(source, source.name, file.page(0))
+                tally.pictures += 1
+                return
+            if not self.options.all_pages:
+                tally.note(f"{source.path}: the first of {file.pages} pages or frames")
+                self._write(source, source.name, file.page(0), number=1)
+                tally.pictures += 1
+                return
+            folder = frames_folder(source, self.taken)
+            for number in range(1, file.pages + 1):
+                self._write(source, folder / f"{number:06d}", file.page(number - 1), number)
+                tally.pictures += 1
+
+    def _write(self, source: Source, name: PurePath, picture: Picture, number: int | None = None) -> None:
+        size = picture.height, picture.width
+        paths = {kind: self._target(source, name, kind, ".png") for kind in self.files}
+        areas = write_results(paths, size, self._bands(picture, name.name), self.look, name.as_posix())
+        self.areas.add(source.shown, number, None, size, areas)
+
+    def _bands(self, picture: Picture, name: str) -> Iterator[Band]:
+        """What the network says of a picture; a tiled one with a progress bar."""
+        kinds, tile = self.files, self.options.tile
+        pictured = any(kind in PICTURED for kind in kinds)
+        tiled = 0 < tile < max(picture.height, picture.width)
+        said = self.segmenter.bands(
+            picture.tensor_rows, (picture.height, picture.width), tile, confidence="confidence" in kinds
+        )
+        with tqdm(total=picture.height, unit="row", desc=name, leave=False, disable=None if tiled else True) as bar:
+            for top, band in said:
+                rows = len(band.mask)
+                pixels = picture.read_rows(top, top + rows) if pictured else None
+                sure = None if band.confidence is None else band.confidence.numpy()
+                yield Band(pixels, band.mask.numpy(), sure)
+                bar.update(rows)
+
+    def _target(self, source: Source, name: PurePath, kind: str, suffix: str) -> Path:
         """Where a result goes; a `UserError` if that is where its source lies."""
-        path = self.folder / kind / f"{source.name}{suffix}"
+        path = self.folder / kind / f"{name}{suffix}"
         if path.resolve() == Path(source.path).resolve():
             raise UserError(f"{path} would be overwritten by its own prediction: give another --output-dir")
         return path
 
-    def video(self, source: Source) -> int:
-        """Segment a video or a camera frame by frame; returns how many there were."""
-        with VideoReader(source.path) as reader, contextlib.ExitStack() as stack:
-            paths = {kind: self._target(source, kind, ".mp4") for kind in self.kinds}
-            writers = {kind: stack.enter_context(open_writer(path, reader)) for kind, path in paths.items()}
-            limit = self.max_frames
+    # -- videos -----------------------------------------------------------------------------------
+
+    def video(self, source: Source, tally: Tally) -> None:
+        """Segment a video, a stream or a camera: pictured kinds become videos, others a picture a frame."""
+        moving = [kind for kind in self.files if kind in PICTURED]
+        with VideoReader(source.path, source.shown) as reader, contextlib.ExitStack() as stack:
+            frames = iter(reader)
+            first = next(frames, None)
+            if first is None:
+                raise DataError(f"{source.shown}: not a single frame in this video; {reader.damage or 'it is empty'}")
+            paths = {kind: self._target(source, source.name, kind, ".mp4") for kind in moving}
+            sound = self.options.sound
+            writers = {kind: stack.enter_context(open_writer(path, reader, sound)) for kind, path in paths.items()}
+            limit = self.options.max_frames
             total = min(filter(None, (reader.frames, limit)), default=None)
-            bar = tqdm(islice(reader, limit), total=total, unit="img", desc=source.name.name, leave=False, disable=None)
-            frames = 0
+            frames = itertools.islice(itertools.chain([first], frames), limit)
+            bar = tqdm(frames, total=total, unit="img", desc=source.name.name, leave=False, disable=None)
+            folder = frames_folder(source, self.taken)
             # The end of a camera is Ctrl-C, and what it showed until then is kept.
-            with contextlib.suppress(KeyboardInterrupt) if source.is_camera else contextlib.nullcontext():
-                for frame in bar:
-                    self._write_frame(frame, writers)
-                    frames += 1
-            if not frames:
-                raise DataError(f"{source.path}: not a single frame in this video")
-        return frames
+            with contextlib.suppress(KeyboardInterrupt) if source.is_live else contextlib.nullcontext():
+                for number, frame in enumerate(bar, start=1):
+                    mask = self._write_frame(source, folder / f"{number:06d}", frame, number)
+                    for kind, writer in writers.items():
+                        writer.write(Frame(self._moving(kind, frame.pixels, mask), frame.time))
+                    tally.frames += 1
+        if reader.damage:
+            tally.note(f"{source.shown}: {reader.damage}")
 
-    def _write_frame(self, frame: Frame, writers: Mapping[str, VideoWriter]) -> None:
+    def _write_frame(self, source: Source, name: PurePath, frame: Frame, number: int) -> np.ndarray:
+        """Write a frame's mask, confidence and areas, where they were asked for; returns the mask, uint8 (H, W)."""
         image = torch.from_numpy(frame.pixels).permute(2, 0, 1)
-        mask = self.segmenter.mask(image, self.tile).numpy()
-        for kind, writer in writers.items():
-            if kind == "overlay":
-                pixels = self._overlay(frame.pixels, mask)
-            else:
-                pixels = colorize(mask, self.segmenter.palette)
-                if kind == "panel":
-                    pixels = np.concatenate([frame.pixels, pixels], axis=1)
-            writer.write(Frame(pixels, frame.time))
+        said = self.segmenter.predict(image, self.options.tile, confidence="confidence" in self.files)
+        band = Band(None, said.mask.numpy(), None if said.confidence is None else said.confidence.numpy())
+        paths = {kind: self._target(source, name, kind, ".png") for kind in self.files if kind not in PICTURED}
+        size = band.mask.shape[0], band.mask.shape[1]
+        areas = write_results(paths, size, [band], self.look, name.as_posix())
+        self.areas.add(source.shown, number, frame.time, size, areas)
+        return band.mask
 
-    def _overlay(self, pixels: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        return overlay(pixels, mask, self.segmenter.palette, clear=self.clear)
+    def _moving(self, kind: str, pixels: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        """A frame (H, W, 3) of the video that shows its prediction; of a panel (H, 2 W, 3)."""
+        if kind == "overlay":
+            return self.look.overlay(pixels, mask)
+        return np.concatenate([pixels, colorize(mask, self.look.palette)], axis=1)

@@ -2,12 +2,15 @@
 
     segmenter = load_segmenter("checkpoints/run/best.pth")     # or .onnx, .pt2
     mask = segmenter.mask(image)                               # uint8 (3, H, W) -> uint8 (H, W)
+    both = segmenter.predict(image, confidence=True)           # .mask, and .confidence: how likely it is, 0..255
 
 Used by predict.py, evaluate.py, export.py and quantize.py.
 """
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,11 +21,24 @@ from torch.nn import functional as F
 from basics.batch import normalize
 from basics.device import pick_device
 from basics.errors import UserError
-from basics.tiling import blended_bands, fits
+from basics.tiling import blended_blocks
 from deploy.exporting import LEAST_SIZE
 from deploy.formats import FORMATS, load_exported
 from networks.cost import count_parameters
 from zoo import load_checkpoint_model
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a network says of a picture, or of some rows of it; both on the CPU.
+
+    Attributes:
+        mask: uint8 (H, W), the most likely class of each pixel.
+        confidence: uint8 (H, W), that class's probability times 255, rounded; None where it was not asked for.
+    """
+
+    mask: torch.Tensor
+    confidence: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -54,27 +70,70 @@ class Segmenter:
         pad = (0, max(0, LEAST_SIZE - width), 0, max(0, LEAST_SIZE - height))
         return self.model(F.pad(images, pad))[..., :height, :width]
 
-    @torch.inference_mode()
     def mask(self, image: torch.Tensor, tile: int = 0) -> torch.Tensor:
+        """`predict`'s mask alone."""
+        return self.predict(image, tile).mask
+
+    def predict(self, image: torch.Tensor, tile: int = 0, confidence: bool = False) -> Prediction:
         """The most likely class of each pixel.
 
         Args:
             image: uint8 (3, H, W).
             tile: run squares of this many pixels a side, overlapping by a quarter, rather than the whole
                 image at once; 0 for the whole image.
+            confidence: how likely it is, too.
 
-        Returns:
-            uint8 (H, W) on the CPU.
+        Raises:
+            UserError: there is no confidence to be had of this file.
         """
-        images = image[None]
-        if fits(images, tile):
-            return _decide(self.logits(images)[0])
-        return torch.cat([_decide(band[0]) for _, band in blended_bands(self.logits, images, tile)])
+        height, width = image.shape[-2:]
+        rows = self.bands(lambda top, bottom: image[:, top:bottom], (height, width), tile, confidence)
+        bands = [band for _, band in rows]
+        mask = torch.cat([band.mask for band in bands])
+        sure = [band.confidence for band in bands if band.confidence is not None]
+        return Prediction(mask, torch.cat(sure) if sure else None)
+
+    @torch.inference_mode()
+    def bands(
+        self,
+        read_rows: Callable[[int, int], torch.Tensor],
+        size: tuple[int, int],
+        tile: int = 0,
+        confidence: bool = False,
+    ) -> Iterator[tuple[int, Prediction]]:
+        """`predict`, from the top to the bottom, of a picture that need not be in memory as a whole.
+
+        Args:
+            read_rows: first row and the one behind the last -> uint8 (3, rows, W); see `blended_blocks`.
+            size: (H, W).
+
+        Yields:
+            the first row, and what is said of some rows.
+        """
+        if confidence and getattr(self.model, "decides_only", False):
+            raise UserError(
+                f"{self.name}: this file gives masks, not logits, and no mask tells how sure it is: export it again "
+                "without --argmax, or leave out the confidence"
+            )
+        if not tile or max(size) <= tile:
+            yield 0, _decide(self.logits(read_rows(0, size[0])[None])[0], confidence)
+            return
+        blocks = blended_blocks(self.logits, lambda *rows: read_rows(*rows)[None], size, tile)
+        for top, row in itertools.groupby(blocks, key=lambda block: block[0]):
+            decided = [_decide(logits[0], confidence) for _, _, logits in row]
+            sure = [part.confidence for part in decided if part.confidence is not None]
+            yield top, Prediction(torch.cat([part.mask for part in decided], 1), torch.cat(sure, 1) if sure else None)
 
 
-def _decide(logits: torch.Tensor) -> torch.Tensor:
+def _decide(logits: torch.Tensor, confidence: bool) -> Prediction:
+    """Logits (C, H, W) -> the largest one's index, and its softmax."""
     # max(0) gives the same indices as argmax(0), several times faster on the CPU.
-    return logits.max(0)[1].to(torch.uint8).cpu()
+    largest, mask = logits.max(0)
+    sure = None
+    if confidence:
+        probability = (largest.float() - logits.float().logsumexp(0)).exp()
+        sure = (255 * probability).round().to(torch.uint8).cpu()
+    return Prediction(mask.to(torch.uint8).cpu(), sure)
 
 
 def load_segmenter(path: str | Path, device: str = "auto") -> Segmenter:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,13 +13,21 @@ from basics.machine import device_name
 from basics.text import text_table
 from basics.timing import interleave
 from deploy.export_checks import smooth_pictures
-from deploy.exporting import Deployed
+from deploy.exporting import LEAST_SIZE, Deployed
 from deploy.formats import FORMATS, load_exported
 from deploy.segmenter import Segmenter
 
 TIMED_RUNS, WARMUP_RUNS = 50, 5  # of a picture
 WARMUP_ROUNDS = 3  # of files in turn
 FILE_SIZES = (256, 512)  # sides of the pictures that files are timed with
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """``512`` or ``WIDTHxHEIGHT`` -> (height, width)."""
+    sides = text.lower().split("x")
+    if len(sides) > 2 or not all(side.isdigit() and int(side) >= LEAST_SIZE for side in sides):
+        raise argparse.ArgumentTypeError(f"{text!r}: give a side or WIDTHxHEIGHT in pixels, at least {LEAST_SIZE}")
+    return int(sides[-1]), int(sides[0])
 
 
 def latencies(segmenter: Segmenter, height: int, width: int, runs: int = TIMED_RUNS) -> list[float]:
@@ -35,6 +44,13 @@ def size_table(segmenter: Segmenter, sizes: Sequence[tuple[int, int]]) -> str:
         median, p95 = statistics.median(seconds), statistics.quantiles(seconds, n=20)[-1]
         rows.append([f"{width}x{height}", f"{1000 * median:.1f}", f"{1000 * p95:.1f}", f"{1 / median:.1f}"])
     return text_table([f"{'size':>11}", "median ms", f"{'p95 ms':>8}", "frames/s"], rows, left=0)
+
+
+def print_speed(segmenter: Segmenter, sizes: Sequence[tuple[int, int]]) -> None:
+    """`size_table`, and what it was measured with."""
+    where = device_name(segmenter.device.type)
+    print(f"{segmenter.name}, picture in memory -> mask, one at a time, {TIMED_RUNS} runs after warm-up, on {where}")
+    print(size_table(segmenter, sizes))
 
 
 def file_table(deployed: Deployed, checkpoint: Path, files: Mapping[str, Path], rounds: int) -> str:

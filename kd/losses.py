@@ -116,14 +116,24 @@ class Recipe:
         """Names of the terms of these kinds, in the recipe's order."""
         return [name for name in self.weights if LOSSES[name].kind in kinds]
 
-    def require_classes(self, num_classes: int) -> None:
-        """A `UserError` that names every term which cannot act on so few classes."""
-        idle = [name for name in self.weights if LOSSES[name].min_classes > num_classes]
+    def require_classes(self, num_classes: int, known: int | None = None) -> None:
+        """A `UserError` that names every term which cannot act on so few classes.
+
+        Args:
+            known: how many of them the teacher speaks of, which is what terms on its logits have; None: of all.
+        """
+        counts = {name: num_classes for name in self.weights}
+        if known is not None:
+            counts |= dict.fromkeys(self.names("logits"), known)
+        idle = [name for name in self.weights if LOSSES[name].min_classes > counts[name]]
         if idle:
-            least = max(LOSSES[name].min_classes for name in idle)
+            least, count = max(LOSSES[name].min_classes for name in idle), counts[idle[0]]
+            classes = f"{count} class{'es' * (count != 1)}"
+            has = f"the data set has {classes}"
+            if count != num_classes:
+                has = f"the teacher knows {classes} of the data set's {num_classes}"
             raise UserError(
-                f"{' and '.join(idle)} would teach nothing: the data set has {num_classes} "
-                f"class{'es' * (num_classes != 1)}, and at least {least} are needed; leave it out: "
+                f"{' and '.join(idle)} would teach nothing: {has}, and at least {least} are needed; leave it out: "
                 f"{' '.join(f'--loss {name}=0' for name in idle)}"
             )
 

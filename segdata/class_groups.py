@@ -6,14 +6,17 @@
     ignore = sky, static                    # void: neither learnt nor scored
 
 The new classes are numbered in the order of their lines. Each old class must be named once, or fall under `*`. Names
-are compared exactly; failing that without case, spaces, hyphens and underscores, and in singular and plural.
+are compared exactly; failing that without case, spaces, hyphens and underscores, by one of several words for the same
+thing ("person, individual"), and in singular and plural.
+
+The same form says which of a teacher's classes mean a class of the data (`kd.class_matching`).
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from basics.errors import UserError
@@ -21,6 +24,7 @@ from basics.toml_file import parse_toml
 
 IGNORE = "ignore"
 REST = "*"
+WORD = re.compile(r"\"[^\"]*\"|'[^']*'|[^,=\[\]\"'#]+")  # of a line of such a file: a name, maybe in quotes
 
 
 @dataclass(frozen=True)
@@ -30,16 +34,22 @@ class ClassGroups:
     Attributes:
         members: by new class, in order, the old ones as they are written; `*` for the rest.
         ignored: old classes that become void.
+        text: of the file, to find lines in.
     """
 
     path: Path
     members: dict[str, list[str]]
     ignored: list[str]
+    text: str = field(default="", repr=False)
 
     @property
     def names(self) -> list[str]:
         """The new classes."""
         return list(self.members)
+
+    def place(self, name: str, *, new: bool = False) -> str:
+        """The file, and the line in which ``name`` stands, as a message begins; see `place_of`."""
+        return place_of(name, self.text, self.path, new=new)
 
 
 def is_groups(text: str) -> bool:
@@ -47,8 +57,25 @@ def is_groups(text: str) -> bool:
     return any(re.match(r"[^#=]*[^#=\s]\s*=", line) for line in text.splitlines())
 
 
-def parse_groups(text: str, path: Path) -> ClassGroups:
+def place_of(name: str, text: str, path: Path, *, new: bool = False, nth: int = 1) -> str:
+    """``path`` and the line of ``text`` where ``name`` stands for the ``nth`` time as a ``new`` class, or an old one.
+
+    ``path`` alone where that is not found.
+    """
+    found = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        key, equals, names = ("" if line.lstrip().startswith("#") else line).partition("=")
+        part = key if new else names if equals else key  # a list may go on over several lines
+        words = [word.strip().strip("\"'").strip() for word in WORD.findall(part)]
+        found += [number] * words.count(name)
+    return f"{path}, line {found[nth - 1]}" if len(found) >= nth else str(path)
+
+
+def parse_groups(text: str, path: Path, *, allow_empty: bool = False) -> ClassGroups:
     """Groups in TOML or in plain lines.
+
+    Args:
+        allow_empty: a group may take no class.
 
     Raises:
         UserError: a line is neither; a class is named twice; there is no group.
@@ -62,11 +89,12 @@ def parse_groups(text: str, path: Path) -> ClassGroups:
     named = [name for names in groups.values() for name in names]
     for name in named:
         if named.count(name) > 1:
-            raise UserError(f"{path}: {name!r} stands there more than once")
+            raise UserError(f"{place_of(name, text, path, nth=2)}: {name!r} stands there more than once")
     for key, names in groups.items():
-        if not names:
-            raise UserError(f"{path}: {key!r} has no classes; wanted are lines such as `animal = cat, dog`")
-    return ClassGroups(path, members, ignored)
+        if not names and not allow_empty:
+            place = place_of(key, text, path, new=True)
+            raise UserError(f"{place}: {key!r} has no classes; wanted are lines such as `animal = cat, dog`")
+    return ClassGroups(path, members, ignored, text)
 
 
 def _from_toml(content: dict, path: Path) -> dict[str, list[str]]:
@@ -102,60 +130,93 @@ def group_numbers(groups: ClassGroups, names: Sequence[str], whose: str, void: i
     Raises:
         UserError: a name in the file is no old class or could be several; an old class is named twice or nowhere.
     """
-    number_of: dict[str, int] = {}
-    rest: int | None = None
-    numbered = [*((void, name) for name in groups.ignored)]
-    numbered += [(number, name) for number, members in enumerate(groups.members.values()) for name in members]
-    for number, written in numbered:
-        if written == REST:
-            rest = number
-            continue
-        name = find_name(written, names)
-        if name is None:
-            raise UserError(
-                f"{groups.path}: {written!r} is no class of {whose}, which has {_shown(names)}; the file names "
-                f"{_shown(written for _, written in numbered)}"
-            )
-        if name in number_of:
-            raise UserError(f"{groups.path}: {written!r} is the class {name!r}, which is named already")
-        number_of[name] = number
-    left = [name for name in names if name not in number_of]
+    new = {key: number for number, key in enumerate(groups.names)} | {IGNORE: void}
+    key_of, rest = assign(groups, names, whose)
+    left = [name for name in names if name not in key_of]
     if left and rest is None:
         raise UserError(
-            f"{groups.path}: nothing is said of {_shown(left)} ({whose}): add them to a line, or to `{IGNORE} = ...`; "
+            f"{groups.path}: nothing is said of {shown(left)} ({whose}): add them to a line, or to `{IGNORE} = ...`; "
             f"`{REST}` stands for all the rest"
         )
-    numbers = [number_of.get(name, void if rest is None else rest) for name in names]
+    numbers = [new[key_of.get(name, rest or IGNORE)] for name in names]
     for number, name in enumerate(groups.names):
         if number not in numbers:  # `*` alone
             raise UserError(f"{groups.path}: {name!r} is all the rest, and nothing is left for it ({whose})")
     return numbers
 
 
-def find_name(written: str, names: Sequence[str]) -> str | None:
-    """The one of ``names`` that ``written`` means; None if there is none, or more than one."""
+def assign(groups: ClassGroups, names: Sequence[str], whose: str) -> tuple[dict[str, str], str | None]:
+    """Which group takes each old class that is named, by the group's key or `IGNORE`; and which one takes the rest.
+
+    Args:
+        names: the old classes.
+        whose: they are, as a message calls it.
+
+    Raises:
+        UserError: a name in the file is no old class or could be several; an old class is named twice.
+    """
+    key_of: dict[str, str] = {}
+    rest: str | None = None
+    written_in = [(IGNORE, name) for name in groups.ignored]
+    written_in += [(key, name) for key, members in groups.members.items() for name in members]
+    for key, written in written_in:
+        if written == REST:
+            rest = key
+            continue
+        name = find_name(written, names)
+        if name is None:
+            raise UserError(
+                f"{groups.place(written)}: {written!r} is no class of {whose}, which has {shown(names)}; the file "
+                f"names {shown(written for _, written in written_in)}"
+            )
+        if name in key_of:
+            raise UserError(f"{groups.place(written)}: {written!r} is the class {name!r}, which is named already")
+        key_of[name] = key
+    return key_of, rest
+
+
+def find_name(written: str, names: Iterable[str]) -> str | None:
+    """The one of ``names`` that ``written`` means; None if there is none, or more than one.
+
+    A name may be several words for the same thing, with commas between them ("person, individual, someone"): the
+    first one counts before the others.
+    """
+    names = list(dict.fromkeys(names))
     if written in names:
         return written
-    alike = [name for name in names if _forms(name) & _forms(written)]
-    closest = [name for name in alike if _plain(name) == _plain(written)]
-    found = closest or alike
-    return found[0] if len(found) == 1 else None
+    for forms in (_plain, _first, _words, _forms):
+        found = [name for name in names if forms(name) & forms(written)]
+        if found:
+            return found[0] if len(found) == 1 else None
+    return None
 
 
-def _plain(name: str) -> str:
-    return re.sub(r"[\s_-]+", "", name.casefold())
+def _plain(name: str) -> set[str]:
+    """The name without case and separators."""
+    return {re.sub(r"[\s_-]+", "", name.casefold())}
+
+
+def _words(name: str) -> set[str]:
+    """The words it has for the same thing."""
+    return set().union(*(_plain(word) for word in name.split(",") if word.strip()))
+
+
+def _first(name: str) -> set[str]:
+    """The first of its words."""
+    return _plain(name.split(",")[0])
 
 
 def _forms(name: str) -> set[str]:
-    """The name without case and separators, and what it may be the plural of."""
-    plain = _plain(name)
-    singular = {plain.removesuffix("s"), plain.removesuffix("es")}
-    if plain.endswith("ies"):
-        singular.add(plain.removesuffix("ies") + "y")
-    return {plain, *(form for form in singular if len(form) > 1)}
+    """Its words, and what they may be the plural of."""
+    forms = set()
+    for word in _words(name):
+        forms |= {word, word.removesuffix("s"), word.removesuffix("es")}
+        if word.endswith("ies"):
+            forms.add(word.removesuffix("ies") + "y")
+    return {form for form in forms if len(form) > 1 or form == name.casefold()}
 
 
-def _shown(names: Iterable[str]) -> str:
+def shown(names: Iterable[str]) -> str:
     """At most a dozen of ``names``."""
     listed = list(names)
     return ", ".join(listed[:12]) + ", ..." * (len(listed) > 12)

@@ -293,6 +293,14 @@ def contact_sheet(
 
     ``notes`` are lines below the title; those too long for the sheet lose their middle.
     """
+    names = [example.name for row in rows for example in row.examples]
+    with fonts_for([title, *notes, *class_names, *names, *(row.note for row in rows)]):
+        _draw_contact_sheet(rows, title, notes, class_names, palette).savefig(path, dpi=DPI)
+
+
+def _draw_contact_sheet(
+    rows: Sequence[ClassRow], title: str, notes: Sequence[str], class_names: Sequence[str], palette: Palette
+) -> Figure:
     columns = max((len(row.examples) for row in rows), default=1)
     width = 2 * MARGIN + columns * (2 * TILE + GAP) + (columns - 1) * 2 * GAP
     heights = [max(_tile_size(example.image)[1] for example in row.examples) for row in rows]
@@ -322,7 +330,7 @@ def contact_sheet(
                 left += TILE + GAP
             left += GAP
         top -= CAPTION + row_height + GAP
-    figure.savefig(path, dpi=DPI)
+    return figure
 
 
 def _tile_size(picture: np.ndarray) -> tuple[float, float]:

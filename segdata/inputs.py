@@ -4,43 +4,66 @@ from __future__ import annotations
 
 import glob
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path, PurePath
+import os
+import re
+import urllib.parse
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePath, PurePosixPath
 
 from basics.errors import UserError
-from segdata.pictures import PICTURE_SUFFIXES
-from segdata.video import CAMERA, VIDEO_SUFFIXES
+from segdata.pictures import looks_like_picture, picture_suffixes
+from segdata.video import CAMERA, VIDEO_SUFFIXES, is_url, looks_like_video
+
+NAMED = 5  # of the files that are left out, how many are named
 
 
 @dataclass(frozen=True)
 class Source:
-    """One picture, video or camera.
+    """One picture, video, camera or stream.
 
     Attributes:
-        path: the file, or ``camera:N``.
+        path: the file, ``camera:N`` or a URL.
         name: for its results: subfolders and stem, no suffix; no two sources of a call share one.
+        is_video: more than pictures: read by PyAV.
     """
 
     path: str
     name: PurePath
+    is_video: bool = False
 
     @property
-    def is_camera(self) -> bool:
-        return self.path.startswith(CAMERA)
+    def is_live(self) -> bool:
+        """Whether it may go on for ever, until Ctrl-C ends it."""
+        return self.path.startswith(CAMERA) or is_url(self.path)
 
     @property
-    def is_video(self) -> bool:
-        return self.is_camera or Path(self.path).suffix.lower() in VIDEO_SUFFIXES
+    def shown(self) -> str:
+        """``path`` for messages: of a URL, without passwords."""
+        return _without_secrets(self.path) if is_url(self.path) else self.path
 
 
-def find_sources(
-    inputs: Sequence[str], skip: Sequence[Path] = (), taken: dict[str, str] | None = None
-) -> tuple[list[Source], list[str]]:
-    """All that ``inputs`` (files, folders, globs, ``camera:N``) mean, and a message for each that means nothing.
+@dataclass
+class Found:
+    """What inputs mean.
 
-    Folders are searched with their subfolders for files with a known suffix, hidden ones left out; a file
-    named by itself is taken whatever its suffix. A file that is meant twice is taken once.
+    Attributes:
+        sources: each once.
+        missing: a message for each input that means nothing.
+        left_out: a message for each folder or glob that holds files that are no pictures or videos.
+    """
+
+    sources: list[Source] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+
+
+def find_sources(inputs: Sequence[str], skip: Sequence[Path] = (), taken: dict[str, str] | None = None) -> Found:
+    """All that ``inputs`` (files, folders, globs, URLs, ``camera:N``) mean.
+
+    Folders are searched with their subfolders, hidden files left out: what has the suffix of a picture or a video is
+    meant, and what its content shows to be a picture. A file named by itself is meant whatever it is. A file that is
+    meant twice is taken once.
 
     Args:
         inputs: as given on the command line.
@@ -50,44 +73,75 @@ def find_sources(
     Raises:
         UserError: nothing at all is meant.
     """
-    found: dict[str, tuple[str, PurePath]] = {}
-    missing = []
+    found, keys = Found(), set()
+    taken = {} if taken is None else taken
     folders = {text for text in inputs if Path(text).is_dir()}
     for text in inputs:
-        matches = list(_expand(text, skip))
+        others: list[PurePath] = []
+        matches = list(_expand(text, skip, others))
+        if others:
+            found.left_out.append(_what_is_left_out(text, others))
         if not matches:
-            missing.append(_what_is_missing(text))
-        for path, relative in matches:
-            key = path if path.startswith(CAMERA) else str(Path(path).resolve())
+            found.missing.append(_what_is_missing(text))
+        for path, relative, is_video in matches:
+            key = path if path.startswith(CAMERA) or is_url(path) else str(Path(path).resolve())
+            if key in keys:
+                continue
+            keys.add(key)
             # Two folders may hold the same names: their own names tell them apart.
-            name = PurePath(Path(text).resolve().name) / relative if text in folders and len(folders) > 1 else relative
-            found.setdefault(key, (path, name))
-    if not found:
-        raise UserError("; ".join(missing))
-    return _with_unique_names(found, {} if taken is None else taken), missing
+            full = PurePath(Path(text).resolve().name) / relative if text in folders and len(folders) > 1 else relative
+            found.sources.append(Source(path, unique_name(full, key, taken), is_video))
+    if not found.sources:
+        raise UserError("; ".join(found.missing))
+    return found
 
 
-def _expand(text: str, skip: Sequence[Path]) -> Iterator[tuple[str, PurePath]]:
-    """(path, path relative to where the search began) of every file that one input means."""
+def _expand(text: str, skip: Sequence[Path], others: list[PurePath]) -> Iterator[tuple[str, PurePath, bool]]:
+    """(path, path relative to where the search began, whether it is a video) of every file that one input means.
+
+    Files that folders and globs come upon, and that are no pictures or videos, go to ``others``.
+    """
     path = Path(text).expanduser()
     if text.startswith(CAMERA):
-        yield text, PurePath(text.replace(":", "_"))
+        yield text, PurePath(text.replace(":", "_")), True
+    elif is_url(text):
+        if not _is_picture_url(text):
+            yield text, PurePath(_url_name(text)), True
     elif path.is_dir():
-        yield from _search(path, "**/*", skip)
+        yield from _sort_out(path, _search(path, "**/*", skip), others)
     elif path.exists():
-        yield str(path), PurePath(path.name)
+        is_video = _is_video(path) or (not looks_like_picture(path) and looks_like_video(path))
+        yield str(path), PurePath(path.name), is_video
     elif glob.has_magic(text):
         fixed = _fixed_part(path)
-        yield from _search(fixed, str(path.relative_to(fixed)), skip)
+        pattern = str(path.relative_to(fixed))
+        # A name with brackets is a name first, and a pattern second.
+        files = _search(fixed, pattern.replace("[", "[[]"), skip) or _search(fixed, pattern, skip)
+        yield from _sort_out(fixed, files, others)
 
 
-def _search(folder: Path, pattern: str, skip: Sequence[Path]) -> Iterator[tuple[str, PurePath]]:
-    for file in sorted(folder.glob(pattern)):
+def _is_video(path: Path) -> bool:
+    return path.suffix.lower() in VIDEO_SUFFIXES
+
+
+def _search(folder: Path, pattern: str, skip: Sequence[Path]) -> list[Path]:
+    """The files that a pattern matches, without hidden ones and those below ``skip``."""
+    return [
+        file
+        for file in sorted(folder.glob(pattern))
+        if not any(part.startswith(".") for part in file.relative_to(folder).parts)
+        and file.is_file()
+        and not any(_is_below(file, other) for other in skip)
+    ]
+
+
+def _sort_out(folder: Path, files: Sequence[Path], others: list[PurePath]) -> Iterator[tuple[str, PurePath, bool]]:
+    for file in files:
         relative = file.relative_to(folder)
-        hidden = any(part.startswith(".") for part in relative.parts)
-        known = file.suffix.lower() in (*PICTURE_SUFFIXES, *VIDEO_SUFFIXES)
-        if known and not hidden and file.is_file() and not any(_is_below(file, other) for other in skip):
-            yield str(file), relative
+        if _is_video(file) or looks_like_picture(file):
+            yield str(file), relative, _is_video(file)
+        else:
+            others.append(relative)
 
 
 def _is_below(file: Path, folder: Path) -> bool:
@@ -95,28 +149,75 @@ def _is_below(file: Path, folder: Path) -> bool:
 
 
 def _fixed_part(pattern: Path) -> Path:
-    """The folders of a glob before its first wildcard."""
-    return Path(*itertools.takewhile(lambda part: not glob.has_magic(part), pattern.parts[:-1]))
+    """The folders of a glob before its first wildcard; those that are there are no wildcards, brackets or not."""
+    fixed = Path()
+    for part in pattern.parts[:-1]:
+        if glob.has_magic(part) and not (fixed / part).is_dir():
+            break
+        fixed = fixed / part
+    return fixed
 
 
 def _what_is_missing(text: str) -> str:
-    if Path(text).is_dir():
+    if is_url(text):
+        return f"{_without_secrets(text)}: pictures are read from files: download it first"
+    if Path(text).expanduser().is_dir():
         return f"{text}: no pictures or videos in this folder"
     if glob.has_magic(text):
         return f"{text}: no picture or video matches"
     return f"{text}: no such file or folder"
 
 
-def _with_unique_names(found: Mapping[str, tuple[str, PurePath]], taken: dict[str, str]) -> list[Source]:
-    """Sources whose names differ even where a.jpg and a.png, or two folders' a.jpg, came in."""
-    sources = []
-    for file, (path, relative) in found.items():
-        stem = relative.with_suffix("")
-        names = itertools.chain(
-            [stem, stem.with_name(f"{stem.name}_{relative.suffix[1:]}")],
-            (stem.with_name(f"{stem.name}_{number}") for number in itertools.count(2)),
-        )
-        # Compared in lower case: file systems may not tell it from upper case.
-        name = next(name for name in names if taken.setdefault(str(name).lower(), file) == file)
-        sources.append(Source(path, name))
-    return sources
+def _what_is_left_out(text: str, others: Sequence[PurePath]) -> str:
+    named = ", ".join(other.as_posix() for other in others[:NAMED]) + (", ..." if len(others) > NAMED else "")
+    count = (
+        "1 file that is no picture or video"
+        if len(others) == 1
+        else (f"{len(others)} files that are no pictures or videos")
+    )
+    return f"{text}: left out {count} ({named})"
+
+
+def _url_name(url: str) -> str:
+    """What results of a URL are called: its host and path, in characters that every file system takes."""
+    parts = urllib.parse.urlsplit(url)
+    path = parts.path.removesuffix(PurePosixPath(parts.path).suffix)
+    return re.sub(r"[^\w-]+", "_", f"{parts.hostname or ''}{urllib.parse.unquote(path)}").strip("_") or "stream"
+
+
+def _is_picture_url(url: str) -> bool:
+    suffix = PurePosixPath(urllib.parse.urlsplit(url).path).suffix.lower()
+    return suffix in picture_suffixes() and suffix not in VIDEO_SUFFIXES
+
+
+def _without_secrets(url: str) -> str:
+    """A URL without user, password and query, where keys may stand."""
+    parts = urllib.parse.urlsplit(url)
+    return urllib.parse.urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+def unique_name(relative: PurePath, owner: str, taken: dict[str, str]) -> PurePath:
+    """A name for results, without a suffix, that no other has: a.jpg and a.png, or two folders' a.jpg, may come in.
+
+    Args:
+        relative: the file's path below where its results go.
+        owner: what the name is for; the same owner gets the same name again.
+        taken: owners by name, in lower case, since file systems may not tell it from upper case; the name is added.
+    """
+    stem = relative.with_suffix("")
+    names = itertools.chain(
+        [stem, stem.with_name(f"{stem.name}_{relative.suffix[1:]}")],
+        (stem.with_name(f"{stem.name}_{number}") for number in itertools.count(2)),
+    )
+    return next(name for name in names if taken.setdefault(str(name).lower(), owner) == owner)
+
+
+def frames_folder(source: Source, taken: dict[str, str]) -> PurePath:
+    """A folder for the results of a file's pages or frames, called as the file, in which no other's results lie."""
+    others = (source.name.with_name(f"{source.name.name}_frames{number or ''}") for number in itertools.count())
+    for folder in itertools.chain([source.name], others):
+        below = f"{folder}{os.sep}".lower()
+        free = folder == source.name or taken.setdefault(str(folder).lower(), source.path) == source.path
+        if free and not any(name.startswith(below) for name in taken):
+            return folder
+    raise AssertionError("there are always more numbers")

@@ -21,6 +21,7 @@ from basics.batch import VOID
 from basics.errors import UserError
 from segdata.label_faults import explain_labels
 from segdata.orientation import SIDEWAYS, orientation_of, turn_upright, upright, upright_size
+from segdata.tiff_pieces import is_planar
 
 MAX_PIXELS = 100_000_000  # 300 MB decoded; far above any photograph here, far below a decompression bomb
 IMAGE_FORMATS = ("JPEG", "PNG", "MPO", "WEBP", "BMP", "TIFF")  # MPO: a JPEG with a second view, made by phones
@@ -73,7 +74,7 @@ def _open(file: IO[bytes], path: Path) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise DataError(f"{path}: {error} (decompression bomb?); {TOO_LARGE}") from None
     except UnidentifiedImageError:
-        raise DataError(f"{path}: {_what_it_is(file)}") from None
+        raise DataError(f"{path}: {what_it_is(file)}") from None
     except (OSError, SyntaxError, ValueError, OverflowError, EOFError) as error:
         raise DataError(f"{path}: damaged image header: {error}") from None
     width, height = image.size
@@ -91,6 +92,9 @@ def _open(file: IO[bytes], path: Path) -> Image.Image:
         raise DataError(f"{path}: {many}; save one of them alone")
     if _bands(image) > MAX_BANDS:
         raise DataError(f"{path}: {_too_many(_bands(image))}")
+    if is_planar(image) and image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE) != (8, 8, 8):
+        # Pillow takes the planes of most others for pixels side by side, and gives noise.
+        raise DataError(f"{path}: a TIFF whose bands lie in planes; save it as 8-bit RGB with its bands side by side")
     return image
 
 
@@ -105,7 +109,7 @@ def _too_many(bands: int) -> str:
     return f"a picture of {bands} bands; models take three: save those that you want as 8-bit RGB"
 
 
-def _what_it_is(file: IO[bytes]) -> str:
+def what_it_is(file: IO[bytes]) -> str:
     """Why Pillow cannot tell what is in the file, and what to do."""
     file.seek(0)
     start = file.read(8)

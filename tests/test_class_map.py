@@ -52,10 +52,9 @@ def test_extreme_logits_stay_finite():
 def test_the_same_list_is_the_identity():
     same = ClassMap.by_groups(TEACHER, TEACHER, {name: [name] for name in TEACHER})
     logits = torch.randn(1, 5, 2, 3)
-    assert same.is_identity and not make_map().is_identity
+    assert same == ClassMap.identity(TEACHER) and same.groups == {name: [name] for name in TEACHER}
     torch.testing.assert_close(same.logits(logits), logits)
     turned = ClassMap.by_groups(TEACHER[::-1], TEACHER, {name: [name] for name in TEACHER})
-    assert not turned.is_identity
     torch.testing.assert_close(turned.logits(logits), logits.flip(1))
 
 
@@ -132,6 +131,16 @@ def test_unsure_positions_are_left_out():
     told = MappedTeacher(Says(logits), make_map(), min_confidence=0.9)({})
     assert told.speaks is not None and told.speaks[0, :8].all() and not told.speaks[0, 8:].any()
     assert MappedTeacher(Says(logits), make_map())({}).speaks[0, :8].all()
+
+
+def test_how_much_is_heard_is_said_once(capsys):
+    logits = torch.zeros(1, 5, 16, 16)
+    logits[:, 3, :4] = 5.0  # lamp in a quarter
+    logits[:, 1, 4:] = 5.0
+    teacher = MappedTeacher(Says(logits), make_map(), tells=True)
+    for _ in range(25):
+        teacher({})
+    assert capsys.readouterr().out == "the teacher is listened to at 75.0 % of the positions (10 batches)\n"
 
 
 def test_a_hard_loss_weighs_the_labelled_share():

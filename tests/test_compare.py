@@ -71,7 +71,7 @@ def test_what_concerns_the_teacher_is_no_part_of_a_run_without_one(tmp_path, dem
 def test_methods_may_set_all_losses_and_nothing_else():
     """A loss argument that is new in train_kd.py has to be let in here."""
     losses = {each.name for each, about in flags() if about.group == "losses"}
-    teacher = {"teacher", "teacher_weights", "cache_teacher", "cache_dir"}
+    teacher = {"teacher", "teacher_weights", "class_map", "min_confidence", "cache_teacher", "cache_dir"}
     others = {"student_weights", "unlabelled", "labelled_per_batch"}
     assert losses | teacher | others == METHOD_ARGUMENTS
 
@@ -154,7 +154,8 @@ def test_a_loss_that_cannot_act_on_the_data_is_named_before_anything_is_trained(
 
 def test_an_onnx_teacher_goes_by_its_file(tmp_path, demo_data):
     path = write_plan(tmp_path, demo_data, methods=METHODS + '[teacher]\nteacher_weights = "some/big.onnx"')
-    assert read_plan(path, tmp_path).teacher == ("big", "some/big.onnx")
+    teacher = read_plan(path, tmp_path).teacher
+    assert (teacher.label, teacher.weights) == ("big", "some/big.onnx")
 
 
 @pytest.mark.parametrize(

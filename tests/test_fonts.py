@@ -10,7 +10,7 @@ from matplotlib import font_manager
 from PIL import Image
 
 from basics import fonts
-from segdata.drawing import PanelRow, panel
+from segdata.drawing import ClassRow, Example, PanelRow, contact_sheet, panel
 from training.curves import draw_curves
 
 fontbuilder = pytest.importorskip("fontTools.fontBuilder")
@@ -125,3 +125,21 @@ def test_panels_and_curves_show_the_characters(only, tmp_path, capsys):
     legend = slice(int(0.85 * len(shown)), None)
     assert (shown[legend] < 60).sum() > (boxes[legend] < 60).sum() + 20
     assert (tmp_path / "c.png").read_bytes() != (tmp_path / "d.png").read_bytes()
+
+
+def test_contact_sheets_show_the_characters(only, tmp_path, capsys):
+    def sheet(name):
+        example = Example("x", np.full((20, 20, 3), 255, np.uint8), np.ones((20, 20), np.uint8))
+        rows = [ClassRow(1, "in 1 image", [example])]
+        contact_sheet(rows, "t", [], ["a", FISH], [[0] * 3, [255] * 3], tmp_path / name)
+        return np.asarray(Image.open(tmp_path / name).convert("L"))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        boxes = sheet("boxes.png")
+        assert FISH in capsys.readouterr().out
+        fonts._families.cache_clear()
+        only(make_font(tmp_path / "f.ttf", "Fishy", FISH))
+        shown = sheet("shown.png")
+    assert capsys.readouterr().out == ""
+    assert (shown < 60).sum() > (boxes < 60).sum() + 20

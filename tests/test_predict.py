@@ -16,7 +16,7 @@ from basics.checkpoint import save_atomic
 from basics.errors import UserError
 from basics.tiling import fade, tile_starts
 from deploy.segmenter import Segmenter, load_segmenter
-from deploy.speed import latencies
+from deploy.speed import latencies, parse_size
 from segdata.inputs import find_sources
 from segdata.pictures import read_picture
 from segdata.reading import DataError
@@ -138,7 +138,7 @@ def test_no_two_results_share_a_name(run, tmp_path):
 def test_names_stay_taken_between_calls(tmp_path):
     first, second = (save_picture(tmp_path / folder / "a.png") for folder in "xy")
     taken = {}
-    names = [find_sources([str(path)], taken=taken)[0][0].name.as_posix() for path in (first, second, first)]
+    names = [find_sources([str(path)], taken=taken).sources[0].name.as_posix() for path in (first, second, first)]
     assert names == ["a", "a_png", "a"]
 
 
@@ -293,6 +293,17 @@ def test_tile_option(run, tmp_path):
         run(tmp_path / "a.png", "--tile", 10)
 
 
+def test_pages_confidence_and_areas(run, tmp_path, capsys):
+    pages = [Image.fromarray(pixels(seed=seed)) for seed in range(3)]
+    pages[0].save(tmp_path / "a.tif", save_all=True, append_images=pages[1:])
+    assert run(tmp_path / "a.tif", "--pages", "first", "--save", "mask") == 0
+    assert "first of 3" in capsys.readouterr().err
+    assert results(tmp_path / "out") == ["mask/a.png"]
+    assert run(tmp_path / "a.tif", "--save", "confidence", "csv") == 0
+    assert results(tmp_path / "out" / "confidence") == [f"a/00000{number}.png" for number in (1, 2, 3)]
+    assert len((tmp_path / "out" / "areas.csv").read_text().splitlines()) == 4
+
+
 # -- the prompt, speed, other files ---------------------------------------------------------------
 
 
@@ -336,7 +347,7 @@ def test_fps(run, capsys):
 def test_fps_runs_at_the_size_asked_for():
     model = Local()
     segmenter = Segmenter(model, "local", CLASS_NAMES, PALETTE, 0, 0, torch.device("cpu"))
-    assert predict.parse_size("96x48") == (48, 96)
+    assert parse_size("96x48") == (48, 96)
     assert len(latencies(segmenter, 48, 96, runs=3)) == 3
     assert model.sizes == {(48, 96)}
 
@@ -382,15 +393,28 @@ def read_clip(path):
 @pytest.mark.parametrize("size", [(48, 64), (46, 62)])
 def test_video_in_video_out(run, tmp_path, size):
     clip = make_clip(tmp_path / "clip.avi", height=size[0], width=size[1])
-    assert run(clip, "--save", "mask", "overlay", "panel") == 0
-    for kind, width in (("mask", size[1]), ("overlay", size[1]), ("panel", 2 * size[1])):
+    assert run(clip, "--save", "overlay", "panel") == 0
+    for kind, width in (("overlay", size[1]), ("panel", 2 * size[1])):
         rate, frames = read_clip(tmp_path / "out" / kind / "clip.mp4")
         assert rate == Fraction(25, 2)
         assert [frame.shape for frame in frames] == [(size[0], width, 3)] * 7
-    # Class colours, as far as a lossy format keeps them.
+    # Class colours beside the picture, as far as a lossy format keeps them.
     expected = np.array(PALETTE)[expected_mask(read_clip(clip)[1][3])]
-    got = read_clip(tmp_path / "out" / "mask" / "clip.mp4")[1][3]
+    got = read_clip(tmp_path / "out" / "panel" / "clip.mp4")[1][3][:, size[1] :]
     assert np.median(np.abs(got.astype(int) - expected)) < 12
+
+
+def test_masks_of_a_video_are_class_numbers_frame_by_frame(run, tmp_path):
+    clip = make_clip(tmp_path / "clip.avi")
+    assert run(clip, "--save", "mask", "confidence") == 0
+    frames = read_clip(clip)[1]
+    names = [f"{number:06d}.png" for number in range(1, 8)]
+    for kind in ("mask", "confidence"):
+        assert results(tmp_path / "out" / kind) == [f"clip/{name}" for name in names]
+    for name, frame in zip(names, frames, strict=True):
+        with Image.open(tmp_path / "out" / "mask" / "clip" / name) as mask:
+            assert mask.mode == "P"
+            assert (np.asarray(mask) == expected_mask(frame)).mean() > 0.999
 
 
 @pytest.mark.parametrize("codecs", [None, set()])
@@ -449,7 +473,7 @@ def test_what_the_encoder_refuses_is_an_error_of_that_video(tmp_path):
 
 def test_max_frames(run, tmp_path):
     assert run(make_clip(tmp_path / "clip.mp4"), "--save", "mask", "--max-frames", "3") == 0
-    assert len(read_clip(tmp_path / "out" / "mask" / "clip.mp4")[1]) == 3
+    assert len(results(tmp_path / "out" / "mask")) == 3
 
 
 def test_a_broken_video_is_skipped(run, tmp_path, capsys):

@@ -11,7 +11,8 @@ from torch import nn
 
 from basics.batch import normalize
 from basics.errors import UserError
-from basics.tiling import blended_bands, check_tile, fade, tile_starts
+from basics.memory import LiveBytes
+from basics.tiling import blended_bands, blended_blocks, check_tile, fade, tile_starts
 from dataset import build_dataset
 from deploy.segmenter import Segmenter
 from scoring.memory import memory_advice, scoring_bytes
@@ -56,6 +57,21 @@ def test_bands_are_the_weighted_mean_of_all_tiles(size):
     assert together.shape == (2, 3, *size)
     for image, logits in zip(images, together, strict=True):
         np.testing.assert_allclose(logits.numpy(), blended_by_hand(Position(), image, 64), rtol=1e-4, atol=1e-4)
+
+
+def test_wide_pictures_need_no_more_than_the_overlaps():
+    """Of logits, a row of tiles as a whole would take more than is allowed here."""
+    height, width, tile, classes = 400, 6400, 64, 20
+    row_bytes = 4 * classes * tile * width
+
+    def network(images):
+        return images[:, :1].expand(-1, classes, -1, -1)
+
+    with LiveBytes() as memory:
+        rows = torch.zeros(1, 3, tile, width)
+        blocks = blended_blocks(network, lambda top, bottom: rows[..., : bottom - top, :], (height, width), tile)
+        assert sum(logits[0, 0].numel() for _, _, logits in blocks) == height * width
+    assert memory.peak < 0.75 * row_bytes
 
 
 @pytest.mark.parametrize("tile", [1, 63, -5])

@@ -134,7 +134,7 @@ def test_the_seed_decides(demo_data, distilled, whole_run, tmp_path):
 
 
 def test_baseline_builds_no_teacher(demo_data, tmp_path, monkeypatch):
-    monkeypatch.setattr(build, "load_teacher", lambda *a, **k: pytest.fail("a teacher was built"))
+    monkeypatch.setattr(build, "load_teacher_for", lambda *a, **k: pytest.fail("a teacher was built"))
     args = arguments(demo_data, tmp_path, "--alpha", "0", "--beta", "0", "--max-steps", "2")
     assert main(args) == 0
 
@@ -482,7 +482,7 @@ def test_a_best_score_that_is_no_number_is_overcome(stopped, tmp_path):
 
 
 def test_a_loss_that_cannot_act_ends_the_run_before_it_begins(demo_data, tmp_path, monkeypatch):
-    monkeypatch.setattr(build, "load_teacher", lambda *args: pytest.fail("the teacher was loaded"))
+    monkeypatch.setattr(build, "load_teacher_for", lambda *args: pytest.fail("the teacher was loaded"))
     data = types.SimpleNamespace(train_set=types.SimpleNamespace(num_classes=2))
     args = arguments(demo_data, tmp_path, "--loss", "icsd=1", "--loss", "dist=1")
     with pytest.raises(UserError, match=r"^icsd would teach nothing: the data set has 2 classes, and at least 3"):

@@ -21,6 +21,7 @@ from basics.device import add_device_argument
 from basics.errors import UserError, choose
 from basics.tiling import LEAST_TILE
 from dataset import add_data_arguments
+from deploy.teachers import CLASS_MAP_HELP
 from kd.cache_store import DTYPES
 from kd.distiller import Recipe
 from kd.losses import LOSSES, PAPER_LAMBDAS, PRESETS
@@ -93,6 +94,16 @@ class Arguments(argparse.Namespace):
         "default",
         "what is published (torchvision: for VOC), or a file; .onnx: any network",
         metavar="default|PATH",
+    )
+    class_map: str | None = flag("models", "teacher", None, CLASS_MAP_HELP, metavar="FILE|NAME")
+    min_confidence: float = flag(
+        "models",
+        "teacher",
+        0.0,
+        "leave out of the losses on logits where the teacher's likeliest class has less probability (0: nothing)",
+        least=0,
+        most=1,
+        metavar="P",
     )
     cache_teacher: str | None = flag(
         "models",

@@ -20,7 +20,10 @@ from basics.errors import UserError
 from basics.files import remove_stale
 from datachecks.stats import class_weights
 from deploy.quantized import FakeQuantModel
-from kd.distiller import DistilledStudent, Distiller, LiveTeacher, Recipe, Teacher
+from deploy.teachers import FittedTeacher, TeacherChoice, load_teacher_for
+from kd.cached_teacher import CachedTeacher
+from kd.class_map import ClassMap
+from kd.distiller import DistilledStudent, Distiller, LiveTeacher, MappedTeacher, Recipe, Teacher
 from kd.teacher_cache import open_teacher_cache, weights_sha256
 from networks.base import SegmentationModel
 from networks.folding import fold_batchnorm
@@ -33,7 +36,7 @@ from training.optim import Optimization, make_optimizer, make_scheduler
 from training.runlog import METRICS, RunLog, read_metrics
 from training.stages import Stage, Stages
 from training.state import MadeFrom, RunState, part_random_streams
-from zoo import create_model, load_model_state, load_teacher, model_file_dict, teacher_name
+from zoo import create_model, load_model_state, model_file_dict
 
 
 def locate_run(args: Arguments) -> Path | None:
@@ -66,6 +69,7 @@ def open_log(args: Arguments, recipe: Recipe, state: RunState, resume_from: Path
         "recipe": dict(recipe.weights),
         "processes": distributed.world_size(),
         "weight_files": made_from.weight_files,
+        "teacher_classes": made_from.teacher_classes,
     }
     return RunLog(
         folder,
@@ -159,18 +163,35 @@ def _fake_quantized(student: SegmentationModel) -> SegmentationModel:
 
 
 def _make_teacher(args: Arguments, recipe: Recipe, data: Data, device: torch.device) -> Teacher:
-    """The teacher of the command line: run on every batch, or read from its cache."""
-    train_set = copy.copy(data.train_set)
-    name = teacher_name(args.teacher, args.teacher_weights)
-    model = load_teacher(args.teacher, train_set.num_classes, args.teacher_weights, train_set.class_names)
+    """The teacher of the command line, run on every batch or read from its cache, its word in the data's classes."""
+    train_set = data.train_set
+    fitted = load_teacher_for(TeacherChoice.of(args), train_set)
+    known = fitted.class_map.known if fitted.class_map else range(train_set.num_classes)
+    recipe.require_classes(train_set.num_classes, len(known))
     if not data.val_set.has_masks and not args.dry_run:
-        live = LiveTeacher(fold_batchnorm(model).to(device), name=name)
-        data.score_against(label_split(data.val_set, live, [name, weights_sha256(model)], args.cache_dir, device))
+        live = LiveTeacher(fold_batchnorm(fitted.model).to(device), name=fitted.label)
+        source: list[object] = [fitted.label, weights_sha256(fitted.model)]
+        if fitted.class_map is not None:
+            source.append(fitted.class_map.groups)
+        said = live if fitted.class_map is None else MappedTeacher(live, fitted.class_map)
+        data.score_against(label_split(data.val_set, said, source, args.cache_dir, device))
+    teacher = _run_or_cached(args, recipe, data, fitted, device)
+    if fitted.class_map is None and args.min_confidence == 0:
+        return teacher
+    class_map = fitted.class_map or ClassMap.identity(train_set.class_names)
+    return MappedTeacher(teacher, class_map, args.min_confidence, tells=True)
+
+
+def _run_or_cached(
+    args: Arguments, recipe: Recipe, data: Data, fitted: FittedTeacher, device: torch.device
+) -> LiveTeacher | CachedTeacher:
+    """The teacher with its own classes; a cache keeps those, whatever they are mapped to."""
+    train_set, name = copy.copy(data.train_set), fitted.label
     if args.cache_teacher:
         train_set.transform = TrainTransform(args.crop_size, scale_of(args))
         cached = open_teacher_cache(
             args.cache_dir,
-            model,
+            fitted.model,
             name,
             train_set,
             recipe=recipe,
@@ -182,17 +203,19 @@ def _make_teacher(args: Arguments, recipe: Recipe, data: Data, device: torch.dev
         )
         if cached:
             return cached
-    return LiveTeacher(fold_batchnorm(model).to(device), args.amp, name)
+    return LiveTeacher(fold_batchnorm(fitted.model).to(device), args.amp, name)
 
 
-def made_from(args: Arguments, recipe: Recipe, data: Data) -> MadeFrom:
+def made_from(args: Arguments, recipe: Recipe, data: Data, models: Models) -> MadeFrom:
     """What a resumed run is compared by."""
-    given = {"student": args.student_weights, "class weights": args.class_weights or "none"}
-    given |= {"teacher": args.teacher_weights} if recipe.needs_teacher else {}
-    files = {role: file_sha256(path) for role, path in given.items() if path not in ("default", "none", "auto")}
+    given: dict[str, str | Path] = {"student": args.student_weights, "class weights": args.class_weights or "none"}
+    given |= TeacherChoice.of(args).files if recipe.needs_teacher else {}
+    files = {role: file_sha256(path) for role, path in given.items() if str(path) not in ("default", "none", "auto")}
     if recipe.needs_teacher and is_source(args.teacher) and (network := digest(args.teacher)):
         files["teacher network"] = network
-    return MadeFrom(args.as_plain(), data.images, data.val_images, data.train_set.class_names, files)
+    teacher, names = models.distiller.teacher, data.train_set.class_names
+    groups = teacher.class_map.groups if isinstance(teacher, MappedTeacher) else None
+    return MadeFrom(args.as_plain(), data.images, data.val_images, names, files, groups)
 
 
 # -- optimization ------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Behind ``train_kd.py --dry-run``: look at everything a run needs, write nothing, say all that is wrong at once.
 
-(What was counted of the data is kept beside them, as whoever counts it keeps it: see `datachecks.census`.)
+(What was counted of the data is kept beside them, as whoever counts it keeps it: see `datachecks.census`. A class map
+that must be filled in is written to be filled in: see `kd.class_matching`.)
 
 Where nothing is wrong the run is built as it would be for training, and two of its images go through one
 step: what that keeps for the backward pass tells how much memory a whole batch will want.
@@ -28,6 +29,8 @@ from basics.files import free_bytes, nearest, require_room
 from basics.memory import explain_memory, free_memory
 from datachecks.check import invitation, look_at
 from dataset import SegmentationDataset, build_split
+from deploy.teachers import TeacherChoice, load_teacher_for
+from kd.distiller import MappedTeacher
 from networks.weights import read_weights
 from scoring.memory import memory_advice, scoring_bytes
 from segdata.decode_cache import check_room, room_needed
@@ -38,7 +41,7 @@ from training.arguments import Arguments, check_arguments, make_recipe, name_run
 from training.data import with_pictures
 from training.runlog import METRICS, read_metrics
 from training.trainer import Trainer
-from zoo import create_model, load_teacher
+from zoo import create_model, load_any_teacher
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -246,8 +249,10 @@ def check_student(args: Arguments, dataset: SegmentationDataset | None) -> str:
 
 
 def check_teacher(args: Arguments, dataset: SegmentationDataset | None) -> str:
-    names = dataset.class_names if dataset is not None else None
-    load_teacher(args.teacher, classes_of(args.teacher_weights, dataset), args.teacher_weights, names)
+    if dataset is None:
+        load_any_teacher(args.teacher, args.teacher_weights, classes_of(args.teacher_weights, None))
+    else:
+        load_teacher_for(TeacherChoice.of(args), dataset)
     return f"{args.teacher}, weights {args.teacher_weights}"
 
 
@@ -287,7 +292,8 @@ def trial_step(trainer: Trainer) -> int:
 
 def lasting_bytes(trainer: Trainer) -> int:
     """Bytes of weights, gradients, two moments of each, and of the teacher's weights: there from first to last."""
-    teacher = getattr(trainer.distiller.teacher, "model", None)
+    teacher = trainer.distiller.teacher
+    teacher = getattr(teacher.teacher if isinstance(teacher, MappedTeacher) else teacher, "model", None)
     own = 4 * _bytes(trainer.models.model.parameters())
     return own + (_bytes(teacher.parameters()) if teacher is not None else 0)
 

@@ -131,7 +131,9 @@ class MadeFrom:
         arguments: as in `Arguments.as_plain`.
         images, val_images: `fingerprint` of the training and of the validation split.
         class_names: in their order.
-        weight_files: hashes of the files that student, teacher and the weights of the classes come from, by role.
+        weight_files: hashes of the files that student, teacher, class map and the weights of the classes come from, by
+            role.
+        teacher_classes: the teacher's classes that mean each of ours; None for a teacher with just ours, or none.
     """
 
     arguments: Mapping[str, object]
@@ -139,6 +141,7 @@ class MadeFrom:
     val_images: str
     class_names: Sequence[str]
     weight_files: Mapping[str, str]
+    teacher_classes: Mapping[str, Sequence[str]] | None = None
 
     def refuse_other(self, checkpoint: Mapping[str, Any], path: Path, *, allow: bool) -> None:
         """A `UserError` that names what differs in what ``path`` holds; with ``allow``, its classes alone.
@@ -170,10 +173,25 @@ class MadeFrom:
         for role, option in roles.items():
             there = files.get(role) if isinstance(files, Mapping) else None
             if there and there != self.weight_files.get(role):
+                place = self.arguments[option]
+                place = self.arguments["teacher"] if place == "default" else place  # a file may be named there, too
                 raise UserError(
-                    f"{path} was made with another {role} than {self.arguments[option]} now holds: "
+                    f"{path} was made with another {role} than {place} now holds: "
                     "bring that file back, or pass --allow-changed"
                 )
+        self._refuse_other_map(saved.get("teacher_classes", self.teacher_classes), path)
+
+    def _refuse_other_map(self, saved: Any, path: Path) -> None:
+        """A `UserError` that names a class of ours which meant other ones of the teacher's in the run of ``path``."""
+        if saved == self.teacher_classes:
+            return
+        there, here = ({} if each is None else each for each in (saved, self.teacher_classes))
+        name = next((name for name in self.class_names if there.get(name) != here.get(name)), self.class_names[0])
+        was, now = (", ".join(each.get(name, [name])) or "nothing" for each in (there, here))
+        raise UserError(
+            f"{path} was made with another class map: {name!r} was the teacher's {reprlib.repr(was)}, is "
+            f"{reprlib.repr(now)}; bring the map of --class-map back, or pass --allow-changed"
+        )
 
     def other_steps(self, saved: Mapping[str, Any]) -> bool:
         """Whether the steps of an epoch are of another size or other images than in the state ``saved``."""
@@ -229,6 +247,7 @@ class RunState:
             "images": self.made_from.images,
             "val_images": self.made_from.val_images,
             "weight_files": dict(self.made_from.weight_files),
+            "teacher_classes": self.made_from.teacher_classes,
         }
 
     def restore(self, saved: Mapping[str, Any], path: Path) -> None:

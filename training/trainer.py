@@ -65,7 +65,7 @@ class Trainer:
         self.student, self.distiller = self.models.student, self.models.distiller
         self.optimization = build_optimization(args, self.models.model, self.student, self.stages, self.device)
         self.state = RunState(
-            made_from(args, recipe, self.data),
+            made_from(args, recipe, self.data, self.models),
             LossSums([*recipe.weights, "loss"], self.device),
             self.models.model.adapters,
             self.optimization,

@@ -1,0 +1,231 @@
+"""A teacher labels pictures: masks in a folder that a training reads, as they are or mended by people.
+
+    python predict.py photos/ --teacher hf:nvidia/segformer-b4-finetuned-ade-512-512 --class-map map.toml --save mask
+    python train_kd.py --dataset folder --data-dir labels_segformer-b4-finetuned-ade-512-512 ...
+
+The folder has ``images/``, ``mask/`` (255 = void) and ``classes.txt``. The classes are those of the class map, in the
+order of its lines; without one the teacher's own. Void is where the teacher says a class that means nothing, or is not
+sure enough.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from torch import nn
+
+from basics.batch import VOID
+from basics.device import pick_device
+from basics.errors import UserError
+from basics.files import replacing, write_text
+from deploy.predictor import Options, Predictor, Tally
+from deploy.segmenter import Prediction, Segmenter
+from deploy.teachers import FittedTeacher, TeacherChoice, load_teacher_for
+from kd.class_map import NEVER, ClassMap
+from kd.class_matching import read_groups
+from networks.cost import count_parameters
+from segdata.drawing import colour_table
+from segdata.inputs import Source
+from segdata.pairing import IMAGE_SUFFIXES
+from segdata.palettes import distinct_palette
+from segdata.pictures import Picture, PictureFile
+from segdata.png_rows import PngRows
+from segdata.reading import DataError, read_image
+from segdata.video import Frame
+from zoo import load_any_teacher
+
+ROWS = 256  # of a picture that are decoded at a time
+
+
+def add_label_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add --teacher and what belongs to it to predict.py."""
+    group = parser.add_argument_group("label pictures with a teacher, for a training (docs/teachers.md)")
+    group.add_argument("--teacher", metavar="NAME", help="in the place of --checkpoint: fcn_resnet50, hf:PLACE, ...")
+    group.add_argument("--teacher-weights", default="default", metavar="default|PATH", help="see train_kd.py")
+    group.add_argument("--class-map", metavar="FILE|NAME", help="the classes of the masks, and what means them")
+    group.add_argument(
+        "--min-confidence", type=float, default=0.0, metavar="P", help="void where the class has less probability (0)"
+    )
+
+
+def check_label_arguments(args: argparse.Namespace) -> None:
+    """Refuse what means nothing without a teacher, or nothing at all.
+
+    Raises:
+        UserError: naming the option.
+    """
+    if not 0 <= args.min_confidence <= 1:
+        raise UserError(f"--min-confidence must be from 0 to 1, not {args.min_confidence}")
+    given = {
+        "--teacher-weights": args.teacher_weights != "default",
+        "--class-map": args.class_map,
+        "--min-confidence": args.min_confidence,
+    }
+    for option, is_given in given.items():
+        if is_given and not args.teacher:
+            raise UserError(f"{option} without --teacher: name the teacher, too")
+
+
+def load_labeller(choice: TeacherChoice, min_confidence: float = 0.0, device: str = "auto") -> LabellingSegmenter:
+    """The teacher, and the classes that it labels.
+
+    Raises:
+        UserError: it cannot be had, the class map does not fit, or there are more classes than a mask can hold.
+    """
+    if choice.class_map is None:
+        model = load_any_teacher(choice.name, choice.weights)
+        teacher = FittedTeacher(choice.label, model, None)
+        names = model.class_names or [f"class {number}" for number in range(model.num_classes)]
+    else:
+        names = read_groups(choice.class_map).names
+        teacher = load_teacher_for(choice, SimpleNamespace(name=f"of {choice.class_map}", class_names=names))
+    names = [name.strip() for name in names]
+    if len(names) > VOID:
+        raise UserError(f"{choice.label}: {len(names)} classes, and a mask holds at most {VOID}: pass a --class-map")
+    target = pick_device(device)
+    network = teacher.model if teacher.class_map is None else _WithVoid(teacher.model, teacher.class_map)
+    palette = colour_table(distinct_palette(names)).tolist()  # 256 of them, so that void has its own, too
+    parameters = count_parameters(teacher.model) or 0
+    return LabellingSegmenter(
+        network.to(target).eval(), choice.label, names, palette, parameters, 0, target, min_confidence
+    )
+
+
+class _WithVoid(nn.Module):
+    """A teacher whose logits (N, C + 1, H, W) are of C mapped classes, and of none where it says none of them."""
+
+    def __init__(self, model: nn.Module, class_map: ClassMap) -> None:
+        super().__init__()
+        self.model, self.class_map = model, class_map
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits = self.model(images)
+        mapped, speaks = self.class_map.whole_logits(logits), self.class_map.speaks(logits)
+        nothing = torch.full_like(mapped[:, :1], NEVER)
+        if speaks is not None:
+            nothing = nothing.where(speaks[:, None], -NEVER)
+        return torch.cat([mapped, nothing], dim=1)
+
+
+@dataclass(frozen=True)
+class LabellingSegmenter(Segmenter):
+    """A `Segmenter` that leaves pixels void.
+
+    Attributes:
+        min_confidence: those whose class has less probability are.
+    """
+
+    min_confidence: float = 0.0
+
+    def bands(
+        self,
+        read_rows: Callable[[int, int], torch.Tensor],
+        size: tuple[int, int],
+        tile: int = 0,
+        confidence: bool = False,
+    ) -> Iterator[tuple[int, Prediction]]:
+        """As `Segmenter.bands`; where nothing is said the confidence is 0."""
+        for top, band in super().bands(read_rows, size, tile, confidence=True):
+            assert band.confidence is not None
+            sure = band.confidence.where(band.mask < len(self.class_names), 0)
+            is_void = (band.mask >= len(self.class_names)) | (sure < 255 * self.min_confidence)
+            yield top, Prediction(band.mask.masked_fill(is_void, VOID), sure if confidence else None)
+
+
+class Labeller(Predictor):
+    """A `Predictor` whose folder is a data set: beside the masks there are the pictures and the class list.
+
+    Subfolders become part of the names, for a data set has its pictures in one folder, or all of them in subfolders.
+    """
+
+    def __init__(self, segmenter: Segmenter, folder: Path, options: Options) -> None:
+        super().__init__(segmenter, folder, options)
+        self.flat: dict[str, PurePath] = {}  # names of results in one folder, in lower case, and what has them
+
+    def predict(self, inputs: list[str]) -> Tally:  # type: ignore[override]
+        """As `Predictor.predict`; then writes the class list."""
+        tally = super().predict(inputs)
+        if "mask" in self.files and tally.pictures + tally.frames:
+            write_text(self.folder / "classes.txt", "".join(f"{name}\n" for name in self.segmenter.class_names))
+            print(f"a data set: --dataset folder --data-dir {self.folder}")
+        return tally
+
+    def _write(self, source: Source, name: PurePath, picture: Picture, number: int | None = None) -> None:
+        name = self._flatten(name)
+        super()._write(source, name, picture, number)
+        if "mask" not in self.files:
+            return
+        path = Path(source.path)
+        if number is None and path.suffix.lower() in IMAGE_SUFFIXES and _is_read_by_training(path):
+            _link(path, self.folder / "images" / f"{name}{path.suffix}")
+            return
+        with PictureFile(path, any_size=True) as file:  # anew: rows come from the top to the bottom once
+            picture = file.page((number or 1) - 1)
+            steps = (range(top, min(top + ROWS, picture.height)) for top in range(0, picture.height, ROWS))
+            rows = (picture.read_rows(step.start, step.stop) for step in steps)
+            _write_rgb(self._target(source, name, "images", ".png"), (picture.height, picture.width), rows)
+
+    def _write_frame(self, source: Source, name: PurePath, frame: Frame, number: int) -> np.ndarray:
+        name = self._flatten(name)
+        mask = super()._write_frame(source, name, frame, number)
+        if "mask" in self.files:
+            height, width = frame.pixels.shape[:2]
+            _write_rgb(self._target(source, name, "images", ".png"), (height, width), [frame.pixels])
+        return mask
+
+    def _flatten(self, name: PurePath) -> PurePath:
+        """``a/b`` is ``a_b``; ``a_b_2`` where there is such a file, too."""
+        flat, number = "_".join(name.parts), 2
+        joined = flat
+        while self.flat.setdefault(flat.lower(), name) != name:
+            flat, number = f"{joined}_{number}", number + 1
+        return PurePath(flat)
+
+
+def _write_rgb(path: Path, size: tuple[int, int], rows: Iterable[np.ndarray]) -> None:
+    """A picture of ``size`` (H, W), as the network saw it: uint8 (some rows, W, 3) from the top to the bottom."""
+    with replacing(path) as temporary:
+        png = PngRows(temporary, *size, rgb=True)
+        try:
+            for some in rows:
+                png.write(some)
+        finally:
+            png.close()
+
+
+def _is_read_by_training(path: Path) -> bool:
+    """Whether a training takes the file as it is."""
+    with contextlib.suppress(DataError):
+        read_image(path)
+        return True
+    return False
+
+
+def _link(original: Path, path: Path) -> None:
+    """``original`` also as ``path``: by a hard link where the disk can do that, as a copy elsewhere."""
+    original = original.resolve()
+    if path.exists() and path.samefile(original):
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    try:
+        os.link(original, path)
+    except OSError:
+        with replacing(path) as temporary:
+            shutil.copyfile(original, temporary)
+
+
+def make_labeller(args: argparse.Namespace, options: Options) -> Labeller:
+    """The labeller of predict.py's arguments."""
+    choice = TeacherChoice.of(args)
+    segmenter = load_labeller(choice, args.min_confidence, args.device)
+    return Labeller(segmenter, args.output_dir or Path(f"labels_{choice.label}"), options)

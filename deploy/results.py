@@ -1,0 +1,169 @@
+"""What is written of a picture or a video's frame: masks, overlays, panels, how sure the network is, and areas."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+
+from basics.files import replacing, write_text
+from segdata.drawing import PanelRow, background_classes, overlay, panel
+from segdata.png_rows import PngRows
+
+KINDS = ("mask", "overlay", "panel", "confidence", "csv")
+PICTURED = ("overlay", "panel")  # these show the picture, too
+PANEL_SIDE = 2048  # pixels: panels show larger pictures by every second, third, ... pixel
+AREAS = "areas.csv"
+
+Palette = Sequence[Sequence[int]]
+
+
+@dataclass(frozen=True)
+class Band:
+    """Some rows of a picture, over its whole width, and what the network says of them.
+
+    Attributes:
+        pixels: uint8 (rows, W, 3) RGB; None where no result shows them.
+        mask: uint8 (rows, W) class numbers; 255 where a teacher's word means nothing (`deploy.labelling`).
+        confidence: uint8 (rows, W), or None; see `Prediction`.
+    """
+
+    pixels: np.ndarray | None
+    mask: np.ndarray
+    confidence: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Look:
+    """How classes are called and shown."""
+
+    class_names: Sequence[str]
+    palette: Palette
+
+    def overlay(self, pixels: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        """The classes over the picture, the background left clear."""
+        return overlay(pixels, mask, self.palette, clear=background_classes(self.class_names))
+
+
+def write_results(
+    paths: Mapping[str, Path], size: tuple[int, int], bands: Iterable[Band], look: Look, title: str
+) -> np.ndarray:
+    """Write one picture's results, band by band, from the top to the bottom.
+
+    Args:
+        paths: where to, by kind; all of them appear when all went well, whole.
+        size: (H, W).
+        title: written above panels.
+
+    Returns:
+        int64 (C,), the area of each class in pixels.
+    """
+    areas = np.zeros(len(look.class_names), np.int64)
+    with contextlib.ExitStack() as stack:
+        files = {kind: stack.enter_context(replacing(path)) for kind, path in paths.items()}
+        pngs = {
+            kind: stack.enter_context(_png(path, size, look.palette if kind == "mask" else None, rgb=kind == "overlay"))
+            for kind, path in files.items()
+            if kind != "panel"
+        }
+        small = _Reduced(size) if "panel" in files else None
+        painter = _Painter(look)
+        for band in bands:
+            areas += np.bincount(band.mask.ravel(), minlength=256)[: len(areas)]  # void is no class
+            if "mask" in pngs:
+                pngs["mask"].write(band.mask)
+            if "confidence" in pngs:
+                assert band.confidence is not None
+                pngs["confidence"].write(band.confidence)
+            if "overlay" in pngs:
+                for rows in painter.paint(band):
+                    pngs["overlay"].write(rows)
+            if small is not None:
+                small.add(band)
+        if "overlay" in pngs:
+            for rows in painter.paint(None):
+                pngs["overlay"].write(rows)
+        if small is not None:
+            row = PanelRow(title, *small.joined())
+            panel([row], ["Input", "Prediction"], look.class_names, look.palette, files["panel"])
+    return areas
+
+
+@contextlib.contextmanager
+def _png(path: Path, size: tuple[int, int], palette: Palette | None, rgb: bool) -> Iterator[PngRows]:
+    png = PngRows(path, *size, palette, rgb)
+    whole = False
+    try:
+        yield png
+        whole = True
+    finally:
+        png.close(whole)
+
+
+class _Painter:
+    """Overlays band by band, without a line where two bands meet: a band waits until the row below it is known."""
+
+    def __init__(self, look: Look) -> None:
+        self.look = look
+        self.above: np.ndarray | None = None  # the mask's last row above the band that waits
+        self.waiting: Band | None = None
+
+    def paint(self, band: Band | None) -> Iterator[np.ndarray]:
+        """The rows that wait, painted, if any; ``band`` waits from now on. None: there is nothing below."""
+        if self.waiting is not None:
+            pixels, mask = self.waiting.pixels, self.waiting.mask
+            assert pixels is not None
+            before = 0 if self.above is None else 1
+            around = [*([] if self.above is None else [self.above]), mask, *([] if band is None else [band.mask[:1]])]
+            padding = ((before, len(around) - 1 - before), (0, 0), (0, 0))
+            painted = self.look.overlay(np.pad(pixels, padding, mode="edge"), np.concatenate(around))
+            yield painted[before : before + len(mask)]
+            self.above = mask[-1:]
+        self.waiting = band
+
+
+class _Reduced:
+    """A picture and its mask for a panel: every k-th pixel of every k-th row."""
+
+    def __init__(self, size: tuple[int, int]) -> None:
+        self.step = max(1, -(-max(size) // PANEL_SIDE))
+        self.top = 0
+        self.pixels: list[np.ndarray] = []
+        self.masks: list[np.ndarray] = []
+
+    def add(self, band: Band) -> None:
+        assert band.pixels is not None
+        first = -self.top % self.step
+        self.pixels.append(band.pixels[first :: self.step, :: self.step])
+        self.masks.append(band.mask[first :: self.step, :: self.step])
+        self.top += len(band.mask)
+
+    def joined(self) -> tuple[np.ndarray, list[np.ndarray]]:
+        return np.concatenate(self.pixels), [np.concatenate(self.masks)]
+
+
+class Areas:
+    """The table of areas: a row a picture, page or frame, a column a class, in pixels."""
+
+    def __init__(self, class_names: Sequence[str]) -> None:
+        self.rows: list[list[object]] = [["file", "frame", "seconds", "width", "height", *class_names]]
+
+    def add(
+        self, file: str, frame: int | None, seconds: Fraction | None, size: tuple[int, int], areas: np.ndarray
+    ) -> None:
+        """A row; ``frame`` counts pages and frames from 1, ``seconds`` is when a video's frame is shown."""
+        time = "" if seconds is None else round(float(seconds), 6)
+        number = "" if frame is None else frame
+        self.rows.append([file, number, time, size[1], size[0], *areas.tolist()])
+
+    def write(self, folder: Path) -> None:
+        """Write all rows so far."""
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows(self.rows)
+        write_text(folder / AREAS, text.getvalue())

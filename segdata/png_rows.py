@@ -1,0 +1,71 @@
+"""PNG files written row by row, so that a picture need never be in memory as a whole."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
+GREY, RGB, PALETTE = 0, 2, 3  # colour types
+NO_FILTER, SUBTRACT_ABOVE = 0, 2
+LEVEL = 6  # of zlib's compression
+CHUNK = 1 << 20  # bytes of compressed pixels that are written at once
+
+
+class PngRows:
+    """A picture of known size, whose rows come from the top to the bottom.
+
+    Args:
+        palette: colours of class numbers; without it, rows are grey values or RGB.
+        rgb: whether rows are RGB.
+    """
+
+    def __init__(
+        self, path: Path, height: int, width: int, palette: Sequence[Sequence[int]] | None = None, rgb: bool = False
+    ) -> None:
+        kind = RGB if rgb else GREY if palette is None else PALETTE
+        self.file = path.open("wb")
+        self._zlib = zlib.compressobj(LEVEL)
+        self._waiting = bytearray()
+        # Numbers and flat greys are smallest as they are; of photographs the difference to the row above is.
+        self._filter = SUBTRACT_ABOVE if rgb else NO_FILTER
+        self._above = np.zeros(width * (3 if rgb else 1), np.uint8)
+        self.file.write(SIGNATURE)
+        self._write_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, kind, 0, 0, 0))
+        if palette is not None:
+            table = np.zeros((256, 3), np.uint8)
+            table[: len(palette)] = palette
+            self._write_chunk(b"PLTE", table.tobytes())
+
+    def write(self, rows: np.ndarray) -> None:
+        """Append uint8 (rows, W), or (rows, W, 3)."""
+        flat = np.ascontiguousarray(rows).reshape(len(rows), -1)
+        if self._filter == SUBTRACT_ABOVE:
+            above = np.concatenate([self._above[None], flat[:-1]])
+            self._above = flat[-1].copy()
+            flat = flat - above
+        filters = np.full((len(flat), 1), self._filter, np.uint8)
+        self._waiting += self._zlib.compress(np.concatenate([filters, flat], axis=1).tobytes())
+        if len(self._waiting) >= CHUNK:
+            self._flush()
+
+    def close(self, whole: bool = True) -> None:
+        """Write the end of the file, if all rows have come."""
+        try:
+            if whole:
+                self._waiting += self._zlib.flush()
+                self._flush()
+                self._write_chunk(b"IEND", b"")
+        finally:
+            self.file.close()
+
+    def _flush(self) -> None:
+        self._write_chunk(b"IDAT", bytes(self._waiting))
+        self._waiting.clear()
+
+    def _write_chunk(self, kind: bytes, data: bytes) -> None:
+        self.file.write(struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)))
