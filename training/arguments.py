@@ -25,7 +25,7 @@ from basics.tiling import LEAST_TILE
 from dataset import add_data_arguments
 from kd.cache_store import DTYPES
 from kd.distiller import Recipe
-from kd.losses import LOSSES, PAPER_LAMBDAS, PRESETS
+from kd.losses import LOSSES, PAPER_LAMBDAS, PRESETS, term_name
 from kd.teacher_cache import DEFAULT_FOLDER as TEACHER_FOLDER
 from networks.sources import short_name
 from segdata.decode_cache import DEFAULT_FOLDER as DECODED_FOLDER
@@ -143,8 +143,9 @@ class Arguments(argparse.Namespace):
         "losses",
         "method",
         [],
-        f"any further term, or another weight of ce (1): {', '.join(sorted(LOSSES))}",
-        metavar="NAME=WEIGHT",
+        f"any further term, or another weight of ce (1): {', '.join(sorted(LOSSES))}; a feature loss on other maps "
+        "than its own: NAME@TAP+TAP, of low, mid, high, decoder",
+        metavar="NAME[@TAP]=WEIGHT",
     )
     class_weights: str | None = flag(
         "losses",
@@ -369,8 +370,8 @@ def make_recipe(args: Arguments) -> Recipe:
         explicit[name] = None if value is None else factor * value
     weights |= {name: weight for name, weight in explicit.items() if weight is not None}
     for term in args.loss:
-        name, _, weight = term.partition("=")
-        choose(LOSSES, name, "loss")
+        given, _, weight = term.partition("=")
+        name = term_name(given)
         try:
             weights[name] = float(weight)
         except ValueError:
