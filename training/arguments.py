@@ -11,12 +11,10 @@ the fields of `Arguments`; a new flag is a new field.
 from __future__ import annotations
 
 import argparse
-import math
 import typing
-from collections.abc import Iterator, Sequence
-from dataclasses import MISSING, Field, dataclass, field, fields
+from collections.abc import Iterator
+from dataclasses import Field, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
 
 from basics import distributed
 from basics.device import add_device_argument
@@ -29,12 +27,8 @@ from kd.losses import LOSSES, PAPER_LAMBDAS, PRESETS, term_name
 from kd.teacher_cache import DEFAULT_FOLDER as TEACHER_FOLDER
 from networks.sources import short_name
 from segdata.decode_cache import DEFAULT_FOLDER as DECODED_FOLDER
+from training.flags import Flag, Scope, fault_of_bounds, flag, parser_options
 from training.optim import OPTIMIZERS, SCHEDULES
-
-# budget: what all methods of a comparison share.  method: what a method is.  teacher: a part of that which means
-# nothing without a teacher.  machine: where and how a run works, not what it computes.  run: which run it is, given
-# by compare.py itself.
-Scope = Literal["budget", "method", "teacher", "machine", "run"]
 
 GROUPS = {
     "data": "data",
@@ -44,41 +38,6 @@ GROUPS = {
     "machine": "machine",
     "run": "run",
 }
-
-
-@dataclass(frozen=True)
-class Flag:
-    """What a field of `Arguments` says of its flag; see `argparse.ArgumentParser.add_argument` for the second half.
-
-    Attributes:
-        group: its heading in the help, a key of `GROUPS`.
-        scope: what it is about.
-        may_change: a resumed run may have another value.
-        least, above, most: bounds of its number.
-        shared: other scripts have it, too; one of their functions adds it.
-    """
-
-    group: str
-    scope: Scope
-    help: str | None = None
-    may_change: bool = False
-    least: float | None = None
-    above: float | None = None
-    most: float = math.inf
-    shared: bool = False
-    option: str | None = None
-    metavar: str | tuple[str, ...] | None = None
-    choices: Sequence[str] | None = None
-    nargs: int | str | None = None
-    const: object = None
-
-
-def flag(group: str, scope: Scope, default: Any, help: str | None = None, **about: Any) -> Any:
-    """A field of `Arguments`; ``about`` are further attributes of its `Flag`."""
-    about_it = {"flag": Flag(group, scope, help, **about)}
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata=about_it)
-    return field(default=default, metadata=about_it)
 
 
 @dataclass
@@ -307,22 +266,8 @@ def get_args_parser(description: str | None = None, kind: type[Parser] = Parser)
         if each.name == "device":
             add_device_argument(groups[about.group])
         elif not about.shared:
-            groups[about.group].add_argument(option_of(each.name), **_parser_options(each, about, hints[each.name]))
+            groups[about.group].add_argument(option_of(each.name), **parser_options(each, about, hints[each.name]))
     return parser
-
-
-def _parser_options(each: Field, about: Flag, hint: Any) -> dict[str, Any]:
-    """Keywords of `add_argument` for a field of the type ``hint``."""
-    options: dict[str, Any] = {"dest": each.name, "help": about.help}
-    if hint is bool:
-        return options | {"action": "store_true"}
-    options["default"] = each.default_factory() if each.default_factory is not MISSING else each.default
-    given = {name: getattr(about, name) for name in ("metavar", "choices", "nargs", "const")}
-    options |= {name: value for name, value in given.items() if value is not None}
-    kinds = [kind for kind in typing.get_args(hint) or (hint,) if kind is not type(None)]
-    if typing.get_origin(hint) is list and about.nargs is None:
-        options["action"] = "append"
-    return options | ({"type": kinds[0]} if kinds[0] is not str else {})
 
 
 def check_arguments(args: Arguments) -> None:
@@ -331,16 +276,12 @@ def check_arguments(args: Arguments) -> None:
     Raises:
         UserError: naming each flag and its bound.
     """
-    faults = []
-    for each, about in flags():
-        value = getattr(args, each.name)
-        if value is None or (about.least is None and about.above is None):
-            continue
-        if about.above is not None and not about.above < value < math.inf:
-            faults.append(f"{option_of(each.name)} must be above {about.above:g}, not {value}")
-        elif about.least is not None and not (about.least <= value <= about.most and value < math.inf):
-            bounds = f"at least {about.least:g}" if about.most == math.inf else f"from {about.least:g} to {about.most}"
-            faults.append(f"{option_of(each.name)} must be {bounds}, not {value}")
+    values = ((getattr(args, each.name), about, option_of(each.name)) for each, about in flags())
+    faults = [
+        fault
+        for value, about, option in values
+        if value is not None and (fault := fault_of_bounds(value, about, option))
+    ]
     low, high = args.scale_range
     if not 0.1 <= low <= high <= 10:
         faults.append(f"--scale-range must be two factors from 0.1 to 10, the lower first, not {low:g} {high:g}")
