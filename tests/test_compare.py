@@ -47,13 +47,13 @@ def val_set(demo_data):
 
 
 def test_a_plan_is_a_list_of_commands_that_train_kd_understands(tmp_path, demo_data):
-    path = write_plan(tmp_path, demo_data, methods=METHODS + 'loss = ["cwd=3", "at=0.5"]\ncache_teacher = true\n')
+    path = write_plan(tmp_path, demo_data, methods=METHODS + 'loss = ["cwd=3", "at@high=0.5"]\ncache_teacher = true\n')
     path.write_text(path.read_text().replace("[common]", "[common]\nscale_range = [0.75, 1.5]"))
     plan = read_plan(path, tmp_path)
     names = [run.name for run in plan.runs]
     assert names == [f"{method}_compact_seed{seed}" for method in ("baseline", "kl") for seed in (0, 1)]
     run = plan.runs[-1]
-    assert (run.args.alpha, run.args.temperature, run.args.loss) == (1, 2, ["cwd=3", "at=0.5"])
+    assert (run.args.alpha, run.args.temperature, run.args.loss) == (1, 2, ["cwd=3", "at@high=0.5"])
     assert (run.args.cache_teacher, run.args.seed, run.args.resume) == ("fp16", 1, "auto")
     assert run.args.scale_range == [0.75, 1.5] and "--scale-range 0.75 1.5 " in run.command
     assert run.folder == tmp_path / "runs" / "tiny" / "kl_compact_seed1" == run.args.output_dir / run.args.name
@@ -89,6 +89,7 @@ def test_methods_may_set_all_losses_and_nothing_else():
         ("", "[methods.baseline]\nlr = 1e-3", ["same budget"]),
         ("", "[methods.baseline]\nbatch-size = 4", ["same budget"]),
         ("", '[methods.baseline]\nloss = ["nope=1"]', ["[methods.baseline]", "unknown loss 'nope'"]),
+        ("", '[methods.baseline]\nloss = ["at@hi=1"]', ["[methods.baseline]", "feature map in the loss 'at@hi'"]),
         ("", "[methods.kl]\nalpha = 1", ["baseline = 'baseline' is not among", "kl"]),
         ("", '[methods.baseline]\n[methods."a/b"]', ["'a/b'", "folder"]),
         ("", METHODS + "[reprot]", ["reprot", "did you mean 'report'"]),

@@ -112,6 +112,20 @@ def test_resume_within_an_epoch_is_exact_with_workers(demo_data, distilled, whol
     assert_same_run(whole_run, tmp_path / "run")
 
 
+def test_resume_with_terms_on_other_maps_is_exact(demo_data, distilled, tmp_path):
+    terms = [*distilled, "--loss", "cosine@high=1", "--loss", "pkd@mid=0.5", "--loss", "bpkd=0.1"]
+    for name, *cuts in (("whole",), ("parts", 3)):
+        for more in [*(["--max-steps", cut] for cut in cuts), ["--resume", "auto"]]:
+            assert main(arguments(demo_data, tmp_path / name, *terms, *more)) == 0
+    assert_same_run(tmp_path / "whole" / "run", tmp_path / "parts" / "run")
+    row = rows(tmp_path / "whole" / "run")[0]
+    assert {"train_cosine", "train_cosine@high", "train_pkd@mid", "train_bpkd"} <= row.keys()
+    adapters = load_file(tmp_path / "whole" / "run" / "last.pth")["training"]["adapters"]
+    assert {key.partition(".")[0] for key in adapters} == {
+        "cosine_low", "cosine_mid", "cosine_high", "cosine@high_high", "pkd@mid_mid",
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize("dtype", ["fp16", "uint8"])
 def test_resume_with_caches_is_exact(dtype, demo_data, distilled, tmp_path):
     """Teacher and decoded images from disk, cut within the second epoch; the other run builds caches of its own."""
@@ -339,6 +353,11 @@ def test_loss_that_is_no_number_stops_the_run_and_names_the_images(demo_data, tm
         (["--preset", "hdl"], {"ce": 0.5, "csd": 0.3, "dice": 0.2}),
         (["--preset", "cwd", "--loss", "cwd=1"], {"ce": 1.0, "cwd": 1.0}),
         (["--pa_lambda", "2"], {"ce": 1.0, "pairwise": 2.0}),
+        (["--loss", "cwd_feat@decoder=30", "--loss", "cosine@high=1"], {"ce": 1.0, "cwd_feat": 30.0, "cosine@high": 1}),
+        (
+            ["--beta", "1", "--loss", "cosine@high+mid+low=2", "--loss", "cosine@mid=1"],
+            {"ce": 1.0, "cosine": 2.0, "cosine@mid": 1.0},
+        ),
     ],
 )
 def test_recipes_from_the_command_line(more, expected):
@@ -348,11 +367,14 @@ def test_recipes_from_the_command_line(more, expected):
 
 def test_runs_of_different_settings_get_different_folders():
     names = set()
-    for more in ([], ["--alpha", "1"], ["--alpha", "2"], ["--seed", "1"], ["--student", "compact"]):
+    settings = [[], ["--alpha", "1"], ["--alpha", "2"], ["--seed", "1"], ["--student", "compact"]]
+    settings += [["--loss", "cosine=1"], ["--loss", "cosine@high=1"], ["--loss", "cosine@high+mid=1"]]
+    for more in settings:
         args = get_args_parser().parse_args(more)
         name_run(args, make_recipe(args))
         names.add(args.name)
-    assert len(names) == 5
+    assert len(names) == len(settings)
+    assert "voc_standard_cosine@mid+high1_seed0" in names
 
 
 @pytest.mark.parametrize(
@@ -361,6 +383,8 @@ def test_runs_of_different_settings_get_different_folders():
         (["--student", "standart"], ["standart", "standard", "compact"]),
         (["--loss", "kll=1"], ["kll", "cosine"]),
         (["--loss", "kl=x"], ["kl=x", "NAME=WEIGHT"]),
+        (["--loss", "cosine@hi=1"], ["cosine@hi", "known: decoder, high, low, mid"]),
+        (["--loss", "kl@high=1"], ["kl looks at no feature map"]),
         (["--preset", "nothing"], ["nothing", "papi"]),
         (["--epochs", "0"], ["--epochs"]),
         (["--lr", "-1"], ["--lr must be above 0"]),
