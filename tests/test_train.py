@@ -57,7 +57,7 @@ def assert_same_run(first, second):
             assert a == b, where
 
     compare(one["state_dict"], two["state_dict"], "state_dict")
-    for part in ("optimizer", "scheduler", "scaler", "adapters", "rng", "loss_sums"):
+    for part in ("optimizer", "scheduler", "scaler", "adapters", "rng", "loss_sums", "norm_sums"):
         compare(one["training"][part], two["training"][part], part)
 
 
@@ -110,6 +110,19 @@ def test_resume_within_an_epoch_is_exact_with_workers(demo_data, distilled, whol
     resume = ["--resume", str(tmp_path / "run" / "last.pth"), "--workers", "1"]
     assert main(arguments(demo_data, tmp_path, *distilled, *resume)) == 0
     assert_same_run(whole_run, tmp_path / "run")
+
+
+def test_a_checkpoint_from_before_norm_and_mean_goes_on_as_ever(demo_data, distilled, whole_run, tmp_path):
+    """Cut within the first epoch, by a version that knew neither: the rest is the same, bit for bit."""
+    assert main(arguments(demo_data, tmp_path, *distilled, "--max-steps", "3")) == 0
+    last = load_file(tmp_path / "run" / "last.pth")
+    del last["training"]["norm_sums"], last["training"]["arguments"]["clip_norm"], last["training"]["arguments"]["ema"]
+    torch.save(last, tmp_path / "run" / "last.pth")
+    assert main(arguments(demo_data, tmp_path, *distilled, "--resume", "auto")) == 0
+    seen = [{key: value for key, value in row.items() if key != "grad_norm"} for row in rows(tmp_path / "run")]
+    assert seen == [{key: value for key, value in row.items() if key != "grad_norm"} for row in rows(whole_run)]
+    one, two = (load_file(folder / "last.pth")["state_dict"] for folder in (whole_run, tmp_path / "run"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
 
 
 def test_resume_with_terms_on_other_maps_is_exact(demo_data, distilled, tmp_path):

@@ -139,6 +139,19 @@ class Arguments(argparse.Namespace):
         nargs=2,
         metavar=("LOW", "HIGH"),
     )
+    clip_norm: float | None = flag(
+        "optimization", "budget", None, "cut the norm of all gradients together to this (no clipping)", above=0
+    )
+    ema: float = flag(
+        "optimization",
+        "budget",
+        0.0,
+        "score and save the mean of the student's weights over steps, in which the last step counts 1 - DECAY, such as "
+        "0.999; 0: the weights of the last step",
+        least=0,
+        most=0.99999,
+        metavar="DECAY",
+    )
     freeze_epochs: int = flag(
         "optimization", "budget", 0, "train without the backbone for the first N epochs", least=0, metavar="N"
     )
@@ -289,6 +302,7 @@ def check_arguments(args: Arguments) -> None:
         faults.append(f"--eval-tile must be at least {LEAST_TILE} pixels (or 0, for no tiles), not {args.eval_tile}")
     if args.qat:
         clashes = {"--amp": args.amp != "off", "--compile": args.compile, "--freeze-epochs": args.freeze_epochs > 0}
+        clashes["--ema"] = args.ema > 0
         faults += [f"--qat and {name} exclude each other" for name, given in clashes.items() if given]
     if faults:
         raise UserError("; ".join(faults))
