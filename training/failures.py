@@ -57,11 +57,13 @@ class LossWatch:
         if not distributed.any_rank(fault is not None):
             return
         kept = f"{self.last} holds the last good state" if self.last.exists() else "nothing was saved yet"
-        if fault is None:
+        own_loss = fault is not None and not fault[0].isfinite()
+        # The ranks share their gradients: the fault of one loss is in all of them.
+        if (distributed.any_rank(own_loss) and not own_loss) or fault is None:
             raise UserError(f"the loss of another rank is not a number, see its message; {kept}")
         loss, norm, ids, epoch = fault
         what = f"the loss is {loss.item()}"
-        if loss.isfinite():
+        if not own_loss:
             what = f"the norm of the gradients is {norm.item()} (of the loss {loss.item():.3g})"
         raise UserError(
             f"{what} in epoch {epoch}, batch of {', '.join(ids)}; {kept}: lower --lr or look at these images"
