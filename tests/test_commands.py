@@ -10,11 +10,20 @@ import pytest
 from basics.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
+FILES = (
+    "train.txt",
+    "test.txt",
+    "count_params.txt",
+    "README.md",
+    "CONTRIBUTING.md",
+    "docs/teachers.md",
+    "docs/losses.md",
+)
 
 
 def documented_commands():
     """(file:line, script, arguments) of each `python SCRIPT.py ...` in the command files and the code of both .md."""
-    for name in ("train.txt", "test.txt", "count_params.txt", "README.md", "CONTRIBUTING.md", "docs/teachers.md"):
+    for name in FILES:
         fenced = False
         for number, line in enumerate((ROOT / name).read_text().splitlines(), 1):
             if line.startswith("```"):
@@ -42,7 +51,7 @@ def test_documented_command_parses(script, arguments):
 
 def test_there_are_commands():
     names = {parameters.id.split(":")[0] for parameters in documented_commands()}
-    assert names == {"train.txt", "test.txt", "count_params.txt", "README.md", "CONTRIBUTING.md", "docs/teachers.md"}
+    assert names == set(FILES)
 
 
 def test_a_wrong_command_would_be_noticed():
