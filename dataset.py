@@ -10,18 +10,21 @@
 A sample is a dict:
 
     image  uint8   (3, H, W)  RGB; normalised later, on the device (`basics.batch.prepare_batch`)
-    mask   int64   (H, W)     classes 0..C-1, 255 = void; all 255 where the split has no masks
+    mask   int64   (H, W)     classes 0..C-1, 255 = void; all 255 where the image has no mask
     valid  bool    (H, W)     False where the crop reached beyond the image
     box    float32 (4,)       (x0, y0, x1, y1) the crop's window in pixels of the original image
     flip   bool               whether the window was mirrored
     jitter float32 (3,)       factors of brightness, contrast, saturation, still to be applied (`basics.batch`); if any
     index  int, id str, size int64 (2,) = original (H, W)
+    labelled bool              whether it has a mask; only where some have and some have not
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
+import hashlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -41,7 +44,7 @@ from datalayouts.published import find_ade20k, find_cityscapes, find_voc
 from datalayouts.setup import set_up
 from datalayouts.splitting import DEFAULT_SHARE, with_val_split
 from segdata.decode_cache import DecodeCache, open_cache
-from segdata.layouts import Layout
+from segdata.layouts import Layout, SplitFiles
 from segdata.reading import check_sizes, read_image
 from segdata.sampler import EpochSampler, seeded
 from segdata.transforms import full_sample
@@ -78,6 +81,7 @@ class SegmentationDataset(Dataset[dict]):
             whole image at native size.
         decode_cache: read from a file of decoded pixels (`segdata.decode_cache`), made on first use;
             a path names the folder to keep it in.
+        files: other files than the split's: fewer, or more without masks.
 
     Raises:
         DataError: a list or a pair is missing or malformed; also on reading a damaged file, whether
@@ -90,11 +94,12 @@ class SegmentationDataset(Dataset[dict]):
         split: str,
         transform: Callable | None = None,
         decode_cache: bool | str | Path | None = None,
+        files: SplitFiles | None = None,
     ):
         self.layout = layout
         self.split = split
         self.transform = transform
-        self.files = layout.files(split)
+        self.files, self._own_files = files or layout.files(split), files is None
         self.name, self.root = layout.name, layout.root
         self.class_names, self.palette = layout.class_names, layout.palette
         self.num_classes = len(layout.class_names)
@@ -108,20 +113,35 @@ class SegmentationDataset(Dataset[dict]):
         return self.files.ids
 
     @property
+    def list_name(self) -> str:
+        """What the list of images is called: as the split, and by a digest where they are others than the split's."""
+        if self._own_files:
+            return self.split
+        return f"{self.split}-{hashlib.sha256(json.dumps(sorted(self.ids)).encode()).hexdigest()[:8]}"
+
+    @property
     def has_masks(self) -> bool:
         """False for an unlabelled test split, whose masks are all void."""
-        return self.files.masks is not None
+        return self.num_labelled > 0
+
+    @property
+    def num_labelled(self) -> int:
+        """How many images have masks: the first ones."""
+        return len(self.files.masks or [])
 
     def require_masks(self) -> None:
         """Raise a `UserError` where there is nothing to learn or score."""
         if not self.has_masks:
-            raise UserError(f"{self.name}/{self.split}: this split has no masks: nothing to learn or score here")
+            raise UserError(
+                f"{self.name}/{self.split}: this split has no masks: nothing to learn or score here ({self.root}; "
+                "docs/data.md says where masks are looked for)"
+            )
 
     def image_path(self, index: int) -> Path:
         return self.files.images[index]
 
     def mask_path(self, index: int) -> Path | None:
-        return self.files.masks[index] if self.files.masks is not None else None
+        return self.files.masks[index] if self.files.masks and index < self.num_labelled else None
 
     def __len__(self) -> int:
         return len(self.files.ids)
@@ -136,7 +156,10 @@ class SegmentationDataset(Dataset[dict]):
         else:
             with seeded(seed):
                 sample = self.transform(image, mask)
-        return {**sample, "index": index, "id": self.ids[index], "size": torch.tensor(mask.shape)}
+        sample |= {"index": index, "id": self.ids[index], "size": torch.tensor(mask.shape)}
+        if 0 < self.num_labelled < len(self):
+            sample["labelled"] = index < self.num_labelled
+        return sample
 
     def _read(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The stored pair, image uint8 (3, H, W) and mask uint8 (H, W); from a cache it is a view of the file."""

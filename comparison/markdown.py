@@ -48,7 +48,7 @@ def to_markdown(comparison: Comparison, lines: Sequence[Line]) -> str:
 
 
 def _class_table(comparison: Comparison, lines: Sequence[Line]) -> str:
-    several = len(comparison.plan.students) > 1
-    titles = ["class", *(f"{line.method} {line.student}" if several else line.method for line in lines)]
+    several = len(comparison.plan.groups) > 1
+    titles = ["class", *(f"{line.method} {line.group.title}" if several else line.method for line in lines)]
     rows = [[name, *(percent(line.iou[name], 1) for line in lines)] for name in comparison.dataset.class_names]
     return table(titles, rows, {"class"})

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from basics.machine import describe_start
-from comparison.plan import Plan, Run
+from comparison.plan import Group, Plan, Run
 from comparison.scoring import Comparison
 from comparison.statistics import DASH, LEAST_PAIRS, Line
 from comparison.tables import gain_cell, seeds_in_words
@@ -38,6 +38,11 @@ def reading_notes(comparison: Comparison) -> list[str]:
         "training: h:mm:ss of optimizer steps, median over seeds; validation and the making of a teacher's cache are "
         "not in it.",
     ]
+    if len(plan.groups) > len(plan.students):
+        notes.append(
+            "labels: so many masks of the training split, drawn from the run's seed, a larger draw holding a smaller "
+            "one; all budgets have the same number of steps."
+        )
     if comparison.missing:
         names = ", ".join(run.name for run in comparison.missing)
         notes.append(f"Not in the table, because not finished: {names}.")
@@ -52,20 +57,20 @@ def _chosen_note(plan: Plan) -> list[str]:
 
 
 def plain_words(lines: Sequence[Line]) -> list[str]:
-    """A sentence a student: which method is best, by how much, and which do not help."""
+    """A sentence a group: which method is best, by how much, and which do not help."""
     sentences = []
-    for student in dict.fromkeys(line.student for line in lines if line.kind != "teacher"):
+    for group in dict.fromkeys(line.group for line in lines if line.kind != "teacher"):
         methods = [
             (line, line.difference)
             for line in lines
-            if line.kind == "method" and line.student == student and line.difference
+            if line.kind == "method" and line.group == group and line.difference
         ]
         if not methods:
             continue
         best, difference = max(methods, key=lambda pair: pair[1].mean)
         gain = gain_cell(difference).replace(" (", " points (95 % interval ", 1)
         points = "" if difference.interval else " points"
-        sentence = f"{student}: the largest difference to the baseline is that of {best.method}, {gain}{points}."
+        sentence = f"{group.title}: the largest difference to the baseline is that of {best.method}, {gain}{points}."
         if not difference.interval:
             sentence += " With one pair of runs nothing says whether that is chance."
         else:
@@ -108,12 +113,12 @@ def _distinct(values: Iterable[object]) -> str:
 
 
 def commands(comparison: Comparison) -> list[tuple[str, str]]:
-    """What to paste: the whole comparison, then the first finished run of each method and student."""
-    firsts: dict[tuple[str, str], Run] = {}
+    """What to paste: the whole comparison, then the first finished run of each method and group."""
+    firsts: dict[tuple[str, Group], Run] = {}
     for result in comparison.results:
-        firsts.setdefault((result.run.method, result.run.student), result.run)
+        firsts.setdefault((result.run.method, result.run.group), result.run)
     everything = shlex.join(["python", "compare.py", comparison.plan.path.as_posix()])
     return [
         ("everything", everything),
-        *((f"{run.method}, {run.student}, seed {run.seed}", run.command) for run in firsts.values()),
+        *((f"{run.method}, {run.group.title}, seed {run.seed}", run.command) for run in firsts.values()),
     ]

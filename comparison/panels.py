@@ -65,7 +65,7 @@ def extremes(differences: dict[str, float], count: int) -> tuple[list[str], list
 def make_panels(comparison: Comparison, best: Line) -> dict[str, list[Panel]]:
     """``Best gains`` and ``Worst losses`` -> their panels; drawn from the first seed that both have."""
     plan, count = comparison.plan, min(comparison.plan.report.panels, MOST)
-    method, baseline = comparison.of(best.method, best.student), comparison.of(plan.baseline, best.student)
+    method, baseline = comparison.of(best.method, best.group), comparison.of(plan.baseline, best.group)
     differences = image_differences(method, baseline)
     gains, losses = extremes(differences, count)
     if not gains and not losses:

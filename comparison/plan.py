@@ -3,13 +3,14 @@
 name = "demo"                  # runs in checkpoints/demo/, results in results/demo/
 seeds = [0, 1, 2]
 students = ["compact"]
+labels = [25, 100, "all"]      # all of it with so many masks of the training split; 0: the teacher alone; default: all
 baseline = "baseline"          # what the other methods are compared with
 
 [common]                       # arguments of train_kd.py, the same for every run
 dataset = "demo"
 epochs = 12
 
-[methods.baseline]             # what a method may set: its losses and its teacher, nothing of the budget
+[methods.baseline]             # what a method may set: its losses, its teacher and pictures without masks
 [methods.kl]
 alpha = 1
 temperature = 2
@@ -51,7 +52,7 @@ from training.arguments import (
 )
 from zoo import check_name, teacher_name
 
-# What a method is: its losses and whom it learns from. All else is the budget, which all methods share.
+# What a method is: its losses, what it starts and learns from. All else is the budget, which all methods share.
 METHOD_ARGUMENTS = names_of("method", "teacher")
 # What concerns a teacher alone, and is left out of the command line of a run that needs none.
 TEACHER_ARGUMENTS = names_of("teacher")
@@ -71,11 +72,29 @@ class ReportOptions:
 
 
 @dataclass(frozen=True)
+class Group:
+    """Runs that are compared with each other: of one student, with so many masks (None: all there are)."""
+
+    student: str
+    labels: int | None = None
+
+    @property
+    def title(self) -> str:
+        """Its name for people, among groups of several students and of several numbers of masks."""
+        return self.student if self.labels is None else f"{self.student}, {self.labels:,} labels"
+
+    @property
+    def stem(self) -> str:
+        """Its part of a folder's name."""
+        return short_name(self.student) + ("" if self.labels is None else f"_labels{self.labels}")
+
+
+@dataclass(frozen=True)
 class Run:
     """One training run of the plan.
 
     Attributes:
-        method, student, seed: what it is in the comparison.
+        method, group, seed: what it is in the comparison.
         folder: where it is trained.
         words: its command line after ``train_kd.py``.
         args: the same, parsed.
@@ -83,7 +102,7 @@ class Run:
     """
 
     method: str
-    student: str
+    group: Group
     seed: int
     folder: Path
     words: tuple[str, ...]
@@ -108,7 +127,8 @@ class Plan:
         path, text: the TOML file.
         name: of the comparison.
         folder: where its runs are.
-        runs: by student, method and seed, in the file's order.
+        groups: by student and number of masks, in the file's order.
+        runs: by group, method and seed, in the file's order.
         teacher: name and weights of the teacher to score; None where no run has one.
     """
 
@@ -118,6 +138,7 @@ class Plan:
     folder: Path
     seeds: tuple[int, ...]
     students: tuple[str, ...]
+    groups: tuple[Group, ...]
     methods: tuple[str, ...]
     baseline: str
     runs: tuple[Run, ...]
@@ -137,7 +158,7 @@ def load_plan(path: Path, output_dir: Path) -> Plan:
         UserError: whatever is wrong with it, in one line that names the place.
     """
     text, content = _read_toml(path)
-    tops = {"name", "seeds", "students", "baseline", "common", "methods", "teacher", "report"}
+    tops = {"name", "seeds", "students", "labels", "baseline", "common", "methods", "teacher", "report"}
     for key in content:
         choose(dict.fromkeys(tops), key, f"entry in {path}:")
     name = content.get("name", path.stem)
@@ -157,16 +178,18 @@ def load_plan(path: Path, output_dir: Path) -> Plan:
     if not isinstance(baseline, str) or baseline not in methods:
         raise UserError(f"{path}: baseline = {baseline!r} is not among its methods: {', '.join(methods) or 'none'}")
     common = _arguments(_table(content, "common", path), path, "common", allowed=None)
+    groups = tuple(Group(student, count) for student in students for count in _budgets(content, common, path))
     settings = {
         method: common | _arguments(_table(methods, method, path), path, f"methods.{method}", METHOD_ARGUMENTS)
         for method in methods
     }
     folder = output_dir / name
     runs = tuple(
-        _make_run(path, folder, method, student, seed, settings[method])
-        for student in students
+        _make_run(path, folder, method, group, seed, settings[method])
+        for group in groups
         for method in methods
         for seed in seeds
+        if group.labels != 0 or _needs_teacher(settings[method], path, method)
     )
     return Plan(
         path=path,
@@ -175,6 +198,7 @@ def load_plan(path: Path, output_dir: Path) -> Plan:
         folder=folder,
         seeds=seeds,
         students=students,
+        groups=groups,
         methods=tuple(methods),
         baseline=baseline,
         runs=runs,
@@ -196,7 +220,10 @@ def check_files(plan: Plan) -> None:
         make_recipe(run.args).require_classes(dataset.num_classes)
     for name in plan.report.classes:
         choose(dict.fromkeys(dataset.class_names), name, f"class in {plan.path}: [report] classes:")
-    weights = {args.student_weights, *(run.args.teacher_weights for run in plan.runs if run.needs_teacher)}
+    weights = {
+        *(run.args.student_weights for run in plan.runs),
+        *(run.args.teacher_weights for run in plan.runs if run.needs_teacher),
+    }
     weights |= {plan.teacher[1]} if plan.teacher else set()
     for path in sorted(weights - {"default", "none"}):
         if not Path(path).is_file():
@@ -230,6 +257,25 @@ def _list_of(values: object, path: Path, key: str, example: list) -> tuple:
     if isinstance(values, list) and of_a_kind and len(set(values)) == len(values):
         return tuple(values)
     raise UserError(f"{path}: {key} must be a list of different values such as {example}, not {values!r}")
+
+
+def _budgets(content: Mapping, common: Mapping, path: Path) -> list[int | None]:
+    """The numbers of masks, None for all."""
+    if "labels" not in content:
+        return [None]
+    values = content["labels"]
+    known = isinstance(values, list) and all(value == "all" or (type(value) is int and value >= 0) for value in values)
+    if not known or not values or len(set(values)) < len(values):
+        raise UserError(
+            f'{path}: labels must be a list of different numbers of masks such as [100, "all"], not {values!r}'
+        )
+    if "labels" in common:
+        raise UserError(f"{path}: [common] labels and the list of labels exclude each other: take one of them out")
+    if "epoch_images" not in common:
+        raise UserError(
+            f"{path}: with a list of labels [common] wants epoch_images = N, or more masks would mean more steps, too"
+        )
+    return [None if value == "all" else value for value in values]
 
 
 def _check_name(name: object, path: Path, key: str) -> None:
@@ -330,14 +376,21 @@ def _parse(words: list[str], where: str) -> tuple[Arguments, bool]:
         raise UserError(f"{where}: {error}") from error
 
 
-def _make_run(path: Path, folder: Path, method: str, student: str, seed: int, arguments: dict[str, object]) -> Run:
-    where = f"{path}: [methods.{method}] with [common]"
-    _, needs_teacher = _parse(_to_words(arguments), where)
+def _where(path: Path, method: str) -> str:
+    return f"{path}: [methods.{method}] with [common]"
+
+
+def _needs_teacher(arguments: dict[str, object], path: Path, method: str) -> bool:
+    return _parse(_to_words(arguments), _where(path, method))[1]
+
+
+def _make_run(path: Path, folder: Path, method: str, group: Group, seed: int, arguments: dict[str, object]) -> Run:
+    where, needs_teacher = _where(path, method), _needs_teacher(arguments, path, method)
     if not needs_teacher:  # then another teacher in the plan does not make it another run
         arguments = {key: value for key, value in arguments.items() if key not in TEACHER_ARGUMENTS}
-    name = f"{method}_{short_name(student)}_seed{seed}"
-    words = _to_words(arguments)
-    words += ["--student", student, "--seed", str(seed), "--output-dir", str(folder), "--name", name]
+    name = f"{method}_{group.stem}_seed{seed}"
+    words = _to_words(arguments | ({} if group.labels is None else {"labels": group.labels}))
+    words += ["--student", group.student, "--seed", str(seed), "--output-dir", str(folder), "--name", name]
     words += ["--resume", "auto"]
     args, _ = _parse(words, where)
-    return Run(method, student, seed, folder / name, tuple(words), args, needs_teacher)
+    return Run(method, group, seed, folder / name, tuple(words), args, needs_teacher)

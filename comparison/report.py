@@ -87,17 +87,17 @@ def _result(comparison: Comparison, lines: Sequence[Line]) -> list[Element]:
 
 
 def _gains(lines: Sequence[Line]) -> list[Element]:
-    """A chart a student of the differences to the baseline, where any method has an interval."""
+    """A chart a group of the differences to the baseline, where any method has an interval."""
     figures = []
-    for student in dict.fromkeys(line.student for line in lines if line.kind == "method"):
-        gains = [(line.method, line.difference) for line in lines if line.student == student and line.difference]
+    for group in dict.fromkeys(line.group for line in lines if line.kind == "method"):
+        gains = [(line.method, line.difference) for line in lines if line.group == group and line.difference]
         if not any(gain.interval for _, gain in gains):
             continue
         words = "; ".join(f"{method} {gain_cell(gain)}" for method, gain in gains)
-        svg = gains_svg(gains, f"Difference to the baseline in points, {student}: {words}")
-        region = f"Chart of the differences to the baseline, {student}"
+        svg = gains_svg(gains, f"Difference to the baseline in points, {group.title}: {words}")
+        region = f"Chart of the differences to the baseline, {group.title}"
         chart = element("div", svg, class_="scroll chart", tabindex="0", role="region", aria_label=region)
-        caption = f"Difference to the baseline in points of mIoU, {student}: mean over seeds on its 95 % interval."
+        caption = f"Difference to the baseline in points of mIoU, {group.title}: mean over seeds on its 95 % interval."
         figures.append(element("figure", chart, element("figcaption", caption)))
     return figures
 
@@ -109,18 +109,17 @@ def _cell(title: str, text: str, key: SortKey) -> Cell:
 
 
 def _first_trained(lines: Sequence[Line]) -> Line:
-    """The first line that is no teacher's: of the first student with runs, its baseline if that has some."""
+    """The first line that is no teacher's: of the first group with runs, its baseline if that has some."""
     return next(line for line in lines if line.kind != "teacher")
 
 
 def _figures(comparison: Comparison, lines: Sequence[Line]) -> Element:
-    """The few numbers that matter most, of the best method of the first student that has runs."""
+    """The few numbers that matter most, of the best method of the first group that has runs."""
     first = _first_trained(lines)
-    student = first.student
-    best = best_method(lines, student) or first
+    best = best_method(lines, first.group) or first
     teacher = next((line for line in lines if line.kind == "teacher"), None)
     figures = [
-        (f"mIoU % of {best.method}, {student}", spread_cell(best.miou)),
+        (f"mIoU % of {best.method}, {first.group.title}", spread_cell(best.miou)),
         ("points to the baseline (95 % interval)", gain_cell(best.difference)),
     ]
     if teacher:
@@ -139,14 +138,14 @@ def _figures(comparison: Comparison, lines: Sequence[Line]) -> Element:
 
 def _classes(comparison: Comparison, lines: Sequence[Line]) -> list[Element]:
     children = []
-    students = comparison.plan.students
-    for student in students:
-        shown = [line for line in lines if line.kind == "teacher" or line.student == student]
-        if len(students) > 1:
-            children.append(element("h3", student))
-        best = best_method(lines, student)
+    groups = comparison.plan.groups
+    for group in groups:
+        shown = [line for line in lines if line.kind == "teacher" or line.group == group]
+        if len(groups) > 1:
+            children.append(element("h3", group.title))
+        best = best_method(lines, group)
         chosen = [line for line in shown if line.kind in ("teacher", "baseline") or line is best]
-        children += [_bar_legend(chosen), _bar_table(comparison, chosen, student), _class_table(comparison, shown)]
+        children += [_bar_legend(chosen), _bar_table(comparison, chosen, group.title), _class_table(comparison, shown)]
     return children
 
 
@@ -162,7 +161,7 @@ def _bar_legend(lines: Sequence[Line]) -> Element:
     return element("ul", *items, class_="legend")
 
 
-def _bar_table(comparison: Comparison, lines: Sequence[Line], student: str) -> Element:
+def _bar_table(comparison: Comparison, lines: Sequence[Line], title: str) -> Element:
     """A row a class: bars, the numbers beside them, and the gain of the best method on the baseline."""
     baseline = next((line for line in lines if line.kind == "baseline"), None)
     best = next((line for line in lines if line.kind == "method"), None)
@@ -178,7 +177,7 @@ def _bar_table(comparison: Comparison, lines: Sequence[Line], student: str) -> E
             gain = None if after is None or before is None else after - before
             row.append(Cell(DASH if gain is None else signed(gain, 1), gain))
         rows.append(row)
-    caption = f"IoU % by class, {student}, mean over seeds"
+    caption = f"IoU % by class, {title}, mean over seeds"
     if baseline and best:
         caption += f"; gain: {best.method} less baseline"
     return table(columns, rows, caption, sortable=True, class_="by-class")
@@ -199,19 +198,19 @@ def _class_table(comparison: Comparison, lines: Sequence[Line]) -> Element:
 def _curves(comparison: Comparison, lines: Sequence[Line]) -> list[Element]:
     children = []
     teacher = comparison.teacher.miou if comparison.teacher else None
-    students = comparison.plan.students
-    for student in students:
-        methods = [line.method for line in lines if line.kind != "teacher" and line.student == student]
-        curves = [make_curve(method, index, comparison.of(method, student)) for index, method in enumerate(methods)]
+    groups = comparison.plan.groups
+    for group in groups:
+        methods = [line.method for line in lines if line.kind != "teacher" and line.group == group]
+        curves = [make_curve(method, index, comparison.of(method, group)) for index, method in enumerate(methods)]
         curves = [curve for curve in curves if curve.points]
         if not curves:
             continue
-        if len(students) > 1:
-            children.append(element("h3", student))
+        if len(groups) > 1:
+            children.append(element("h3", group.title))
         ends = ", ".join(f"{curve.name} {percent(list(curve.points.values())[-1][0], 1)} %" for curve in curves)
         label = f"Validation mIoU by epoch, mean over seeds; at the last epoch: {ends}"
-        svg = curves_svg(student, curves, teacher, label)
-        region = f"Chart of the training curves, {student}"
+        svg = curves_svg(group.stem, curves, teacher, label)
+        region = f"Chart of the training curves, {group.title}"
         chart = element("div", svg, class_="scroll chart", tabindex="0", role="region", aria_label=region)
         caption = (
             "Validation mIoU in percent by epoch: mean over seeds, in a band from the lowest to the highest seed. "
@@ -247,7 +246,7 @@ def _curve_table(curves: Sequence[Curve]) -> Element:
 
 
 def _pictures(comparison: Comparison, lines: Sequence[Line]) -> list[Element]:
-    best = best_method(lines, _first_trained(lines).student)
+    best = best_method(lines, _first_trained(lines).group)
     if best is None or not best.pairs or not comparison.plan.report.panels:
         return []
     panels = make_panels(comparison, best)

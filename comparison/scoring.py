@@ -19,7 +19,7 @@ from basics.errors import UserError
 from basics.files import write_text
 from basics.machine import device_name
 from basics.memory import explain_memory
-from comparison.plan import Plan, Run
+from comparison.plan import Group, Plan, Run
 from dataset import SegmentationDataset, build_split
 from deploy.segmenter import load_segmenter
 from networks.cost import count_macs, count_parameters, measure_latency
@@ -101,9 +101,9 @@ class Comparison:
     teacher: Scored | None
     costs: dict[str, Cost] = field(default_factory=dict)  # by student; "teacher" for the teacher
 
-    def of(self, method: str, student: str) -> list[Result]:
+    def of(self, method: str, group: Group) -> list[Result]:
         """The finished runs of a method, by seed."""
-        found = [result for result in self.results if (result.run.method, result.run.student) == (method, student)]
+        found = [result for result in self.results if (result.run.method, result.run.group) == (method, group)]
         return sorted(found, key=lambda result: result.run.seed)
 
 

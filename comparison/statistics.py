@@ -12,6 +12,7 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from comparison.plan import Group
 from comparison.scoring import Comparison, Cost, Result, Scored
 from scoring.tables import lab_score
 from zoo import teacher_name
@@ -77,6 +78,7 @@ class Line:
 
     Attributes:
         kind: teacher, baseline or method.
+        labels: how many masks were trained on; None: all of the split.
         seeds: of the finished runs.
         difference: paired, to the baseline.
         chosen, chosen_difference: the same two of the mIoU over the plan's chosen classes; None where it chooses none.
@@ -90,6 +92,7 @@ class Line:
     kind: str
     method: str
     student: str
+    labels: int | None
     seeds: tuple[int, ...]
     miou: Spread
     pixel_accuracy: Spread
@@ -103,6 +106,11 @@ class Line:
     train_seconds: float | None
     score: float | None
     iou: Mapping[str, float | None]
+
+    @property
+    def group(self) -> Group:
+        """What it is compared within."""
+        return Group(self.student, self.labels)
 
     @property
     def pairs(self) -> int:
@@ -150,22 +158,22 @@ def _mean_of_known(values: Iterable[float | None]) -> float | None:
 
 
 def summarize(comparison: Comparison) -> list[Line]:
-    """The table's rows: the teacher, then by student the baseline and the methods in the plan's order."""
+    """The table's rows: the teacher, then by group the baseline and the methods in the plan's order."""
     plan = comparison.plan
     lines = [_teacher_line(comparison, comparison.teacher)] if comparison.teacher else []
-    for student in plan.students:
-        baseline = comparison.of(plan.baseline, student)
+    for group in plan.groups:
+        baseline = comparison.of(plan.baseline, group)
         for method in [plan.baseline, *(method for method in plan.methods if method != plan.baseline)]:
-            results = comparison.of(method, student)
+            results = comparison.of(method, group)
             if results:
-                lines.append(_line(comparison, method, student, results, baseline))
+                lines.append(_line(comparison, method, group, results, baseline))
     return lines
 
 
 def _line(
-    comparison: Comparison, method: str, student: str, results: Sequence[Result], baseline: Sequence[Result]
+    comparison: Comparison, method: str, group: Group, results: Sequence[Result], baseline: Sequence[Result]
 ) -> Line:
-    cost = comparison.costs[student]
+    cost = comparison.costs[group.student]
     is_baseline = method == comparison.plan.baseline
 
     def spreads(value: Callable[[Result], float | None]) -> tuple[Spread | None, Spread | None]:
@@ -181,7 +189,8 @@ def _line(
     return Line(
         kind="baseline" if is_baseline else "method",
         method=method,
-        student=student,
+        student=group.student,
+        labels=group.labels,
         seeds=tuple(result.run.seed for result in results),
         miou=miou,
         pixel_accuracy=pixel_accuracy,
@@ -206,6 +215,7 @@ def _teacher_line(comparison: Comparison, teacher: Scored) -> Line:
         kind="teacher",
         method="teacher",
         student=teacher_name(*plan.teacher),
+        labels=None,
         seeds=(),
         miou=Spread(teacher.miou, None),
         pixel_accuracy=Spread(teacher.row["pixel_accuracy"], None),
@@ -227,7 +237,7 @@ def _score(miou: float, cost: Cost) -> float | None:
     return None if cost.parameters is None else lab_score(miou, cost.parameters)
 
 
-def best_method(lines: Sequence[Line], student: str) -> Line | None:
-    """The method of this student with the highest mean mIoU, the baseline apart."""
-    methods = [line for line in lines if line.kind == "method" and line.student == student]
+def best_method(lines: Sequence[Line], group: Group) -> Line | None:
+    """The method of this group with the highest mean mIoU, the baseline apart."""
+    methods = [line for line in lines if line.kind == "method" and line.group == group]
     return max(methods, key=lambda line: line.miou.mean, default=None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 from basics.text import clock, csv_text
@@ -51,6 +52,7 @@ Column = tuple[str, Callable[[Line], str], Callable[[Line], SortKey]]
 FIRST_COLUMNS: tuple[Column, ...] = (
     ("method", lambda line: line.method, lambda line: line.method),
     ("network", lambda line: line.student, lambda line: line.student),
+    ("labels", lambda line: _labels_cell(line), lambda line: math.inf if line.labels is None else line.labels),
     ("seeds", lambda line: str(len(line.seeds)) if line.seeds else DASH, lambda line: len(line.seeds)),
 )
 LAST_COLUMNS: tuple[Column, ...] = (
@@ -65,8 +67,9 @@ LAST_COLUMNS: tuple[Column, ...] = (
 
 
 def columns_of(plan: Plan) -> tuple[Column, ...]:
-    """The table's columns; those of the chosen classes only where the plan chooses some."""
-    columns = FIRST_COLUMNS + _miou_columns(
+    """The table's columns; chosen classes only where the plan chooses some, labels where it has several budgets."""
+    first = [column for column in FIRST_COLUMNS if column[0] != "labels" or len(plan.groups) > len(plan.students)]
+    columns = tuple(first) + _miou_columns(
         "mIoU %", "difference to baseline", HELPS, lambda line: line.miou, lambda line: line.difference
     )
     if plan.report.classes:
@@ -109,6 +112,12 @@ def _mean(spread: Spread | None) -> float | None:
     return spread.mean if spread else None
 
 
+def _labels_cell(line: Line) -> str:
+    if line.kind == "teacher":
+        return DASH
+    return "all" if line.labels is None else f"{line.labels:,}"
+
+
 def _time_cell(line: Line) -> str:
     return DASH if line.train_seconds is None else clock(line.train_seconds)
 
@@ -127,10 +136,12 @@ def runs_csv(comparison: Comparison) -> str:
     """A row a run, full precision: scores in 0..1, IoU by class, costs, seconds of training, command line."""
     rows = []
     for result in comparison.results:
-        run, cost = result.run, comparison.costs[result.run.student]
+        run = result.run
+        cost = comparison.costs[run.group.student]
         row = {
             "method": run.method,
-            "student": run.student,
+            "student": run.group.student,
+            "labels": run.group.labels,
             "seed": run.seed,
             "miou": result.row["miou"],
             "pixel_accuracy": result.row["pixel_accuracy"],
@@ -153,7 +164,12 @@ def summary_csv(lines: Sequence[Line]) -> str:
     """A row a line of the table, full precision; what single runs do not have is empty."""
     rows = []
     for line in lines:
-        row: dict[str, object] = {"method": line.method, "student": line.student, "runs": len(line.seeds)}
+        row: dict[str, object] = {
+            "method": line.method,
+            "student": line.student,
+            "labels": line.labels,
+            "runs": len(line.seeds),
+        }
         for name in ("miou", "pixel_accuracy", "difference", "chosen", "chosen_difference"):
             spread = getattr(line, name)
             row |= {f"{name}_mean": spread and spread.mean, f"{name}_std": spread and spread.std}

@@ -15,7 +15,7 @@ from basics.errors import UserError
 from basics.files import replacing, write_text
 from basics.text import csv_text, text_table
 from datachecks.census import open_census
-from segdata.layouts import Layout
+from segdata.layouts import Layout, SplitFiles
 from segdata.palettes import Color
 from segdata.reading import DataError
 
@@ -71,13 +71,16 @@ def inverse_frequency(pixels: np.ndarray) -> np.ndarray:
     return weights
 
 
-def count_classes(layout: Layout, split: str) -> ClassStats:
+def count_classes(layout: Layout, split: str, files: SplitFiles | None = None) -> ClassStats:
     """The classes in all masks of a split; they are read only if that was never done, see `datachecks.census`.
+
+    Args:
+        files: others than the split's.
 
     Raises:
         DataError: the split has no masks, or one of its files is faulty.
     """
-    files = layout.files(split)
+    files = files or layout.files(split)
     if files.masks is None:
         raise DataError(f"{layout.root}: the split {split!r} has no masks to count classes in")
     with open_census(layout) as census:
@@ -174,12 +177,13 @@ def _plot(stats: ClassStats, path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def class_weights(source: str | Path, layout: Layout, split: str) -> torch.Tensor:
+def class_weights(source: str | Path, layout: Layout, split: str, files: SplitFiles | None = None) -> torch.Tensor:
     """The weights for `--class-weights`.
 
     Args:
         source: ``auto`` counts the classes of ``split``; anything else is a file: the CSV of
             ``dataset.py --stats`` (possibly edited), or plain text with one number a class.
+        files: others than the split's.
 
     Returns:
         float32 (C,).
@@ -188,7 +192,7 @@ def class_weights(source: str | Path, layout: Layout, split: str) -> torch.Tenso
         UserError: the file is missing, malformed or made for other classes.
     """
     if str(source) == "auto":
-        return torch.from_numpy(count_classes(layout, split).weights).to(torch.float32)
+        return torch.from_numpy(count_classes(layout, split, files).weights).to(torch.float32)
     path = Path(source)
     try:
         lines = [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]

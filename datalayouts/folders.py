@@ -3,6 +3,7 @@
     images/ masks/                          and the other usual names, see `IMAGE_FOLDERS` and `MASK_FOLDERS`
     train/images/ train/masks/ val/...      or images/train/ masks/train/, train_images/ train_masks/, train/ train_gt/
     a.jpg a_mask.png ...                    in one folder, or in train/ and val/
+    a.jpg b.jpg ...                         pictures alone, for a teacher to speak of
     JPEGImages/ SegmentationClass/ ImageSets/Segmentation/*.txt
 
 Lists are optional; upper and lower case are the same.
@@ -99,6 +100,8 @@ class Search:
             if part.kind is None and part.split not in self.images and (part.split or not self.images):
                 self._take_unnamed(part)
         self._guess_other()
+        if not self.masks and not self._unknown():
+            self._take_images_alone([part for part in parts if part.kind != "mask"])
         self.tables = self._read_tables([part.path for part in parts])
         self.missing = self._missing()
 
@@ -156,6 +159,22 @@ class Search:
             other[None] = pictures[0]
             self.remarks.append(f"{pictures[0]} is taken for the folder of {kind}s")
 
+    def _unknown(self) -> list[Path]:
+        """Folders with pictures of which nobody says what they are: they may be the masks."""
+        return [
+            path
+            for path in _folders(self.root)
+            if path not in self.images.values()
+            and meaning(path.name) == (None, None)
+            and self.listing(path).by_name(MASK_SUFFIXES)
+        ]
+
+    def _take_images_alone(self, parts: list[Part]) -> None:
+        """Pictures without any mask: for a teacher to speak of."""
+        for part in parts:
+            if part.split not in self.images and (part.split or not self.images):
+                self.images[part.split] = part.path
+
     def _read_tables(self, parts: list[Path]) -> list[ClassTable]:
         """The class lists in the data set's folder and in those of its parts."""
         found = {
@@ -170,7 +189,7 @@ class Search:
         missing = []
         if not self.images:
             missing.append(f"a folder of images (images/, JPEGImages/ or train/images/, of {' '.join(IMAGE_SUFFIXES)})")
-        if not self.masks and {*self.images, *self.lists} - {None} != {"test"}:
+        if not self.masks and (not self.images or self._unknown()):
             missing.append(
                 "a folder of masks (masks/, SegmentationClass/ or train/masks/, with the images' names, or these and "
                 "an ending such as _mask)"

@@ -2,7 +2,7 @@
 
 The images are put in an order that their names decide (a hash), and the first ones are kept for validation. The lists
 lie in `split_by_chance/` in the data set's folder; a later picture is in neither until somebody adds its name. Where
-the folder cannot be written the same split is made anew each time.
+the folder cannot be written, and for pictures without masks, the same split is made anew each time.
 """
 
 from __future__ import annotations
@@ -57,13 +57,11 @@ def with_val_split(layout: Layout, share: float | None) -> Layout:
     val = choose_by_chance(whole, share)
     ids = {TRAIN: [name for name in whole if name not in val], VAL: [name for name in whole if name in val]}
     counts = f"{len(ids[TRAIN]):,} images for train and {len(val):,} for val (--val-share {share:g})"
-    if _write(layout.root, ids):
+    if layout.mask_folders and _write(layout.root, ids):
         print(f"{layout.root}: no val split there: {counts} by chance, written to {layout.root / FOLDER}", flush=True)
         return replace(layout, split_lists=layout.split_lists | written)
-    layout.remarks.append(
-        f"{layout.root}: no val split there, and none can be written: {counts} by chance; the same every time, until "
-        "there are other images"
-    )
+    why = "there are other images, or masks" if not layout.mask_folders else "there are other images"
+    layout.remarks.append(f"{layout.root}: no val split there: {counts} by chance; the same every time, until {why}")
     return replace(layout, split_ids=layout.split_ids | ids)
 
 
@@ -87,7 +85,8 @@ def _whole(layout: Layout, parted: bool) -> list[str] | None:
         if splits:  # lists with names of their own (CVAT: default)
             names = [name for split in splits for name in layout.scan(split)[0].ids]
         elif None in layout.image_folders:
-            names = list(layout.pairing(None).masks)
+            pairing = layout.pairing(None)
+            names = list(pairing.masks or pairing.images)
         else:
             return None
         return [name for name in dict.fromkeys(names) if name not in test]

@@ -249,7 +249,7 @@ def load_manifest(folder: Path, name: str = MANIFEST) -> dict[str, Any] | None:
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     """What keeps a cache made from ``there`` from serving a run that needs ``here``, in words; empty if nothing.
 
-    More feature maps than needed are no difference.
+    More images and more feature maps than needed are no difference.
     """
     maps_there, maps_here = there["maps"], here["maps"]
     with_taps = len(maps_here) > 1
@@ -262,15 +262,14 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
             found.append(f"the feature map {name!r} is not there")
         elif maps_there[name] != spec:
             found.append(f"{name} has channels and stride {maps_there[name]} there, {spec} here")
-    ours, theirs = here["images"], there["images"]
-    if len(ours) != len(theirs):
-        found.append(f"{len(theirs)} images there, {len(ours)} here")
-    else:
-        unlike = [(a, b) for a, b in zip(theirs, ours, strict=True) if a != b]
-        if unlike:
-            text = "image {} (height {}, width {}, {} bytes{})"
-            first, second = (text.format(*image[:4], *image[4:] or [""]) for image in unlike[0])
-            found.append(f"{len(unlike)} images differ: {first} there, {second} here")
+    ours, theirs = here["images"], {image[0]: image for image in there["images"]}
+    if missing := [image[0] for image in ours if image[0] not in theirs]:
+        found.append(f"{len(missing)} of {len(ours)} images are not there, such as {missing[0]}")
+    unlike = [(theirs[image[0]], image) for image in ours if theirs.get(image[0], image) != image]
+    if unlike:
+        text = "image {} (height {}, width {}, {} bytes{})"
+        first, second = (text.format(*image[:4], *image[4:] or [""]) for image in unlike[0])
+        found.append(f"{len(unlike)} images differ: {first} there, {second} here")
     return found
 
 

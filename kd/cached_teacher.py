@@ -33,11 +33,14 @@ class TrainingSplit(Protocol):
 
     Attributes:
         transform: makes a training sample of an image and its mask; None gives the whole image.
+        list_name: what the list of its images is called.
     """
 
     name: str
-    split: str
     transform: Callable | None
+
+    @property
+    def list_name(self) -> str: ...
 
     @property
     def ids(self) -> list[str]: ...
@@ -62,12 +65,19 @@ class Agreement(TypedDict):
 class CachedTeacher:
     """A `kd.distiller.Teacher` that reads instead of computing.
 
+    Args:
+        ids: of the training images, in their order, where the cache holds others as well or in another order.
+
     Attributes:
         manifest: what the cache was made from and how well it agrees with the teacher.
     """
 
-    def __init__(self, folder: Path, manifest: dict[str, Any], taps: Sequence[str] = ()):
+    def __init__(
+        self, folder: Path, manifest: dict[str, Any], taps: Sequence[str] = (), ids: Sequence[str] | None = None
+    ):
         made_from = manifest["made_from"]
+        places = {image[0]: place for place, image in enumerate(made_from["images"])}
+        self._places = [places[name] for name in (places if ids is None else ids)]
         self.folder, self.manifest = folder, manifest
         self.first_word = FirstWord(f"{made_from['teacher']} (from its cache {folder})")
         self.reader = CacheReader(folder, made_from)
@@ -98,7 +108,7 @@ class CachedTeacher:
         """
         device = batch["image"].device
         height, width = batch["image"].shape[-2:]
-        indices = batch["index"].tolist()
+        indices = [self._places[index] for index in batch["index"].tolist()]
         boxes = batch["box"].cpu() / stride  # in cells
         shapes = [self.reader.layout.shape(name, index)[1:] for index in indices]
         columns = [_span(box[0], box[2], shape[1]) for box, shape in zip(boxes.tolist(), shapes, strict=True)]

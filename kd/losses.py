@@ -183,6 +183,11 @@ class Recipe:
     def needs_teacher(self) -> bool:
         return bool(self.names("logits", "features"))
 
+    def without_hard(self) -> Recipe:
+        """The terms of the teacher alone; nothing is shifted from them to labels that are not there."""
+        weights = {name: weight for name, weight in self.weights.items() if name not in self.names("hard")}
+        return replace(self, weights=weights, adaptive=False)
+
     @property
     def taps(self) -> list[str]:
         """The feature maps that the recipe's feature losses look at."""

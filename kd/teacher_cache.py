@@ -107,10 +107,10 @@ def open_teacher_cache(
         _check_losses(recipe, model)
     taps = recipe.taps if recipe else []
     here = describe(model, name, dataset, taps, dtype)
-    stem = re.sub(r"[^\w.+-]+", "_", f"{dataset.name}_{dataset.split}_{name}_{dtype}")
+    stem = re.sub(r"[^\w.+-]+", "_", f"{dataset.name}_{dataset.list_name}_{name}_{dtype}")
     folder = Path(cache_dir) / "_".join([stem, *taps])
-    # A finished cache with more feature maps than needed serves as well; this run's own name comes first.
-    others = sorted(path.parent for path in Path(cache_dir).glob(f"{stem}*/{MANIFEST}"))
+    # A finished cache of more images or feature maps than needed serves as well; this run's own name comes first.
+    others = sorted(path.parent for path in Path(cache_dir).glob(f"*/{MANIFEST}"))
     for candidate in dict.fromkeys([folder, *others]):
         manifest = load_manifest(candidate)
         if manifest is None:
@@ -118,7 +118,7 @@ def open_teacher_cache(
         found = differences(manifest["made_from"], here)
         if not found:
             print(f"teacher cache: {candidate}; {agreement_line(manifest)}")
-            return CachedTeacher(candidate, manifest, taps)
+            return CachedTeacher(candidate, manifest, taps, dataset.ids)
         if candidate == folder:
             _refuse(folder, found)
     if not build:

@@ -25,11 +25,26 @@ SHOWN = 20  # faults that get a hint: each takes a look at all names
 
 @dataclass
 class SplitFiles:
-    """The files of one split, in the order of its list; ``masks`` is None where the split has none."""
+    """The files of one split, in the order of its list.
+
+    Attributes:
+        masks: of the first images; those after them have none. None: no image has.
+    """
 
     ids: list[str]
     images: list[Path]
     masks: list[Path] | None
+
+    @property
+    def labelled(self) -> SplitFiles:
+        """The images that have masks; all, without one, where none has."""
+        count = len(self.masks) if self.masks is not None else len(self.ids)
+        return SplitFiles(self.ids[:count], self.images[:count], self.masks)
+
+    def part(self, indices: Sequence[int]) -> SplitFiles:
+        """These of the images, in this order; all of them with masks, or none."""
+        masks = None if self.masks is None else [self.masks[index] for index in indices]
+        return SplitFiles([self.ids[index] for index in indices], [self.images[index] for index in indices], masks)
 
 
 @dataclass
@@ -138,8 +153,10 @@ class Layout:
         split = self._known_split(split)
         faults: list[str] = []
         files = self._files(split, faults)
-        # A test split usually has no masks; one that has some is a labelled split like any other.
-        labelled = split != "test" or any(mask is not None for _, mask in files.values())
+        # A test split usually has no masks, nor has one without a folder for them; one that has some is a labelled
+        # split like any other.
+        labelled = self.folders(split)[1] is not None and split != "test"
+        labelled = labelled or any(mask is not None for _, mask in files.values())
         faults += self._missing(split, files, labelled)
         whole = {name: each for name, each in files.items() if each[0] and (each[1] or not labelled)}
         images = [image for image, _ in whole.values() if image]

@@ -24,9 +24,8 @@ class Mixture:
     labelled: int
     per_batch: int
 
-    def order(self, images: int, batch_size: int, generator: torch.Generator) -> list[int]:
-        """Indices of an epoch of ``images // batch_size`` batches; in each batch the labelled ones come first."""
-        steps = images // batch_size
+    def order(self, images: int, steps: int, batch_size: int, generator: torch.Generator) -> list[int]:
+        """Indices of ``steps`` batches out of ``images``; in each batch the labelled ones come first."""
         labelled = _rounds(range(self.labelled), steps * self.per_batch, generator)
         others = _rounds(range(self.labelled, images), steps * (batch_size - self.per_batch), generator)
         return [
@@ -40,7 +39,9 @@ class Mixture:
 def _rounds(indices: range, count: int, generator: torch.Generator) -> Iterator[int]:
     """``count`` of ``indices``, all of them in a shuffled order before any comes again."""
     rounds = -(-count // max(len(indices), 1))
-    shuffled = (indices[place] for _ in range(rounds) for place in torch.randperm(len(indices), generator=generator))
+    shuffled = (
+        indices[place] for _ in range(rounds) for place in torch.randperm(len(indices), generator=generator).tolist()
+    )
     return itertools.islice(shuffled, count)
 
 
@@ -52,6 +53,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
 
     Args:
         num_samples: size of the data set.
+        epoch_samples: of an epoch: all come round before any comes again; None: all, once.
         seed: the run's seed, any integer.
         epoch: which epoch to yield; `set_epoch` changes it.
         rank, world_size: of a distributed run. Every rank gets the same number of samples (the order is
@@ -72,10 +74,11 @@ class EpochSampler(Sampler[tuple[int, int]]):
         start: int = 0,
         mixture: Mixture | None = None,
         batch_size: int = 1,
+        epoch_samples: int | None = None,
     ):
         if not 0 <= rank < world_size:
             raise ValueError(f"rank {rank} of world size {world_size}")
-        self.num_samples = num_samples
+        self.num_samples, self.epoch_samples = num_samples, epoch_samples or num_samples
         self.seed = seed
         self.epoch = epoch
         self.rank = rank
@@ -89,7 +92,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
         self.epoch, self.start = epoch, start
 
     def __len__(self) -> int:
-        samples = self.num_samples
+        samples = self.epoch_samples
         if self.mixture:
             samples -= samples % self.batch_size
         return -(-samples // self.world_size) - self.start
@@ -97,9 +100,10 @@ class EpochSampler(Sampler[tuple[int, int]]):
     def __iter__(self) -> Iterator[tuple[int, int]]:
         generator = torch.Generator().manual_seed(mix_seed(self.seed, self.epoch))
         if self.mixture:
-            order = self.mixture.order(self.num_samples, self.batch_size, generator)
+            steps = self.epoch_samples // self.batch_size
+            order = self.mixture.order(self.num_samples, steps, self.batch_size, generator)
         else:
-            order = torch.randperm(self.num_samples, generator=generator).tolist()
+            order = list(_rounds(range(self.num_samples), self.epoch_samples, generator))
         total = -(-len(order) // self.world_size) * self.world_size
         order += order[: total - len(order)]
         seen: dict[int, int] = {}
@@ -109,7 +113,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
             numbered.append((index, seen[index]))
         for index, again in numbered[self.rank : total : self.world_size][self.start :]:
             # An image that comes again within an epoch is seen otherwise.
-            yield index, mix_seed(self.seed, self.epoch, index, *([again] if self.mixture and again else []))
+            yield index, mix_seed(self.seed, self.epoch, index, *([again] if again else []))
 
 
 def mix_seed(*numbers: int) -> int:

@@ -73,7 +73,8 @@ def test_methods_may_set_all_losses_and_nothing_else():
     """A loss argument that is new in train_kd.py has to be let in here."""
     losses = {each.name for each, about in flags() if about.group == "losses"}
     teacher = {"teacher", "teacher_weights", "cache_teacher", "cache_dir"}
-    assert losses | teacher == METHOD_ARGUMENTS
+    others = {"student_weights", "unlabelled", "labelled_per_batch"}
+    assert losses | teacher | others == METHOD_ARGUMENTS
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,7 @@ def test_a_split_without_masks_is_nothing_to_train_on_or_score(demo_data, tmp_pa
     image = next(lists.parents[1].glob("JPEGImages/*.jpg"))
     shutil.copy(image, image.with_name("x.jpg"))
     for more in (["--train-split", "test"], ["--val-split", "test"]):
-        with pytest.raises(UserError, match="demo/test: this split has no masks"):
+        with pytest.raises(UserError, match="demo/test: no image has a mask, and no loss has a teacher"):
             main(arguments(data_dir, tmp_path / "out", "--batch-size", "1", *more))
 
 

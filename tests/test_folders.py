@@ -242,6 +242,8 @@ def test_one_message_names_all_that_is_missing(tmp_path, run_script):
 
 def test_only_what_is_missing_is_named(tmp_path):
     root = write(tmp_path, "images/{n}.png", None)
+    write(root, "one/{n}.png", None)
+    write(root, "two/{n}.png", None)  # either of the two may be the masks
     with pytest.raises(DataError, match="a folder of masks") as caught:
         find_layout("folder", root)
     assert "folder of images" not in str(caught.value) and "class names" not in str(caught.value)
@@ -253,6 +255,18 @@ def test_only_what_is_missing_is_named(tmp_path):
         Image.fromarray(np.full((4, 6, 3), (9, 8, 7), np.uint8)).save(path)
     with pytest.raises(DataError, match=r"the colours 9 8 7"):
         find_layout("folder", root)
+
+
+@pytest.mark.parametrize("image", ["images/{n}.png", "{n}.png"])
+def test_pictures_alone_are_data_without_masks(tmp_path, image):
+    """Parted by chance, and nothing written down: masks may come later, for some of them."""
+    root = write(tmp_path, image, None)
+    train, val = build_dataset("folder", root, "train"), build_dataset("folder", root, "val")
+    assert not train.has_masks and not val.has_masks and len(train) == 8 and len(val) == 2
+    assert not set(train.ids) & set(val.ids) and not (root / "split_by_chance").exists()
+    assert (train[0]["mask"] == 255).all() and "labelled" not in train[0]
+    with pytest.raises(UserError, match="no masks: nothing to learn or score here"):
+        train.require_masks()
 
 
 def test_unread_suffixes_are_named(tmp_path):

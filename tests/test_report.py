@@ -22,6 +22,7 @@ from PIL import Image
 from comparison.charts import curves_svg, gains_svg, make_curve, nice_ticks
 from comparison.markup import element, write
 from comparison.panels import extremes, image_differences
+from comparison.plan import Group
 from comparison.report import to_html
 from comparison.statistics import Spread, summarize
 from dataset import build_dataset
@@ -188,10 +189,10 @@ def test_extremes_are_those_of_the_differences():
 
 def test_differences_are_means_over_the_seeds_that_both_have(comparison):
     """Image number i: kl's mIoU + i points, less the baseline's + 2; kl gains 3 and 4 points."""
-    found = image_differences(comparison.of("kl", "compact"), comparison.of("baseline", "compact"))
+    found = image_differences(comparison.of("kl", Group("compact")), comparison.of("baseline", Group("compact")))
     expected = {name: 0.035 + 0.01 * number - 0.02 for number, name in enumerate(comparison.dataset.ids)}
     assert found == pytest.approx(expected)
-    only = image_differences(comparison.of("kl", "compact")[1:2], comparison.of("baseline", "compact"))
+    only = image_differences(comparison.of("kl", Group("compact"))[1:2], comparison.of("baseline", Group("compact")))
     assert only[comparison.dataset.ids[0]] == pytest.approx(0.04 - 0.02)
 
 
@@ -226,7 +227,7 @@ def test_ticks_are_round_and_enclose_the_values(low, high):
 
 def test_an_epoch_whose_score_is_no_number_is_not_in_the_curve(comparison):
     """Earlier versions wrote nan."""
-    results = comparison.of("kl", "compact")
+    results = comparison.of("kl", Group("compact"))
     before = make_curve("kl", 1, results)
     lost = max(before.points)
     changed = [
@@ -241,14 +242,14 @@ def test_an_epoch_whose_score_is_no_number_is_not_in_the_curve(comparison):
 
 
 def test_a_curve_is_the_mean_at_the_epochs_that_all_seeds_scored(comparison):
-    curve = make_curve("kl", 1, comparison.of("kl", "compact"))
+    curve = make_curve("kl", 1, comparison.of("kl", Group("compact")))
     assert list(curve.points) == [1, 3]
     assert curve.points[3] == pytest.approx((0.555, 0.53, 0.58))
     assert make_curve("none", 1, []).points == {}
 
 
 def test_the_last_point_of_the_line_is_highest_on_the_page(comparison):
-    curve = make_curve("kl", 1, comparison.of("kl", "compact"))
+    curve = make_curve("kl", 1, comparison.of("kl", Group("compact")))
     svg = curves_svg("x", [curve], 0.8, "label")
     points = svg.find(".//polyline").get("points").split()
     (x1, y1), (x3, y3) = ([float(part) for part in point.split(",")] for point in points)
@@ -294,7 +295,7 @@ def test_the_figures_are_of_a_student_that_has_runs(tmp_path, demo_data, method)
     path = write_plan(tmp_path, demo_data, methods="[methods.baseline]\n[methods.kl]\nalpha = 1\n")
     path.write_text(path.read_text().replace('["compact"]', '["standard", "compact"]'))
     comparison = invent(read_plan(path, tmp_path), build_dataset("demo", demo_data, "val"), {method: [0.52, 0.54]})
-    comparison = replace(comparison, results=[r for r in comparison.results if r.run.student == "compact"])
+    comparison = replace(comparison, results=[r for r in comparison.results if r.run.group.student == "compact"])
     tree = Tree(to_html(comparison, summarize(comparison)))
     assert f"mIoU % of {method}, compact" in [text for _, text in tree.all("dt")]
 

@@ -357,8 +357,8 @@ def test_projection_is_orthonormal_and_holds_the_mean():
     [
         ({"seed": 1}, "sha256"),
         ({"logit_stride": 4}, "logits has channels and stride"),
-        ({"images": 15}, "16 images there, 15 here"),
-        ({"order": True}, "images differ"),
+        ({"renamed": True}, "1 of 16 images are not there, such as new"),
+        ({"swapped": True}, "2 images differ"),
     ],
 )
 def test_a_cache_made_from_something_else_is_refused(train_set, tmp_path, change, words):
@@ -368,13 +368,27 @@ def test_a_cache_made_from_something_else_is_refused(train_set, tmp_path, change
         model.logit_stride = 4
     files = data.files
     data.files = copy.copy(files)
-    if "images" in change:
-        data.files.ids, data.files.images = files.ids[:15], files.images[:15]
-    if "order" in change:
-        data.files.ids, data.files.images = files.ids[::-1], files.images[::-1]
+    if "renamed" in change:
+        data.files.ids = [*files.ids[:-1], "new"]
+    if "swapped" in change:  # the same names for other files
+        data.files.images = [*files.images[1::-1], *files.images[2:]]
     with pytest.raises(UserError, match=words) as refusal:
         open_teacher_cache(tmp_path, model, "tiny", data)
     assert "\n" not in str(refusal.value) and "--cache-dir" in str(refusal.value)
+
+
+def test_fewer_images_in_another_order_are_served_their_own(train_set, tmp_path, capsys):
+    """Label budgets share one cache: what is asked for by index belongs to that image, wherever its record lies."""
+    whole = open_teacher_cache(tmp_path, make_teacher(), "tiny", train_set)
+    capsys.readouterr()
+    fewer = copy.copy(train_set)
+    fewer.files = train_set.files.part([9, 2, 15])
+    part = open_teacher_cache(tmp_path, make_teacher(), "tiny", fewer)
+    assert part.folder == whole.folder and "done" not in capsys.readouterr().out
+    for place, index in enumerate([9, 2, 15]):
+        ours, theirs = (default_collate([data[at, 7]]) for data, at in ((fewer, place), (train_set, index)))
+        assert ours["id"] == theirs["id"] and ours["index"] != theirs["index"]
+        assert torch.equal(part(prepare_batch(ours, CPU)).logits, whole(prepare_batch(theirs, CPU)).logits)
 
 
 def test_an_unfinished_cache_of_something_else_is_refused(train_set, tmp_path, monkeypatch):

@@ -289,7 +289,7 @@ def test_a_run_that_has_ended_stays_so_when_resumed(more, steps, epochs, demo_da
         keep_best = Trainer.keep_best
 
         def keep_first(self, evaluation):
-            self.progress.best_miou = 1.0 if self.progress.best_epoch else -1.0
+            self.progress.best_score = 1.0 if self.progress.best_epoch else -1.0
             keep_best(self, evaluation)
 
         monkeypatch.setattr(Trainer, "keep_best", keep_first)
@@ -511,10 +511,10 @@ def test_a_best_score_that_is_no_number_is_overcome(stopped, tmp_path):
     """Earlier versions kept nan, which nothing is greater than."""
     folder = stopped()
     last = load_file(folder / "last.pth")
-    last["training"]["progress"]["best_miou"] = float("nan")
+    last["training"]["progress"]["best_score"] = float("nan")
     torch.save(last, folder / "last.pth")
     assert main(arguments(tmp_path / "data", tmp_path, "--resume", "auto", "--max-steps", "2")) == 0
-    best = load_file(folder / "last.pth")["training"]["progress"]["best_miou"]
+    best = load_file(folder / "last.pth")["training"]["progress"]["best_score"]
     assert 0 <= best <= 1
 
 

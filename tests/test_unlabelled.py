@@ -2,9 +2,25 @@
 
 from __future__ import annotations
 
-import pytest
+import re
+import shutil
 
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from basics.batch import normalize
+from basics.checkpoint import load_file, save_atomic
+from basics.errors import UserError
+from datachecks.stats import class_weights
+from datachecks.unlabelled import find_unlabelled
+from dataset import build_dataset, find_layout
 from segdata.sampler import EpochSampler, Mixture
+from tests.test_train import arguments, assert_same_run, rows
+from train_kd import main
+from training.data import build_data, draw_labelled
+from zoo import load_checkpoint_model
 
 
 @pytest.mark.parametrize(
@@ -33,3 +49,218 @@ def test_a_mixture_is_resumed_and_shared_among_ranks():
     for step in range(4):
         batch = ranks[0][3 * step : 3 * step + 3] + ranks[1][3 * step : 3 * step + 3]
         assert sorted(batch) == sorted(whole[6 * step : 6 * step + 6])
+
+
+# -- which pictures ----------------------------------------------------------------------------------
+
+
+def picture(path, seed: int, size=(40, 32)) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 255, (*size, 3), np.uint8)
+    Image.fromarray(pixels).save(path)
+
+
+def find(demo_data, *places):
+    layout = find_layout("demo", demo_data)
+    return find_unlabelled(layout, [str(place) for place in places], layout.files("train"), layout.files("val"))
+
+
+def test_what_is_learnt_or_scored_does_not_join_as_a_copy_either(demo_data, tmp_path):
+    """By content: copies under other names; what is new, in folders of any depth; what cannot be read is said."""
+    layout = find_layout("demo", demo_data)
+    shutil.copy(layout.files("val").images[0], tmp_path / "other_name.jpg")
+    shutil.copy(layout.files("train").images[3], tmp_path / "x.jpg")
+    for number, name in enumerate(("new.png", "deep/er/a.jpg", ".hidden/b.jpg")):
+        picture(tmp_path / name, number)
+    (tmp_path / "broken.jpg").write_bytes(b"no picture")
+    (tmp_path / "notes.txt").write_text("no picture either")
+    files, (line,) = find(demo_data, tmp_path)
+    assert files.ids == ["deep/er/a", "new"] and files.masks is None
+    assert line.startswith(f"unlabelled: 2 of 5 pictures in {tmp_path}")
+    assert "1 are in train" in line and "1 are in val" in line and "1 cannot be read" in line and "broken.jpg" in line
+
+
+def test_ids_are_unique_whatever_files_are_called(demo_data, tmp_path):
+    taken = find_layout("demo", demo_data).files("train").ids[0]
+    for number, name in enumerate((f"{taken}.png", "a.jpg", "a.png")):
+        picture(tmp_path / "pics" / name, number)
+    picture(tmp_path / "more" / "a.jpg", 9)
+    files, _ = find(demo_data, tmp_path / "pics", tmp_path / "more", tmp_path / "pics")
+    assert len(files.ids) == len(set(files.ids)) == 4 and taken not in files.ids
+    assert [path.name for path in files.images] == ["a.jpg", "a.png", f"{taken}.png", "a.jpg"]
+
+
+def test_a_split_joins_but_for_its_labelled_images(demo_data):
+    layout = find_layout("demo", demo_data)
+    train, val = layout.files("train"), layout.files("val")
+    few = train.part([2, 5, 11])
+    files, (line,) = find_unlabelled(layout, ["train"], few, val)
+    assert files.ids == [name for name in train.ids if name not in few.ids] and "13 of 16" in line
+    nothing, _ = find_unlabelled(layout, ["train"], train, val)  # every one has its mask: no mistake
+    assert nothing.ids == []
+
+
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [("nowhere", "neither a folder nor a split of"), ("val", "0 of 6 pictures in val"), (".", "no pictures there")],
+)
+def test_places_that_bring_nothing_are_refused(demo_data, tmp_path, monkeypatch, place, words):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=words) as caught:
+        find(demo_data, place)
+    assert str(caught.value).startswith(f"--unlabelled {place}: ")
+
+
+def test_label_budgets_are_nested_and_differ_by_seed(demo_data):
+    files = find_layout("demo", demo_data).files("train")
+    draws = {count: draw_labelled(files, count, 0, "x") for count in (2, 5, 16)}
+    assert set(draws[2].ids) < set(draws[5].ids) < set(draws[16].ids) == set(files.ids)
+    assert [path.stem for path in draws[5].masks] == draws[5].ids
+    assert draws[5].ids == draw_labelled(files, 5, 0, "x").ids != draw_labelled(files, 5, 1, "x").ids
+    with pytest.raises(UserError, match="--labels 17: x has only 16 images"):
+        draw_labelled(files, 17, 0, "x")
+
+
+# -- training ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def teacher_file(demo_data, tmp_path_factory):
+    output = tmp_path_factory.mktemp("teacher")
+    assert main(arguments(demo_data, output, "--max-steps", "1")) == 0
+    return output / "run" / "best.pth"
+
+
+@pytest.fixture(scope="module")
+def taught(teacher_file):
+    return ["--teacher", "compact", "--teacher-weights", teacher_file, "--alpha", "1", "--beta", "0.5"]
+
+
+FEW = ["--labels", "3", "--unlabelled", "train"]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [[], ["--labelled-per-batch", "2"], ["--freeze-epochs", "1", "--freeze-batch-size", "8", "--epoch-images", "24"]],
+)
+def test_an_interrupted_run_with_unlabelled_pictures_equals_a_whole_one(demo_data, taught, tmp_path, more):
+    caches = ["--cache-teacher", "--cache-dir", tmp_path / "said", "--decode-cache", tmp_path / "decoded"]
+    words = [*taught, *FEW, *more, *caches]
+    assert main(arguments(demo_data, tmp_path / "whole", *words)) == 0
+    assert main(arguments(demo_data, tmp_path / "parts", *words, "--max-steps", "3")) == 0
+    assert main(arguments(demo_data, tmp_path / "parts", *words, "--resume", "auto")) == 0
+    assert_same_run(tmp_path / "whole" / "run", tmp_path / "parts" / "run")
+    report = (tmp_path / "whole" / "run" / "report.txt").read_text()
+    assert re.search(r"labelled images +3\nunlabelled images +13\n", report)
+
+
+def test_caches_and_workers_change_nothing_of_which_pictures_are_seen(demo_data, teacher_file, tmp_path):
+    """The decoded cache and loader processes: bit for bit; the labels' share weighs the cross-entropy."""
+    words = ["--teacher", "compact", "--teacher-weights", teacher_file, "--alpha", "1", *FEW]
+    assert main(arguments(demo_data, tmp_path / "one", *words)) == 0
+    assert main(arguments(demo_data, tmp_path / "two", *words, "--decode-cache", tmp_path, "--workers", "2")) == 0
+    assert_same_run(tmp_path / "one" / "run", tmp_path / "two" / "run")
+
+
+def test_one_cache_serves_all_label_budgets(demo_data, teacher_file, tmp_path, capsys):
+    words = ["--teacher", "compact", "--teacher-weights", teacher_file, "--alpha", "1", "--max-steps", "1"]
+    words += ["--cache-teacher", "--cache-dir", tmp_path / "said", "--unlabelled", "train"]
+    for budget in (["--labels", "3"], ["--labels", "9", "--seed", "4"], []):
+        assert main(arguments(demo_data, tmp_path / "-".join(["runs", *budget]), *words, *budget)) == 0
+    assert capsys.readouterr().out.count("teacher cache: done") == 1
+    assert len(list((tmp_path / "said").iterdir())) == 1
+
+
+def test_without_a_teacher_unlabelled_pictures_are_refused(demo_data, tmp_path):
+    with pytest.raises(UserError, match=r"--unlabelled: no loss has a teacher.*--alpha 1"):
+        main(arguments(demo_data, tmp_path, *FEW))
+    with pytest.raises(UserError, match="--labelled-per-batch mixes pictures with and without masks, and here every"):
+        main(arguments(demo_data, tmp_path, "--labelled-per-batch", "2"))
+    with pytest.raises(UserError, match="--labels 0 leaves no picture to train on"):
+        main(arguments(demo_data, tmp_path, "--labels", "0"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_number_of_labels_is_another_run(demo_data, taught, tmp_path):
+    assert main(arguments(demo_data, tmp_path, *taught, *FEW, "--max-steps", "1")) == 0
+    with pytest.raises(UserError, match="--labels was 3, is 4"):
+        main(arguments(demo_data, tmp_path, *taught, "--labels", "4", "--unlabelled", "train", "--resume", "auto"))
+
+
+def test_class_weights_come_from_the_masks_that_are_used(demo_data, tmp_path):
+    """Against a count by NumPy of the three drawn masks alone."""
+    args = arguments(demo_data, tmp_path, "--labels", "3", "--class-weights", "auto")
+    data = build_data(args, resumed=False)
+    counts = sum(np.bincount(data.train_set[index]["mask"].flatten().numpy(), minlength=256)[:7] for index in range(3))
+    present = counts > 0
+    expected = np.ones(7)
+    expected[present] = np.minimum(counts.sum() / (present.sum() * counts[present]), 10)
+    weights = class_weights("auto", data.train_set.layout, "train", data.train_set.files.labelled)
+    np.testing.assert_allclose(weights.numpy(), expected, rtol=1e-5)
+
+
+# -- no labels at all --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def photos(demo_data, tmp_path):
+    """A folder with nothing but pictures, and a class list elsewhere."""
+    layout = find_layout("demo", demo_data)
+    for path in layout.files("train").images:
+        (tmp_path / "photos").mkdir(exist_ok=True)
+        shutil.copy(path, tmp_path / "photos")
+    (tmp_path / "names.txt").write_text("\n".join(layout.class_names))
+    return tmp_path / "photos"
+
+
+def photo_arguments(photos, *more):
+    words = ["--dataset", "folder", "--classes", photos.parent / "names.txt", "--cache-dir", photos.parent / "said"]
+    return arguments(photos, photos.parent / "out", *words, *more)
+
+
+def test_pictures_alone_follow_the_teacher_and_are_scored_by_agreement(photos, teacher_file, capsys):
+    """Against the teacher's own argmax of the validation pictures, as the student's checkpoint decides."""
+    words = ["--teacher", "compact", "--teacher-weights", teacher_file, "--alpha", "1", "--lr", "3e-3"]
+    assert main(photo_arguments(photos, *words)) == 0
+    out = capsys.readouterr().out
+    assert "no training picture has a mask: the teacher alone is followed (ce left out)" in out
+    assert "warning: folder/val has no masks" in out and "mIoU" not in out.replace("that is no mIoU", "")
+    run = photos.parent / "out" / "run"
+    best, last = (load_file(run / name) for name in ("best.pth", "last.pth"))
+    assert "miou" not in best["info"] and "against what the teacher says" in best["info"]["protocol"]
+    assert "train_ce" not in rows(run)[0] and "val_miou" not in rows(run)[0]
+    student, teacher = (load_checkpoint_model(path)[0] for path in (run / "last.pth", teacher_file))
+    val = build_dataset("folder", photos, "val", classes=photos.parent / "names.txt")
+    same = total = 0
+    with torch.inference_mode():
+        for sample in val:
+            images = normalize(sample["image"][None])
+            agree = student(images).argmax(1) == teacher(images).argmax(1)
+            same, total = same + agree.sum().item(), total + agree.numel()
+    assert float(rows(run)[-1]["val_agreement"]) == pytest.approx(same / total, abs=1e-6)
+    assert last["training"]["progress"]["best_score"] >= same / total - 1e-9
+
+
+def test_pictures_alone_without_a_teacher_teach_nothing(photos):
+    with pytest.raises(UserError, match=r"folder/train: no image has a mask, and no loss has a teacher.*--alpha 1"):
+        main(photo_arguments(photos))
+    assert not (photos.parent / "out").exists()
+
+
+def test_what_a_teacher_says_is_kept_and_made_anew_for_another(photos, teacher_file):
+    words = ["--teacher", "compact", "--alpha", "1", "--max-steps", "1"]
+    assert main(photo_arguments(photos, *words, "--teacher-weights", teacher_file)) == 0
+    (said,) = (photos.parent / "said").iterdir()
+    times = {path: path.stat().st_mtime_ns for path in said.iterdir()}
+    assert len(times) == 3
+    shutil.rmtree(photos.parent / "out")
+    assert main(photo_arguments(photos, *words, "--teacher-weights", teacher_file)) == 0
+    assert {path: path.stat().st_mtime_ns for path in said.iterdir()} == times
+    other = photos.parent / "other.pth"
+    content = load_file(teacher_file)
+    first = next(iter(content["state_dict"].values()))
+    first += 0.01
+    save_atomic(content, other)
+    shutil.rmtree(photos.parent / "out")
+    assert main(photo_arguments(photos, *words, "--teacher-weights", other)) == 0
+    assert len(list((photos.parent / "said").iterdir())) == 2

@@ -32,6 +32,7 @@ from training.optim import OPTIMIZERS, SCHEDULES
 
 GROUPS = {
     "data": "data",
+    "pictures": "pictures with masks and without (docs/unlabelled.md)",
     "models": "models (python zoo.py lists them, and how others are named: hf:, smp:, FILE.py:)",
     "losses": "losses",
     "optimization": "optimization",
@@ -51,10 +52,29 @@ class Arguments(argparse.Namespace):
     val_split: str = flag("data", "budget", "val", shared=True)
     val_share: float | None = flag("data", "budget", None, shared=True)
 
+    labels: int | None = flag(
+        "pictures",
+        "budget",
+        None,
+        "use N masks of the training split alone, drawn from --seed; a larger draw holds a smaller one (all)",
+        least=0,
+        metavar="N",
+    )
+    unlabelled: list[str] = flag(
+        "pictures",
+        "method",
+        [],
+        "pictures without masks join the training, for the teacher to speak of: a split, or a folder; repeatable",
+        metavar="DIR|SPLIT",
+    )
+    labelled_per_batch: int | None = flag(
+        "pictures", "method", None, "so many pictures of each batch have masks (by their share)", least=1, metavar="N"
+    )
+
     student: str = flag("models", "run", "standard", "the network that is trained")
     student_weights: str = flag(
         "models",
-        "budget",
+        "method",
         "default",
         "start of the student: what is published (ImageNet backbone, or more), random, or a file",
         metavar="default|none|PATH",
@@ -121,6 +141,14 @@ class Arguments(argparse.Namespace):
     )
 
     epochs: int = flag("optimization", "budget", 60, least=1)
+    epoch_images: int | None = flag(
+        "optimization",
+        "budget",
+        None,
+        "an epoch is N images, however many there are: equal budgets for unequal data (all of them, once)",
+        least=1,
+        metavar="N",
+    )
     batch_size: int = flag("optimization", "budget", 16, least=1)
     lr: float = flag("optimization", "budget", 5e-4, "base learning rate", above=0)
     backbone_lr_factor: float = flag(
@@ -300,6 +328,9 @@ def check_arguments(args: Arguments) -> None:
         faults.append(f"--scale-range must be two factors from 0.1 to 10, the lower first, not {low:g} {high:g}")
     if 0 < args.eval_tile < LEAST_TILE:
         faults.append(f"--eval-tile must be at least {LEAST_TILE} pixels (or 0, for no tiles), not {args.eval_tile}")
+    smallest = min(args.batch_size, args.freeze_batch_size or args.batch_size)
+    if args.labelled_per_batch and args.labelled_per_batch >= smallest:
+        faults.append(f"--labelled-per-batch {args.labelled_per_batch} leaves a batch of {smallest} no other pictures")
     if args.qat:
         clashes = {"--amp": args.amp != "off", "--compile": args.compile, "--freeze-epochs": args.freeze_epochs > 0}
         clashes["--ema"] = args.ema > 0
@@ -345,7 +376,16 @@ def name_run(args: Arguments, recipe: Recipe) -> None:
         folder = Path(args.resume).resolve().parent
         args.output_dir, args.name = folder.parent, folder.name
         return
-    terms = "_".join(f"{name}{weight:g}" for name, weight in recipe.weights.items() if (name, weight) != ("ce", 1.0))
-    qat = "_qat" if args.qat else ""
-    merged = f"_{args.classes.stem}" if args.classes else ""
-    args.name = f"{args.dataset}{merged}_{short_name(args.student)}_{terms or 'baseline'}{qat}_seed{args.seed}"
+    weights = recipe.weights if recipe.names("hard") else {"ce": 0.0, **recipe.weights}
+    terms = "_".join(f"{name}{weight:g}" for name, weight in weights.items() if (name, weight) != ("ce", 1.0))
+    parts = [
+        args.dataset,
+        *([args.classes.stem] if args.classes else []),
+        short_name(args.student),
+        terms or "baseline",
+    ]
+    parts += [f"labels{args.labels}"] if args.labels is not None else []
+    parts += ["with", *(Path(place).name for place in args.unlabelled)] if args.unlabelled else []
+    parts += [f"{args.labelled_per_batch}labelled"] if args.labelled_per_batch else []
+    parts += ["qat"] if args.qat else []
+    args.name = "_".join([*parts, f"seed{args.seed}"])

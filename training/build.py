@@ -13,30 +13,27 @@ from typing import cast
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
 
 from basics import distributed
 from basics.checkpoint import file_sha256
 from basics.errors import UserError
 from basics.files import remove_stale
-from basics.signals import ignore_stop_signals
-from datachecks.check import invitation, look_at
 from datachecks.stats import class_weights
-from dataset import EpochSampler, SegmentationDataset, build_split
 from deploy.quantized import FakeQuantModel
 from kd.distiller import DistilledStudent, Distiller, LiveTeacher, Recipe, Teacher
-from kd.teacher_cache import open_teacher_cache
+from kd.teacher_cache import open_teacher_cache, weights_sha256
 from networks.base import SegmentationModel
 from networks.folding import fold_batchnorm
 from networks.sources import digest, is_source
-from segdata.reading import DataError
 from segdata.transforms import TrainTransform
+from training.agreement import label_split
 from training.arguments import Arguments
 from training.average import AveragedStudent
+from training.data import Data, scale_of
 from training.optim import Optimization, make_optimizer, make_scheduler
 from training.runlog import METRICS, RunLog, read_metrics
 from training.stages import Stage, Stages
-from training.state import MadeFrom, RunState, fingerprint, part_random_streams
+from training.state import MadeFrom, RunState, part_random_streams
 from zoo import create_model, load_model_state, load_teacher, model_file_dict, teacher_name
 
 
@@ -78,82 +75,6 @@ def open_log(args: Arguments, recipe: Recipe, state: RunState, resume_from: Path
         wandb=args.wandb,
         resume=args.resume == "auto" or own,  # "auto" also after a kill before the first last.pth
     )
-
-
-# -- data --------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Data:
-    """The two splits of a run, and the order in which it sees its training images.
-
-    Attributes:
-        images, val_images: short names for the lists of training and validation images.
-    """
-
-    train_set: SegmentationDataset
-    val_set: SegmentationDataset
-    sampler: EpochSampler
-    images: str
-    val_images: str
-
-    def loader(self, stage: Stage, args: Arguments, device: torch.device) -> DataLoader:
-        """This rank's batches of an epoch of the stage; set the sampler's epoch before each pass."""
-        self.train_set.transform = TrainTransform(stage.crop_size, _scale(args))
-        return DataLoader(
-            self.train_set,
-            batch_size=stage.batch_size // distributed.world_size(),
-            sampler=self.sampler,
-            drop_last=True,
-            num_workers=args.workers,
-            persistent_workers=args.workers > 0,
-            pin_memory=device.type == "cuda",
-            worker_init_fn=ignore_stop_signals if args.workers else None,
-            generator=torch.Generator(),  # its own: making an iterator leaves the global one alone
-        )
-
-
-def _scale(args: Arguments) -> tuple[float, float]:
-    low, high = args.scale_range
-    return low, high
-
-
-def build_data(args: Arguments, *, resumed: bool) -> Data:
-    """Find both splits and look whether their labels make sense; all ranks must call it.
-
-    Raises:
-        UserError: data are missing, have no masks or mean nothing, or the ranks see different files.
-    """
-    problem = None
-    with distributed.main_first():  # it counts what is in the data
-        train_set, val_set = build_split(args, args.train_split), build_split(args, args.val_split)
-        train_set.require_masks()
-        val_set.require_masks()
-        if distributed.is_main() and not args.dry_run:  # which has looked already
-            problem = find_problem(args, train_set, val_set)
-    if problem := distributed.gather(problem)[0]:
-        raise DataError(problem)
-    if args.decode_cache and not args.dry_run:
-        with distributed.main_first():  # it fills the cache
-            train_set = build_split(args, args.train_split, args.decode_cache)
-    images = fingerprint([*train_set.ids, *map(str, train_set.layout.labels.key)])
-    val_images = fingerprint([*val_set.ids, *map(str, val_set.layout.labels.key)])
-    seen = distributed.gather((images, val_images, train_set.class_names, resumed))
-    if any(other != seen[0] for other in seen):
-        raise UserError("the processes see different files: --data-dir and --output-dir must be shared by all")
-    sampler = EpochSampler(len(train_set), args.seed, rank=distributed.rank(), world_size=distributed.world_size())
-    return Data(train_set, val_set, sampler, images, val_images)
-
-
-def find_problem(args: Arguments, train_set: SegmentationDataset, val_set: SegmentationDataset) -> str | None:
-    """What keeps a run on these data from meaning anything; prints what is remarkable about them."""
-    files = {each.split: each.files for each in (train_set, val_set)}
-    verdict = look_at(train_set.layout, files, train_set.split, val_set.split)
-    for remark in verdict.remarks:
-        print(f"remark: {remark}")
-    if verdict.is_first:
-        print(invitation(args))
-    return verdict.problem
 
 
 # -- networks ----------------------------------------------------------------------------------------
@@ -245,7 +166,9 @@ def build_models(args: Arguments, recipe: Recipe, data: Data, device: torch.devi
     part_random_streams()
     weights = None
     if args.class_weights:
-        weights = class_weights(args.class_weights, data.train_set.layout, args.train_split).to(device)
+        weights = class_weights(
+            args.class_weights, data.train_set.layout, args.train_split, data.train_set.files.labelled
+        ).to(device)
     average = AveragedStudent(plain, args.ema) if args.ema else None
     return Models(plain, trained, model, Distiller(model, trained, recipe, teacher, weights, amp=args.amp), average)
 
@@ -261,8 +184,11 @@ def _make_teacher(args: Arguments, recipe: Recipe, data: Data, device: torch.dev
     train_set = copy.copy(data.train_set)
     name = teacher_name(args.teacher, args.teacher_weights)
     model = load_teacher(args.teacher, train_set.num_classes, args.teacher_weights, train_set.class_names)
+    if not data.val_set.has_masks and not args.dry_run:
+        live = LiveTeacher(fold_batchnorm(model).to(device), name=name)
+        data.score_against(label_split(data.val_set, live, [name, weights_sha256(model)], args.cache_dir, device))
     if args.cache_teacher:
-        train_set.transform = TrainTransform(args.crop_size, _scale(args))
+        train_set.transform = TrainTransform(args.crop_size, scale_of(args))
         cached = open_teacher_cache(
             args.cache_dir,
             model,

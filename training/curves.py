@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from basics.fonts import fonts_for
+from training.goal import AGREEMENT, MIOU, Goal
 
 # Okabe and Ito's colours: told apart by the colour-blind, and in grey.
 BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
@@ -19,7 +20,7 @@ GREY = "#666666"
 
 
 def draw_curves(rows: Sequence[Mapping[str, Any]], path: str | Path, title: str = "") -> None:
-    """Draw ``train_loss``, ``val_loss`` and ``val_miou``, ``val_pixel_accuracy`` over ``epoch``.
+    """Draw ``train_loss``, ``val_loss`` and ``val_miou`` (or ``val_agreement``), ``val_pixel_accuracy`` over ``epoch``.
 
     Args:
         rows: metrics by epoch, scores in 0..1; a column may be missing, a value None or nan.
@@ -36,8 +37,9 @@ def _draw(rows: Sequence[Mapping[str, Any]], title: str) -> Figure:
     _draw_line(losses, rows, "train_loss", "train", BLUE)
     _draw_line(losses, rows, "val_loss", "validation (cross-entropy)", ORANGE)
     _draw_line(scores, rows, "val_pixel_accuracy", "pixel accuracy", GREY)
-    _draw_line(scores, rows, "val_miou", "mIoU", GREEN)
-    _mark_best(scores, rows)
+    for goal in (MIOU, AGREEMENT):
+        _draw_line(scores, rows, f"val_{goal.key}", goal.title, GREEN)
+        _mark_best(scores, rows, goal)
     _finish(losses, "Loss")
     _finish(scores, "Validation scores")
     losses.set_ylim(bottom=0)
@@ -61,12 +63,12 @@ def _draw_line(axes: Axes, rows: Sequence[Mapping[str, Any]], column: str, label
         axes.plot(epochs, values, color=color, label=label, linewidth=1.8, marker=marker, markersize=3.5)
 
 
-def _mark_best(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
-    epochs, values = _series(rows, "val_miou")
+def _mark_best(axes: Axes, rows: Sequence[Mapping[str, Any]], goal: Goal) -> None:
+    epochs, values = _series(rows, f"val_{goal.key}")
     if not epochs:
         return
     best = max(range(len(values)), key=values.__getitem__)
-    label = f"best mIoU {100 * values[best]:.2f} % at epoch {epochs[best]}"
+    label = f"best {goal.title} {100 * values[best]:.2f} % at epoch {epochs[best]}"
     axes.scatter(
         epochs[best], values[best], s=70, label=label, facecolor="none", edgecolor=GREEN, linewidth=1.8, zorder=3
     )

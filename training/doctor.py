@@ -35,6 +35,7 @@ from segdata.parallel import map_in_order
 from segdata.reading import image_size
 from segdata.transforms import TrainTransform
 from training.arguments import Arguments, check_arguments, make_recipe, name_run
+from training.data import with_pictures
 from training.runlog import METRICS, read_metrics
 from training.trainer import Trainer
 from zoo import create_model, load_teacher
@@ -96,6 +97,11 @@ def examine(args: Arguments) -> int:
     splits = {}
     for role, split in (("train", args.train_split), ("val", args.val_split)):
         splits[role] = findings.look("data", build_split, args, split)
+    if splits["train"] and splits["val"] and (args.labels is not None or args.unlabelled):
+        found = findings.look("data", with_pictures, args, splits["train"], splits["val"])
+        splits["train"], lines = found or (None, [])
+        for line in lines:
+            print(f"ok     {'data':<10} {line}")
     if look_at_labels(findings, args, [dataset for dataset in splits.values() if dataset is not None]):
         for role, dataset in splits.items():
             if dataset is not None:
@@ -160,7 +166,7 @@ def look_at_labels(findings: Findings, args: Arguments, datasets: list[Segmentat
     """Say what a training would say of the data, a line each; returns whether all their files can be read."""
     if not datasets:
         return True
-    files = {dataset.split: dataset.files for dataset in datasets}
+    files = {dataset.split: dataset.files.labelled for dataset in datasets}
     verdict = look_at(datasets[0].layout, files, args.train_split, args.val_split)
     for finding in verdict.summary():
         if finding.stops:
@@ -174,7 +180,6 @@ def look_at_labels(findings: Findings, args: Arguments, datasets: list[Segmentat
 
 def check_samples(dataset: SegmentationDataset, crop_size: int | None) -> str:
     """Read a few images and masks from all over the split; training images as crops, others whole."""
-    dataset.require_masks()
     dataset.transform = TrainTransform(crop_size) if crop_size else None
     indices = {round(position) for position in torch.linspace(0, len(dataset) - 1, SAMPLES).tolist()}
     start = time.perf_counter()
@@ -184,14 +189,15 @@ def check_samples(dataset: SegmentationDataset, crop_size: int | None) -> str:
         if time.perf_counter() - start > SAMPLES_S:
             break
     milliseconds = 1000 * (time.perf_counter() - start) / len(samples)
+    masks = "" if dataset.num_labelled == len(dataset) else f" ({dataset.num_labelled or 'none'} with masks)"
     return (
-        f"{dataset.name}/{dataset.split}: {len(dataset)} images, {dataset.num_classes} classes, "
+        f"{dataset.name}/{dataset.split}: {len(dataset)} images{masks}, {dataset.num_classes} classes, "
         f"{milliseconds:.0f} ms to read one ({len(samples)} tried; dataset.py --check reads all)"
     )
 
 
 def check_batches(args: Arguments, dataset: SegmentationDataset) -> str:
-    steps = len(dataset) // args.batch_size if args.batch_size > 0 else 0
+    steps = (args.epoch_images or len(dataset)) // args.batch_size if args.batch_size > 0 else 0
     if not steps:
         raise UserError(f"--batch-size {args.batch_size}: the split {args.train_split} has {len(dataset)} images")
     return f"{steps} steps an epoch, {steps * args.epochs} in all"

@@ -8,6 +8,8 @@ from typing import Any
 
 from basics.text import clock
 from scoring.protocol import Evaluation
+from scoring.tables import lab_score
+from training.goal import MIOU, Goal
 from training.optim import Optimization
 from training.state import Progress
 
@@ -18,11 +20,13 @@ def epoch_row(
     evaluation: Evaluation | None,
     optimization: Optimization,
     images: int,
+    goal: Goal = MIOU,
 ) -> dict[str, Any]:
     """An epoch's row of metrics.csv; ``losses`` are the means of `RunState`, ``images`` those trained on.
 
     ``grad_norm`` is that before clipping, over the steps whose gradients were finite.
     """
+    scores = evaluation.scores if evaluation else None
     row = {
         "epoch": progress.epoch + 1,
         "step": progress.step,
@@ -31,8 +35,8 @@ def epoch_row(
         **{f"train_{name}": value for name, value in losses.items() if name not in ("loss", "grad_norm")},
         "grad_norm": losses["grad_norm"] if math.isfinite(losses["grad_norm"]) else None,
         "val_loss": evaluation.loss if evaluation else None,
-        "val_miou": evaluation.scores.miou if evaluation else None,
-        "val_pixel_accuracy": evaluation.scores.pixel_accuracy if evaluation else None,
+        f"val_{goal.key}": goal.of(scores) if scores else None,
+        **({"val_pixel_accuracy": scores.pixel_accuracy if scores else None} if goal == MIOU else {}),
         "images_per_s": images / progress.epoch_s,
         "epoch_s": progress.epoch_s,
         "elapsed_s": progress.elapsed_s,
@@ -40,16 +44,14 @@ def epoch_row(
     return row | ({"skipped_steps": progress.skipped_steps} if optimization.scaler.is_enabled() else {})
 
 
-def epoch_line(row: Mapping, losses: Mapping[str, float], epochs: int, total_steps: int) -> str:
+def epoch_line(row: Mapping, losses: Mapping[str, float], epochs: int, total_steps: int, goal: Goal = MIOU) -> str:
     """One line about an epoch: ``row`` as it goes into metrics.csv, ``losses`` the mean of each term."""
     left = row["elapsed_s"] / row["step"] * (total_steps - row["step"])
     terms = " ".join(f"{name} {value:.4f}" for name, value in losses.items())
     val = skipped = ""
-    if row["val_miou"] is not None:
-        val = (
-            f" | val loss {row['val_loss']:.4f} mIoU {100 * row['val_miou']:.2f} % "
-            f"pixel acc {100 * row['val_pixel_accuracy']:.2f} %"
-        )
+    if row["val_loss"] is not None:
+        val = f" | val loss {row['val_loss']:.4f} {goal.title} {100 * row[f'val_{goal.key}']:.2f} %"
+        val += f" pixel acc {100 * row['val_pixel_accuracy']:.2f} %" if goal == MIOU else ""
     if row.get("skipped_steps"):
         skipped = f" | {row['skipped_steps']} steps skipped"
     return (
@@ -60,25 +62,35 @@ def epoch_line(row: Mapping, losses: Mapping[str, float], epochs: int, total_ste
 
 
 def report_sections(
-    progress: Progress, rows: Sequence[Mapping], parameters: int, lab_score: float, protocol: str
+    progress: Progress, rows: Sequence[Mapping], parameters: int, goal: Goal, protocol: str, images: Mapping[str, int]
 ) -> dict[str, dict[str, object]]:
-    """Scores and timings for `training.runlog.RunLog.write_report`; ``rows`` are those of metrics.csv."""
+    """Scores and timings for `training.runlog.RunLog.write_report`.
+
+    Args:
+        rows: those of metrics.csv.
+        images: how many were trained on, with masks and without.
+    """
     final = rows[-1] if rows else {}
-    miou, accuracy = final.get("val_miou"), final.get("val_pixel_accuracy")
+    last, accuracy = final.get(f"val_{goal.key}"), final.get("val_pixel_accuracy")
     timings = {"elapsed": clock(progress.elapsed_s), "optimizer steps": progress.step}
     if "skipped_steps" in final:
         timings["steps skipped by fp16 scaling"] = progress.skipped_steps
     if rows:
         timings["mean images/s"] = sum(row["images_per_s"] for row in rows) / len(rows)
-    return {
-        "scores": {
-            "best mIoU %": 100 * progress.best_miou if progress.best_epoch else None,
-            "best epoch": progress.best_epoch,
-            "final mIoU %": 100 * miou if miou is not None else None,
-            "final pixel accuracy %": 100 * accuracy if accuracy is not None else math.nan,
-            "student parameters": parameters,
-            "lab score (best)": lab_score,
-            "protocol": protocol,
-        },
-        "timings": timings,
+    scores: dict[str, object] = {
+        f"best {goal.title} %": 100 * progress.best_score if progress.best_epoch else None,
+        "best epoch": progress.best_epoch,
+        f"final {goal.title} %": 100 * last if last is not None else None,
     }
+    if goal == MIOU:
+        scores["final pixel accuracy %"] = 100 * accuracy if accuracy is not None else math.nan
+    scores["student parameters"] = parameters
+    if goal == MIOU:
+        scores["lab score (best)"] = lab_score(progress.best_score, parameters)
+    return {"scores": scores | {"protocol": protocol}, "data": dict(images), "timings": timings}
+
+
+def best_line(progress: Progress, parameters: int, goal: Goal) -> str:
+    """What came of a run."""
+    line = f"best {goal.title} {100 * progress.best_score:.2f} % in epoch {progress.best_epoch}"
+    return line + (f", lab score {lab_score(progress.best_score, parameters):.3f}" if goal == MIOU else "")

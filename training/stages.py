@@ -25,7 +25,7 @@ class Stages:
     """The stages of a run.
 
     Attributes:
-        images: of the training split.
+        images: of an epoch.
         total_steps: optimizer steps of all epochs.
         warmup_steps: those among them in which the learning rate rises.
 
@@ -34,7 +34,7 @@ class Stages:
     """
 
     def __init__(self, args: Arguments, images: int):
-        self.args, self.images = args, images
+        self.args, self.images = args, args.epoch_images or images
         first = self.steps_in(self.of(0))
         self.total_steps = sum(self.steps_in(self.of(epoch)) for epoch in range(args.epochs))
         self.warmup_steps = round(args.warmup_epochs * first)
@@ -57,6 +57,6 @@ class Stages:
         steps = self.images // stage.batch_size
         if steps == 0:
             raise UserError(
-                f"--batch-size {stage.batch_size}: the split {self.args.train_split} has only {self.images} images"
+                f"--batch-size {stage.batch_size}: an epoch of {self.args.train_split} has only {self.images} images"
             )
         return steps

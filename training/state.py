@@ -33,7 +33,7 @@ class Progress:
         step_in_epoch: optimizer steps done in the epoch under way.
         step: optimizer steps done in all.
         finished_step: of them, those that the last row of metrics.csv knows.
-        best_miou: best validation mIoU so far, in 0..1; -1 before the first evaluation.
+        best_score: best validation score so far, in 0..1 (see `training.goal`); -1 before the first evaluation.
         best_epoch: the (1-based) epoch it was seen in.
         stale_evaluations: evaluations since then.
         skipped_steps: optimizer steps that fp16 loss scaling left out.
@@ -45,7 +45,7 @@ class Progress:
     step_in_epoch: int = 0
     step: int = 0
     finished_step: int = 0
-    best_miou: float = -1.0
+    best_score: float = -1.0
     best_epoch: int = 0
     stale_evaluations: int = 0
     skipped_steps: int = 0
@@ -188,7 +188,7 @@ class MadeFrom:
         """Whether the steps of an epoch are of another size or other images than in the state ``saved``."""
         return saved.get("images") != self.images or any(
             saved["arguments"].get(name) != self.arguments[name]
-            for name in ("batch_size", "freeze_batch_size", "freeze_epochs")
+            for name in ("batch_size", "freeze_batch_size", "freeze_epochs", "epoch_images", "labelled_per_batch")
         )
 
 
@@ -281,7 +281,10 @@ class RunState:
 
     def _load(self, saved: Mapping[str, Any]) -> Progress:
         """Look at all of it first, then load; any error of Python's means that it does not fit."""
-        progress = Progress(**saved["progress"])
+        kept = dict(saved["progress"])
+        if "best_miou" in kept:  # as files of old call it
+            kept["best_score"] = kept.pop("best_miou")
+        progress = Progress(**kept)
         _check_progress(progress)
         sums = {"loss_sums": self.losses, "norm_sums": self.norms}
         sums = {name: own for name, own in sums.items() if name in saved or name == "loss_sums"}  # older: no norms

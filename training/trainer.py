@@ -28,11 +28,11 @@ from basics.signals import Stopped, StopSignal
 from kd.distiller import Recipe
 from scoring.memory import memory_advice
 from scoring.protocol import Evaluation, evaluate_model, protocol_text
-from scoring.tables import lab_score
 from training.arguments import Arguments
-from training.build import build_data, build_models, build_optimization, locate_run, made_from, open_log
+from training.build import build_models, build_optimization, locate_run, made_from, open_log
+from training.data import build_data, fit_recipe
 from training.failures import LossWatch, refuse_non_finite
-from training.report import epoch_line, epoch_row, report_sections
+from training.report import best_line, epoch_line, epoch_row, report_sections
 from training.runlog import RunLog
 from training.stages import Stage, Stages
 from training.state import LossSums, Progress, RunState
@@ -53,12 +53,13 @@ class Trainer:
     loader: DataLoader
 
     def __init__(self, args: Arguments, recipe: Recipe):
-        self.args, self.recipe, self.folder = args, recipe, args.run_folder
+        self.args, self.folder = args, args.run_folder
         self.start = time.monotonic()
         self.device = pick_device(args.device)
         check_amp(self.device, args.amp)
         self.resume_from = locate_run(args)
         self.data = build_data(args, resumed=self.resume_from is not None)
+        self.recipe = recipe = fit_recipe(recipe, self.data)
         self.stages = Stages(args, len(self.data.train_set))
         self.models = build_models(args, recipe, self.data, self.device)
         self.student, self.distiller = self.models.student, self.models.distiller
@@ -207,12 +208,13 @@ class Trainer:
         losses = self.state.means()
         progress.skipped_steps += self.optimization.take_skipped()
         progress.elapsed_s = time.monotonic() - self.start
-        row = epoch_row(progress, losses, evaluation, self.optimization, progress.step_in_epoch * stage.batch_size)
+        goal, images = self.data.goal, progress.step_in_epoch * stage.batch_size
+        row = epoch_row(progress, losses, evaluation, self.optimization, images, goal)
         if distributed.is_main():
             self.log.log_epoch(row)
             self.log.draw_curves()
             steps = min(self.stages.total_steps, args.max_steps or self.stages.total_steps)
-            tqdm.write(epoch_line(row, losses, args.epochs, steps))
+            tqdm.write(epoch_line(row, losses, args.epochs, steps, goal))
         if evaluation:
             self.keep_best(evaluation)
         progress.finished_step = progress.step
@@ -226,12 +228,13 @@ class Trainer:
 
     def keep_best(self, evaluation: Evaluation) -> None:
         """Save the student as best.pth if it scores better than ever before."""
-        progress, scores = self.progress, evaluation.scores
+        progress, goal = self.progress, self.data.goal
+        score = goal.of(evaluation.scores)
         best = self.folder / "best.pth"
         missing = distributed.any_rank(distributed.is_main() and not best.exists())
-        if not scores.miou <= progress.best_miou or missing:  # a run of old may have kept nan, which nothing exceeds
-            progress.best_miou, progress.best_epoch, progress.stale_evaluations = scores.miou, progress.epoch + 1, 0
-            info = {"epoch": progress.epoch + 1, "miou": scores.miou, "protocol": evaluation.protocol}
+        if not score <= progress.best_score or missing:  # a run of old may have kept nan, which nothing exceeds
+            progress.best_score, progress.best_epoch, progress.stale_evaluations = score, progress.epoch + 1, 0
+            info = {"epoch": progress.epoch + 1, goal.key: score, "protocol": evaluation.protocol + goal.note}
             if distributed.is_main():
                 save_atomic(self.student_file(**info), best)
         else:
@@ -276,13 +279,10 @@ class Trainer:
 
     def write_report(self) -> None:
         """Write report.txt and say where everything is."""
-        progress, val_set = self.progress, self.data.val_set
+        progress, data = self.progress, self.data
         parameters = sum(parameter.numel() for parameter in self.student.parameters())
-        score = lab_score(progress.best_miou, parameters)
-        protocol = f"{val_set.name}/{val_set.split}: {protocol_text(self.args.eval_tile)}"
-        self.log.write_report(report_sections(progress, self.log.rows(), parameters, score, protocol))
+        protocol = f"{data.val_set.name}/{data.val_set.split}: {protocol_text(self.args.eval_tile)}{data.goal.note}"
+        sections = report_sections(progress, self.log.rows(), parameters, data.goal, protocol, data.describe())
+        self.log.write_report(sections)
         self.log.close()
-        print(
-            f"best mIoU {100 * progress.best_miou:.2f} % in epoch {progress.best_epoch}, "
-            f"lab score {score:.3f}; everything is in {self.folder}"
-        )
+        print(f"{best_line(progress, parameters, data.goal)}; everything is in {self.folder}")

@@ -1,0 +1,93 @@
+"""`--unlabelled DIR|SPLIT`: pictures without masks that join a training, for the teacher to speak of.
+
+A picture that is trained on with its mask, or scored on, does not join, whether it lies there as the same file or as a
+copy; nor does one that cannot be read. Both are said.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from basics.errors import UserError
+from datachecks.census import Census, SplitCensus, open_census
+from segdata.layouts import Layout, SplitFiles
+from segdata.pairing import IMAGE_SUFFIXES
+from segdata.split_lists import usual_name
+
+
+def find_unlabelled(
+    layout: Layout, places: Sequence[str], train: SplitFiles, val: SplitFiles
+) -> tuple[SplitFiles, list[str]]:
+    """The pictures in ``places``, splits of the data set or folders, that are new to both splits.
+
+    Returns:
+        their files, without masks and with ids that no image of ``train`` has; and a line for each place.
+
+    Raises:
+        UserError: a place is neither a split nor a folder, or holds no picture that could join.
+    """
+    found = SplitFiles([], [], None)
+    lines: list[str] = []
+    with open_census(layout) as census:
+        known = census.take({"train": train, "val": val})
+        for place in dict.fromkeys(places):
+            files = _files_of(layout, place)
+            there = census.take({place: files})[place]
+            new, line = _new_ones(census, there, known)
+            if not new.ids and not set(there.files.images) <= set(train.images):
+                raise UserError(f"--unlabelled {place}: {line}")
+            lines.append(f"unlabelled: {line}")
+            taken = {*train.ids, *found.ids}
+            found.ids += _unique(new.ids, place, taken)
+            found.images += new.images
+            known[place] = there
+    return found, lines
+
+
+def _files_of(layout: Layout, place: str) -> SplitFiles:
+    """The pictures of a split, or of a folder and those below it; ids are names within it."""
+    if place in layout.splits() or usual_name(place) in layout.splits():
+        files, _ = layout.scan(place)  # a mask that is missing is none that is missed here
+        return SplitFiles(files.ids, files.images, None)
+    folder = Path(place)
+    if not folder.is_dir():
+        raise UserError(
+            f"--unlabelled {place}: neither a folder nor a split of {layout.root} (there: "
+            f"{', '.join(layout.splits()) or 'none'})"
+        )
+    images = [path for path in sorted(folder.rglob("*")) if _is_picture(path, folder)]
+    if not images:
+        raise UserError(f"--unlabelled {place}: no pictures there ({' '.join(IMAGE_SUFFIXES)})")
+    return SplitFiles([path.relative_to(folder).with_suffix("").as_posix() for path in images], images, None)
+
+
+def _is_picture(path: Path, folder: Path) -> bool:
+    hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+    return path.suffix.lower() in IMAGE_SUFFIXES and not hidden
+
+
+def _new_ones(census: Census, there: SplitCensus, known: dict[str, SplitCensus]) -> tuple[SplitFiles, str]:
+    """The readable pictures of ``there`` that ``known`` splits lack, and a line of how many they are."""
+    readable = {name for name, record in zip(there.files.ids, there.pictures, strict=True) if record}
+    left_out = {split: census.shared_images(there, other).keys() & readable for split, other in known.items()}
+    dropped = set().union(*left_out.values())
+    pairs = zip(there.files.ids, there.files.images, strict=True)
+    new = [(name, path) for name, path in pairs if name in readable - dropped]
+    notes = [f"{len(names):,} are in {split}" for split, names in left_out.items() if names]
+    if there.faults:
+        notes.append(f"{len(there.faults):,} cannot be read, first {there.faults[0]}")
+    line = f"{len(new):,} of {len(there.files.ids):,} pictures in {there.name}"
+    line += f" ({'; '.join(notes)}: left out)" if notes else ""
+    return SplitFiles([name for name, _ in new], [path for _, path in new], None), line
+
+
+def _unique(ids: Sequence[str], place: str, taken: set[str]) -> Iterator[str]:
+    """The ids as they are; with the name of their place, and if need be a number, where another has them."""
+    for name in ids:
+        other = f"{Path(place).resolve().name}/{name}"
+        numbered = (f"{other}_{number}" for number in itertools.count(2))
+        chosen = next(each for each in (name, other, *itertools.islice(numbered, len(ids) + 1)) if each not in taken)
+        taken.add(chosen)
+        yield chosen

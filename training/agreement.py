@@ -1,0 +1,70 @@
+"""Pictures without masks are scored against the teacher: what it says of them is kept as masks, computed once.
+
+What comes of it is agreement with the teacher, which is no mIoU: where it errs, so does the score.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from basics.batch import VOID, prepare_batch
+from basics.files import replacing
+from basics.grids import upsample_logits
+from dataset import SegmentationDataset
+from kd.distiller import Teacher, TeacherOutput, pad_batch
+from segdata.labels import IndexLabels
+from segdata.layouts import SplitFiles
+from segdata.pictures import palette_image
+
+
+@torch.inference_mode()
+def label_split(
+    dataset: SegmentationDataset, teacher: Teacher, made_from: list[object], folder: Path, device: torch.device
+) -> SegmentationDataset:
+    """The split with masks of what the teacher says, as index PNGs in a folder of their own below ``folder``.
+
+    Args:
+        teacher: a live one, in the student's classes.
+        made_from: plain values that tell it from others.
+    """
+    about = [made_from, dataset.class_names, [[name, path.stat().st_size] for name, path in _pictures(dataset)]]
+    digest = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
+    place = folder / f"{dataset.name}_{dataset.split}_said_{digest}"
+    paths = [place / f"{index:06d}.png" for index in range(len(dataset))]
+    todo = [index for index, path in enumerate(paths) if not path.is_file()]
+    loader = DataLoader(dataset, batch_size=1, sampler=todo, generator=torch.Generator())
+    for batch in tqdm(loader, desc=f"{dataset.split}: what the teacher says", unit="img", leave=False, disable=None):
+        mask = classes_said(teacher, prepare_batch(batch, device))[0]
+        place.mkdir(parents=True, exist_ok=True)
+        with replacing(paths[batch["index"].item()]) as temporary:
+            palette_image(mask, dataset.palette).save(temporary, format="PNG")
+    layout = replace(dataset.layout, labels=IndexLabels())
+    return SegmentationDataset(layout, dataset.split, files=SplitFiles(dataset.ids, dataset.files.images, paths))
+
+
+def classes_said(teacher: Teacher, batch: dict) -> np.ndarray:
+    """The student's class that a teacher decides for at each pixel of a prepared batch, uint8 (N, H, W).
+
+    255 where what it says means none of them.
+    """
+    size = batch["image"].shape[-2:]
+    told: TeacherOutput = teacher(pad_batch(batch, teacher.stride))
+    classes = upsample_logits(told.logits.float(), teacher.logit_stride, size).max(1)[1]
+    if told.classes is not None:
+        classes = torch.tensor(told.classes, device=classes.device)[classes]
+    if told.speaks is not None:
+        heard = upsample_logits(told.speaks[:, None].float(), teacher.logit_stride, size)[:, 0] >= 0.5
+        classes = torch.where(heard, classes, VOID)
+    return classes.to(torch.uint8).cpu().numpy()
+
+
+def _pictures(dataset: SegmentationDataset) -> list[tuple[str, Path]]:
+    return list(zip(dataset.ids, dataset.files.images, strict=True))

@@ -1,0 +1,214 @@
+"""The pictures of a run: which are trained on, with masks and without, which are scored on, and in which order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch.utils.data import DataLoader
+
+from basics import distributed
+from basics.errors import UserError
+from basics.signals import ignore_stop_signals
+from datachecks.check import invitation, look_at
+from datachecks.unlabelled import find_unlabelled
+from dataset import EpochSampler, SegmentationDataset, build_split
+from kd.distiller import Recipe
+from segdata.layouts import SplitFiles
+from segdata.reading import DataError
+from segdata.sampler import Mixture, mix_seed
+from segdata.transforms import TrainTransform
+from training.arguments import Arguments
+from training.goal import AGREEMENT, MIOU, Goal
+from training.stages import Stage
+from training.state import fingerprint
+
+LABELS_STREAM = 0x1ABE15  # parts the draw of --labels from the other draws of a seed
+
+
+@dataclass
+class Data:
+    """The two splits of a run, and the order in which it sees its training images.
+
+    Attributes:
+        images, val_images: short names for the lists of training and validation images.
+        sources: a line for each place that pictures without masks came from.
+        goal: what the best student is chosen by.
+    """
+
+    train_set: SegmentationDataset
+    val_set: SegmentationDataset
+    sampler: EpochSampler
+    images: str
+    val_images: str
+    sources: list[str]
+    goal: Goal = MIOU
+
+    def score_against(self, said: SegmentationDataset) -> None:
+        """Score against these masks, which are what the teacher says: the validation split brings none."""
+        self.val_set, self.goal = said, AGREEMENT
+        if distributed.is_main():
+            print(
+                f"warning: {said.name}/{said.split} has no masks: the student is scored by its agreement with the "
+                "teacher, and best.pth follows it; that is no mIoU, and says nothing of where the teacher errs"
+            )
+
+    def loader(self, stage: Stage, args: Arguments, device: torch.device) -> DataLoader:
+        """This rank's batches of an epoch of the stage; set the sampler's epoch before each pass."""
+        self.train_set.transform = TrainTransform(stage.crop_size, scale_of(args))
+        self.sampler.batch_size = stage.batch_size
+        return DataLoader(
+            self.train_set,
+            batch_size=stage.batch_size // distributed.world_size(),
+            sampler=self.sampler,
+            drop_last=True,
+            num_workers=args.workers,
+            persistent_workers=args.workers > 0,
+            pin_memory=device.type == "cuda",
+            worker_init_fn=ignore_stop_signals if args.workers else None,
+            generator=torch.Generator(),  # its own: making an iterator leaves the global one alone
+        )
+
+    def describe(self) -> dict[str, int]:
+        """How many training pictures have masks and how many have none, for the run's folder and report."""
+        labelled = self.train_set.num_labelled
+        return {"labelled images": labelled, "unlabelled images": len(self.train_set) - labelled}
+
+
+def scale_of(args: Arguments) -> tuple[float, float]:
+    """--scale-range."""
+    low, high = args.scale_range
+    return low, high
+
+
+def build_data(args: Arguments, *, resumed: bool) -> Data:
+    """Find both splits and look whether their labels make sense; all ranks must call it.
+
+    Raises:
+        UserError: data are missing or mean nothing, or the ranks see different files.
+    """
+    problem = None
+    sources: list[str] = []
+    with distributed.main_first():  # it counts what is in the data
+        train_set, val_set = build_split(args, args.train_split), build_split(args, args.val_split)
+        if args.labels is not None or args.unlabelled:
+            train_set, sources = with_pictures(args, train_set, val_set)
+        if distributed.is_main() and not args.dry_run:  # which has looked already
+            problem = find_problem(args, train_set, val_set)
+    if problem := distributed.gather(problem)[0]:
+        raise DataError(problem)
+    if args.decode_cache and not args.dry_run:
+        with distributed.main_first():  # it fills the cache
+            train_set = _of_files(train_set, train_set.files, args.decode_cache)
+    mixed = [f"{train_set.num_labelled} labelled"] if 0 < train_set.num_labelled < len(train_set) else []
+    images = fingerprint([*train_set.ids, *map(str, train_set.layout.labels.key), *mixed])
+    val_images = fingerprint([*val_set.ids, *map(str, val_set.layout.labels.key)])
+    seen = distributed.gather((images, val_images, train_set.class_names, resumed))
+    if any(other != seen[0] for other in seen):
+        raise UserError("the processes see different files: --data-dir and --output-dir must be shared by all")
+    if distributed.is_main():
+        for line in sources:
+            print(line)
+    return Data(train_set, val_set, make_sampler(args, train_set), images, val_images, sources)
+
+
+def make_sampler(args: Arguments, train_set: SegmentationDataset) -> EpochSampler:
+    """The order of this rank's training images.
+
+    Raises:
+        UserError: --labelled-per-batch where all images are labelled, or none is.
+    """
+    mixture = None
+    if args.labelled_per_batch:
+        if not 0 < train_set.num_labelled < len(train_set):
+            raise UserError(
+                "--labelled-per-batch mixes pictures with and without masks, and here "
+                f"{'none' if not train_set.has_masks else 'every one'} has a mask: leave it out, or add pictures with "
+                "--unlabelled"
+            )
+        mixture = Mixture(train_set.num_labelled, args.labelled_per_batch)
+    rank, ranks = distributed.rank(), distributed.world_size()
+    return EpochSampler(
+        len(train_set),
+        args.seed,
+        rank=rank,
+        world_size=ranks,
+        mixture=mixture,
+        epoch_samples=args.epoch_images,
+    )
+
+
+# -- which pictures ----------------------------------------------------------------------------------
+
+
+def with_pictures(
+    args: Arguments, train_set: SegmentationDataset, val_set: SegmentationDataset
+) -> tuple[SegmentationDataset, list[str]]:
+    """The training split with as many of its masks as --labels says, and the pictures of --unlabelled behind them.
+
+    Returns:
+        it, and a line for each place that pictures came from.
+    """
+    files = train_set.files
+    if args.labels is not None:
+        train_set.require_masks()
+        files = draw_labelled(files, args.labels, args.seed, f"{train_set.name}/{train_set.split}")
+    lines: list[str] = []
+    if args.unlabelled:
+        others, lines = find_unlabelled(train_set.layout, args.unlabelled, files, val_set.files)
+        files = SplitFiles([*files.ids, *others.ids], [*files.images, *others.images], files.masks or None)
+    if not files.ids:
+        raise UserError("--labels 0 leaves no picture to train on: name some with --unlabelled")
+    return _of_files(train_set, files), lines
+
+
+def draw_labelled(files: SplitFiles, count: int, seed: int, where: str) -> SplitFiles:
+    """``count`` of the images, drawn from ``seed``; a larger draw of the same seed holds them, too.
+
+    Raises:
+        UserError: there are not so many.
+    """
+    if count > len(files.ids):
+        raise UserError(f"--labels {count}: {where} has only {len(files.ids)} images with masks")
+    generator = torch.Generator().manual_seed(mix_seed(seed, LABELS_STREAM))
+    return files.part(sorted(torch.randperm(len(files.ids), generator=generator)[:count].tolist()))
+
+
+def _of_files(dataset: SegmentationDataset, files: SplitFiles, decode_cache: Path | None = None) -> SegmentationDataset:
+    return SegmentationDataset(dataset.layout, dataset.split, decode_cache=decode_cache, files=files)
+
+
+# -- what they are good for --------------------------------------------------------------------------
+
+
+def find_problem(args: Arguments, train_set: SegmentationDataset, val_set: SegmentationDataset) -> str | None:
+    """What keeps a run on these data from meaning anything; prints what is remarkable about them."""
+    files = {each.split: each.files.labelled for each in (train_set, val_set)}
+    verdict = look_at(train_set.layout, files, train_set.split, val_set.split)
+    for remark in verdict.remarks:
+        print(f"remark: {remark}")
+    if verdict.is_first:
+        print(invitation(args))
+    return verdict.problem
+
+
+def fit_recipe(recipe: Recipe, data: Data) -> Recipe:
+    """The losses that these pictures allow: without a single mask, those of the teacher alone.
+
+    Raises:
+        UserError: there is nothing to learn from, or nothing to score against.
+    """
+    if not recipe.needs_teacher:
+        for dataset in (data.train_set, data.val_set):
+            if not dataset.has_masks:
+                raise UserError(
+                    f"{dataset.name}/{dataset.split}: no image has a mask, and no loss has a teacher: give one a "
+                    "weight (--alpha 1), or bring masks (docs/data.md says where they are looked for)"
+                )
+        if data.train_set.num_labelled < len(data.train_set):
+            raise UserError("--unlabelled: no loss has a teacher, who alone can speak of these pictures: --alpha 1")
+    if data.train_set.has_masks or not recipe.names("hard"):
+        return recipe
+    print(f"no training picture has a mask: the teacher alone is followed ({', '.join(recipe.names('hard'))} left out)")
+    return recipe.without_hard()
