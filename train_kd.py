@@ -19,8 +19,9 @@ from basics.device import make_deterministic
 from basics.errors import run_cli
 from basics.memory import explain_memory
 from training import arguments
-from training.arguments import Arguments, check_arguments, make_recipe, name_run
+from training.arguments import Arguments, check_arguments
 from training.doctor import examine
+from training.recipe import make_recipe, name_run
 from training.trainer import Trainer
 
 

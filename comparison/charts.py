@@ -9,10 +9,13 @@ from dataclasses import dataclass
 
 from comparison.markup import Element, element
 from comparison.scoring import Result
+from comparison.statistics import Spread
 
 STYLES = 8  # line styles that the style sheet knows: series-0 .. series-7
 WIDTH, HEIGHT = 640, 340
 LEFT, RIGHT, TOP, BOTTOM = 52, 12, 12, 40
+NAMES, ROW = 150, 24  # of the chart of gains: its left margin, and the height of a method
+MOST_LETTERS = 22  # that fit there
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,31 @@ def _epoch_ticks(first: int, last: int) -> list[int]:
         step += 1
     ticks = [epoch for epoch in range(first, last + 1) if epoch % step == 0]
     return ticks or sorted({first, last})
+
+
+def gains_svg(gains: Sequence[tuple[str, Spread]], label: str) -> Element:
+    """A row a method: the mean of its differences in points as a dot on its 95 % interval, about the line of 0."""
+    rows = [(name, gain, gain.interval or (gain.mean, gain.mean)) for name, gain in gains]
+    ticks = nice_ticks(
+        100 * min(0.0, *(low for _, _, (low, _) in rows)), 100 * max(0.0, *(high for *_, (_, high) in rows))
+    )
+    height = TOP + ROW * len(rows)
+
+    def x(share: float) -> str:
+        return _fixed(NAMES + (WIDTH - NAMES - RIGHT) * (100 * share - ticks[0]) / (ticks[-1] - ticks[0]))
+
+    svg = element("svg", viewBox=f"0 0 {WIDTH} {height + BOTTOM}", role="img", aria_label=label, class_="curves")
+    for tick in ticks:
+        kind, place = "level" if tick == 0 else "grid", x(tick / 100)
+        svg.append(element("line", class_=kind, x1=place, x2=place, y1=TOP - 4, y2=height))
+        svg.append(element("text", f"{tick:g}", x=place, y=height + 18, class_="tick below"))
+    for number, (name, gain, (low, high)) in enumerate(rows):
+        y = _fixed(TOP + ROW * (number + 0.5))
+        shown = name if len(name) <= MOST_LETTERS else f"{name[: MOST_LETTERS - 1]}…"
+        svg.append(element("text", shown, x=NAMES - 8, y=y, class_="tick left"))
+        svg.append(element("line", x1=x(low), x2=x(high), y1=y, y2=y, class_="whisker series-1"))
+        svg.append(element("circle", cx=x(gain.mean), cy=y, r=4, class_="dot series-1"))
+    return svg
 
 
 def swatch(kind: str) -> Element:

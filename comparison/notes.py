@@ -10,7 +10,7 @@ from basics.machine import describe_start
 from comparison.plan import Group, Plan, Run
 from comparison.scoring import Comparison
 from comparison.statistics import DASH, LEAST_PAIRS, Line
-from comparison.tables import seeds_in_words, signed, spread_cell
+from comparison.tables import gain_cell, seeds_in_words
 
 
 def reading_notes(comparison: Comparison) -> list[str]:
@@ -26,10 +26,11 @@ def reading_notes(comparison: Comparison) -> list[str]:
         f"mIoU %: mean ± sample standard deviation over {seeds_in_words(comparison)}."
         if several
         else f"One seed only: there is no standard deviation ({DASH}), and a difference may be chance.",
-        "difference to baseline: points of mIoU to the baseline's run of the same seed, mean ± sample standard "
-        "deviation of these paired differences over seeds (not of their mean).",
-        'helps?: "yes" where that mean is above 0 and larger than twice its standard deviation, "no" where it is as '
-        f'far below 0, "within noise" otherwise; {DASH} of fewer than {LEAST_PAIRS} pairs.',
+        "difference to baseline: points of mIoU to the baseline's run of the same seed, the mean of these paired "
+        "differences over seeds and, in brackets, its 95 % t-interval.",
+        'helps?: "yes" where that interval lies above 0, "no" where it lies below, "within noise" otherwise; '
+        f"{DASH} of fewer than {LEAST_PAIRS} pairs. Of twenty methods that change nothing, one is called yes or no by "
+        "chance.",
         *_chosen_note(plan),
         "score: 4 · mIoU / (1 + millions of parameters).",
         f"MACs and ms: one image of {plan.report.size} x {plan.report.size} pixels, float32, batch 1; ms is the median "
@@ -67,10 +68,10 @@ def plain_words(lines: Sequence[Line]) -> list[str]:
         if not methods:
             continue
         best, difference = max(methods, key=lambda pair: pair[1].mean)
-        several = difference.std is not None
-        gain = spread_cell(difference, sign=True) if several else signed(difference.mean)
-        sentence = f"{group.title}: the largest difference to the baseline is {gain} points ({best.method})."
-        if not several:
+        gain = gain_cell(difference).replace(" (", " points (95 % interval ", 1)
+        points = "" if difference.interval else " points"
+        sentence = f"{group.title}: the largest difference to the baseline is that of {best.method}, {gain}{points}."
+        if not difference.interval:
             sentence += " With one pair of runs nothing says whether that is chance."
         else:
             helping = [line.method for line, _ in methods if line.helps == "yes"]

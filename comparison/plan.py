@@ -34,32 +34,26 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import NoReturn
 
 from basics.errors import UserError, choose
 from basics.toml_file import parse_toml
+from comparison.words import (
+    METHOD_ARGUMENTS,
+    TEACHER_ARGUMENTS,
+    needs_teacher,
+    parse,
+    place_of,
+    section_arguments,
+    to_words,
+)
 from dataset import build_split
 from deploy.teachers import TeacherChoice
 from kd.class_matching import read_groups
 from networks.sources import short_name
-from training.arguments import (
-    Arguments,
-    Parser,
-    check_arguments,
-    flags,
-    get_args_parser,
-    make_recipe,
-    names_of,
-    option_of,
-)
+from training.arguments import Arguments
+from training.recipe import make_recipe
 from zoo import FILES, check_name
 
-# What a method is: its losses, what it starts and learns from. All else is the budget, which all methods share.
-METHOD_ARGUMENTS = names_of("method", "teacher")
-# What concerns a teacher alone, and is left out of the command line of a run that needs none.
-TEACHER_ARGUMENTS = names_of("teacher")
-# What compare.py gives to each run itself.
-OWN_ARGUMENTS = names_of("run")
 NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
 
 
@@ -179,10 +173,10 @@ def load_plan(path: Path, output_dir: Path) -> Plan:
     baseline = content.get("baseline", "baseline")
     if not isinstance(baseline, str) or baseline not in methods:
         raise UserError(f"{path}: baseline = {baseline!r} is not among its methods: {', '.join(methods) or 'none'}")
-    common = _arguments(_table(content, "common", path), path, "common", allowed=None)
+    common = section_arguments(_table(content, "common", path), path, "common", allowed=None)
     groups = tuple(Group(student, count) for student in students for count in _budgets(content, common, path))
     settings = {
-        method: common | _arguments(_table(methods, method, path), path, f"methods.{method}", METHOD_ARGUMENTS)
+        method: common | section_arguments(_table(methods, method, path), path, f"methods.{method}", METHOD_ARGUMENTS)
         for method in methods
     }
     folder = output_dir / name
@@ -191,7 +185,7 @@ def load_plan(path: Path, output_dir: Path) -> Plan:
         for group in groups
         for method in methods
         for seed in seeds
-        if group.labels != 0 or _needs_teacher(settings[method], path, method)
+        if group.labels != 0 or needs_teacher(settings[method], path, method)
     )
     return Plan(
         path=path,
@@ -318,83 +312,16 @@ def _teacher(table: dict, path: Path, runs: tuple[Run, ...]) -> TeacherChoice | 
     return choice
 
 
-# -- arguments -----------------------------------------------------------------------------------
-
-
-def _arguments(table: dict, path: Path, section: str, allowed: frozenset[str] | None) -> dict[str, object]:
-    """The section's arguments by their names in `Arguments`, each known and in its place."""
-    known: dict[str, object] = vars(Arguments())
-    arguments: dict[str, object] = {}
-    for key, value in table.items():
-        name = key.replace("-", "_")
-        choose(known, name, f"argument of train_kd.py in {path}: [{section}]")
-        if name in OWN_ARGUMENTS:
-            raise UserError(f"{path}: [{section}] {key} is given by the comparison itself: take it out")
-        if allowed is not None and name not in allowed:
-            raise UserError(
-                f"{path}: [{section}] {key}: every method has the same budget, so {key} belongs in [common]; "
-                f"a method may set {', '.join(sorted(allowed))}"
-            )
-        if name in arguments:
-            raise UserError(f"{path}: [{section}] {key} is given twice")
-        if isinstance(value, list) and not isinstance(known[name], list):
-            raise UserError(f"{path}: [{section}] {key} takes one value, not {value!r}")
-        arguments[name] = value
-    return arguments
-
-
-def _to_words(arguments: Mapping[str, object]) -> list[str]:
-    """Arguments as words of a command line: true is a bare flag, false none at all, a list a flag each.
-
-    A list for one flag with a fixed number of values stays together.
-    """
-    words: list[str] = []
-    abouts = {each.name: about for each, about in flags()}
-    for name, value in arguments.items():
-        flag = option_of(name)
-        if isinstance(abouts[name].nargs, int) and isinstance(value, list):
-            words += [flag, *map(str, value)]
-            continue
-        for item in value if isinstance(value, list) else [value]:
-            if item is True:
-                words.append(flag)
-            elif item is not False:
-                words += [flag, str(item)] if not str(item).startswith("-") else [f"{flag}={item}"]
-    return words
-
-
-class _PlanParser(Parser):
-    """Mistakes are those of the plan, not of a command line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(message)
-
-
-def _parse(words: list[str], where: str) -> tuple[Arguments, bool]:
-    """Parse and check as train_kd.py would; also whether a teacher is needed."""
-    try:
-        args = get_args_parser(kind=_PlanParser).parse_args(words)
-        check_arguments(args)
-        return args, make_recipe(args).needs_teacher
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from error
-
-
-def _where(path: Path, method: str) -> str:
-    return f"{path}: [methods.{method}] with [common]"
-
-
-def _needs_teacher(arguments: dict[str, object], path: Path, method: str) -> bool:
-    return _parse(_to_words(arguments), _where(path, method))[1]
+# -- runs -----------------------------------------------------------------------------------------
 
 
 def _make_run(path: Path, folder: Path, method: str, group: Group, seed: int, arguments: dict[str, object]) -> Run:
-    where, needs_teacher = _where(path, method), _needs_teacher(arguments, path, method)
-    if not needs_teacher:  # then another teacher in the plan does not make it another run
+    taught = needs_teacher(arguments, path, method)
+    if not taught:  # then another teacher in the plan does not make it another run
         arguments = {key: value for key, value in arguments.items() if key not in TEACHER_ARGUMENTS}
     name = f"{method}_{group.stem}_seed{seed}"
-    words = _to_words(arguments | ({} if group.labels is None else {"labels": group.labels}))
+    words = to_words(arguments | ({} if group.labels is None else {"labels": group.labels}))
     words += ["--student", group.student, "--seed", str(seed), "--output-dir", str(folder), "--name", name]
     words += ["--resume", "auto"]
-    args, _ = _parse(words, where)
-    return Run(method, group, seed, folder / name, tuple(words), args, needs_teacher)
+    args, _ = parse(words, place_of(path, method))
+    return Run(method, group, seed, folder / name, tuple(words), args, taught)

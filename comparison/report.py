@@ -7,13 +7,13 @@ from pathlib import Path
 
 from basics.batch import VOID
 from comparison.budgets import budgets_png, budgets_source, budgets_words, has_budgets
-from comparison.charts import STYLES, Curve, bars_svg, curves_svg, make_curve, swatch
+from comparison.charts import STYLES, Curve, bars_svg, curves_svg, gains_svg, make_curve, swatch
 from comparison.markup import Cell, Column, Element, details, element, table, write
 from comparison.notes import commands, made_with, plain_words, protocol, reading_notes
 from comparison.panels import Panel, make_panels
 from comparison.scoring import Comparison
 from comparison.statistics import DASH, Line, best_method
-from comparison.tables import HELPS, SortKey, amount, columns_of, is_text, percent, signed, spread_cell
+from comparison.tables import HELPS, SortKey, amount, columns_of, gain_cell, is_text, percent, signed, spread_cell
 from segdata.drawing import VOID_COLOR
 
 HERE = Path(__file__).parent
@@ -84,7 +84,14 @@ def _result(comparison: Comparison, lines: Sequence[Line]) -> list[Element]:
         id="results",
     )
     notes = element("ul", *(element("li", note) for note in reading_notes(comparison)))
-    return [_figures(comparison, lines), main, *_budgets(comparison, lines), element("h3", "How to read it"), notes]
+    return [
+        _figures(comparison, lines),
+        main,
+        *_budgets(comparison, lines),
+        *_gains(lines),
+        element("h3", "How to read it"),
+        notes,
+    ]
 
 
 def _budgets(comparison: Comparison, lines: Sequence[Line]) -> list[Element]:
@@ -94,6 +101,22 @@ def _budgets(comparison: Comparison, lines: Sequence[Line]) -> list[Element]:
     source, words = budgets_source(budgets_png(comparison, lines)), budgets_words(comparison, lines)
     caption = "Mean over seeds and standard deviation, by number of masks; every run takes the same number of steps."
     return [element("figure", element("img", src=source, alt=words), element("figcaption", caption))]
+
+
+def _gains(lines: Sequence[Line]) -> list[Element]:
+    """A chart a group of the differences to the baseline, where any method has an interval."""
+    figures = []
+    for group in dict.fromkeys(line.group for line in lines if line.kind == "method"):
+        gains = [(line.method, line.difference) for line in lines if line.group == group and line.difference]
+        if not any(gain.interval for _, gain in gains):
+            continue
+        words = "; ".join(f"{method} {gain_cell(gain)}" for method, gain in gains)
+        svg = gains_svg(gains, f"Difference to the baseline in points, {group.title}: {words}")
+        region = f"Chart of the differences to the baseline, {group.title}"
+        chart = element("div", svg, class_="scroll chart", tabindex="0", role="region", aria_label=region)
+        caption = f"Difference to the baseline in points of mIoU, {group.title}: mean over seeds on its 95 % interval."
+        figures.append(element("figure", chart, element("figcaption", caption)))
+    return figures
 
 
 def _cell(title: str, text: str, key: SortKey) -> Cell:
@@ -114,7 +137,7 @@ def _figures(comparison: Comparison, lines: Sequence[Line]) -> Element:
     teacher = next((line for line in lines if line.kind == "teacher"), None)
     figures = [
         (f"mIoU % of {best.method}, {first.group.title}", spread_cell(best.miou)),
-        ("points to the baseline", spread_cell(best.difference, sign=True)),
+        ("points to the baseline (95 % interval)", gain_cell(best.difference)),
     ]
     if teacher:
         figures.append(("of the teacher's mIoU", f"{percent(best.share, 1)} %"))

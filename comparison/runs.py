@@ -17,7 +17,8 @@ from basics.checkpoint import file_sha256
 from basics.errors import UserError
 from basics.machine import available_cores
 from basics.signals import StopSignal
-from comparison.plan import TEACHER_ARGUMENTS, Plan, Run
+from comparison.plan import Plan, Run
+from comparison.words import TEACHER_ARGUMENTS
 from deploy.teachers import TeacherChoice
 from training.arguments import MAY_CHANGE, Arguments, names_of
 from training.runlog import CONFIG, METRICS, REPORT, read_metrics

@@ -1,10 +1,13 @@
 """Statistics of a comparison: what each line of its table says.
 
-Means and standard deviations are over seeds; a difference is that of two runs of the same student and seed.
+Means, standard deviations and intervals are over seeds; a difference is that of two runs of the same student and seed.
+A method helps if the 95 % t-interval of its mean difference to the baseline lies above 0.
 """
 
 from __future__ import annotations
 
+import functools
+import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +18,8 @@ from scoring.tables import lab_score
 
 DASH = "—"
 WITHIN = "within noise"
-LEAST_PAIRS = 3  # of two, without any difference, every fifth would be called one
+LEAST_PAIRS = 3  # the interval of two is 18 times as wide as their distance from their mean
+CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,39 @@ class Spread:
         if not values:
             return None
         return cls(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, len(values))
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """The 95 % t-interval of the mean: mean -+ t * std / sqrt(n); None of a single value."""
+        if self.std is None:
+            return None
+        half = t_quantile(self.n - 1) * self.std / math.sqrt(self.n)
+        return self.mean - half, self.mean + half
+
+
+def t_within(t: float, degrees: int) -> float:
+    """P(|T| < t) of Student's t with so many degrees of freedom.
+
+    Source: Abramowitz and Stegun, Handbook of Mathematical Functions, 26.7.3 and 26.7.4.
+    """
+    angle = math.atan(t / math.sqrt(degrees))
+    odd = degrees % 2
+    # Odd: cos + 2/3 cos^3 + 2/3 * 4/5 cos^5 ...; even: 1 + 1/2 cos^2 + 1/2 * 3/4 cos^4 ...; up to cos^(degrees - 2).
+    term, series = (math.cos(angle) if odd else 1.0), 0.0
+    for power in range(odd, degrees - 1, 2):
+        series += term
+        term *= (power + 1) / (power + 2) * math.cos(angle) ** 2
+    return 2 / math.pi * (angle + math.sin(angle) * series) if odd else math.sin(angle) * series
+
+
+@functools.cache
+def t_quantile(degrees: int) -> float:
+    """The t with P(|T| < t) = 95 %, found by halving."""
+    low, high = 1.9, 13.0  # it falls from 12.71 at one degree to 1.96
+    while high - low > 1e-12:
+        middle = (low + high) / 2
+        low, high = (middle, high) if t_within(middle, degrees) < CONFIDENCE else (low, middle)
+    return high
 
 
 @dataclass(frozen=True)
@@ -81,17 +118,16 @@ class Line:
 
     @property
     def helps(self) -> str:
-        """Whether the paired difference is larger than twice its standard deviation, in a word."""
+        """Whether the paired difference is above 0 beyond chance, in a word."""
         return verdict(self.difference)
 
 
 def verdict(difference: Spread | None) -> str:
     """yes, no (worse than the baseline) or within noise; a dash of fewer than `LEAST_PAIRS`, which say nothing."""
-    if difference is None or difference.std is None or difference.n < LEAST_PAIRS:
+    if difference is None or difference.interval is None or difference.n < LEAST_PAIRS:
         return DASH
-    if abs(difference.mean) <= 2 * difference.std:
-        return WITHIN
-    return "yes" if difference.mean > 0 else "no"
+    low, high = difference.interval
+    return "yes" if low > 0 else "no" if high < 0 else WITHIN
 
 
 def paired(values: Mapping[int, float], baseline: Mapping[int, float]) -> list[float]:

@@ -18,11 +18,21 @@ def percent(value: float | None, decimals: int = 2) -> str:
     return DASH if value is None else f"{100 * value:.{decimals}f}"
 
 
-def spread_cell(spread: Spread | None, sign: bool = False) -> str:
+def spread_cell(spread: Spread | None) -> str:
     """mean ± standard deviation in percent; a dash for what a single value does not have."""
     if spread is None:
         return DASH
-    return f"{signed(spread.mean) if sign else percent(spread.mean)} ± {percent(spread.std)}"
+    return f"{percent(spread.mean)} ± {percent(spread.std)}"
+
+
+def gain_cell(gain: Spread | None) -> str:
+    """A mean difference in points and its 95 % interval, which a single pair does not have."""
+    if gain is None:
+        return DASH
+    if gain.interval is None:
+        return signed(gain.mean)
+    low, high = gain.interval
+    return f"{signed(gain.mean)} ({signed(low)} to {signed(high)})"
 
 
 def signed(value: float, decimals: int = 2) -> str:
@@ -84,7 +94,7 @@ def _miou_columns(
     """An mIoU, its difference to the baseline and the verdict on that."""
     return (
         (title, lambda line: _miou_cell(line, miou(line)), lambda line: _mean(miou(line))),
-        (gain_title, lambda line: spread_cell(difference(line), sign=True), lambda line: _mean(difference(line))),
+        (gain_title, lambda line: gain_cell(difference(line)), lambda line: _mean(difference(line))),
         (helps_title, lambda line: verdict(difference(line)), lambda line: verdict(difference(line))),
     )
 
@@ -151,7 +161,7 @@ def runs_csv(comparison: Comparison) -> str:
 
 
 def summary_csv(lines: Sequence[Line]) -> str:
-    """A row a line of the table, full precision; standard deviations of single runs are empty."""
+    """A row a line of the table, full precision; what single runs do not have is empty."""
     rows = []
     for line in lines:
         row: dict[str, object] = {
@@ -163,6 +173,9 @@ def summary_csv(lines: Sequence[Line]) -> str:
         for name in ("miou", "pixel_accuracy", "difference", "chosen", "chosen_difference"):
             spread = getattr(line, name)
             row |= {f"{name}_mean": spread and spread.mean, f"{name}_std": spread and spread.std}
+            if name.endswith("difference"):
+                low, high = (spread and spread.interval) or (None, None)
+                row |= {f"{name}_low": low, f"{name}_high": high}
         row |= {"pairs": line.pairs, "helps": "" if line.helps == DASH else line.helps, "share_of_teacher": line.share}
         row |= {key: getattr(line, key) for key in ("parameters", "macs", "ms", "train_seconds", "score")}
         rows.append(row | iou_columns(line.iou))
@@ -193,7 +206,7 @@ def to_tex(comparison: Comparison, lines: Sequence[Line]) -> str:
         body.append(" & ".join(tex_escape(cell(line)) for _, cell, _ in shown) + r" \\")
     caption = (
         f"{comparison.plan.name}: mean and sample standard deviation over {seeds_in_words(comparison)}; differences "
-        f"are paired by seed. {comparison.results[0].row['protocol']}"
+        f"are paired by seed, with the 95 % t-interval of their mean. {comparison.results[0].row['protocol']}"
     )
     return "\n".join(
         [

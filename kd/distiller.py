@@ -24,7 +24,7 @@ from basics.errors import UserError
 from basics.grids import adaptive_average, common_stride, to_stride, upsample_logits, valid_cells
 from kd.class_map import ClassMap
 from kd.loss_tools import wide
-from kd.losses import LOSSES, LossSpec, Recipe, adaptive_weights
+from kd.losses import LossSpec, Recipe, adaptive_weights, loss_of
 from networks.logits import fault_of_logits
 
 # A teacher runs so many images at a time on a CPU: the maps of more do not fit its caches (8 % of the time of
@@ -193,7 +193,7 @@ class DistilledStudent(nn.Module):
         if teacher is None:
             return
         for name in recipe.names("features"):
-            for tap in LOSSES[name].taps:
+            for tap in loss_of(name).taps:
                 for role, network in (("student", student), ("teacher", teacher)):
                     if tap not in network.tap_channels:
                         known = ", ".join(network.tap_channels) or "none"
@@ -201,7 +201,7 @@ class DistilledStudent(nn.Module):
                             f"loss {name!r} needs the feature map {tap!r}, which this {role} lacks (it has: {known})"
                         )
                 self.feature_terms.append((name, tap))
-                if LOSSES[name].adapter:
+                if loss_of(name).adapter:
                     self.adapters[f"{name}_{tap}"] = nn.Conv2d(
                         student.tap_channels[tap], teacher.tap_channels[tap], kernel_size=1
                     )
@@ -267,7 +267,7 @@ class Distiller:
         for name in self.recipe.names("logits"):
             losses[name] = self._logit_loss(name, logits, told, valid)
         for name in self.recipe.names("features"):
-            taps = LOSSES[name].taps
+            taps = loss_of(name).taps
             by_tap = (self._feature_loss(name, adapted[f"{name}_{tap}"], told.taps[tap], tap, valid) for tap in taps)
             losses[name] = _sum(by_tap) / len(taps)
         return losses
@@ -276,7 +276,7 @@ class Distiller:
         """Weighted sum of ``losses``; ``progress`` in 0..1 is the share of training done (adaptive recipes)."""
         hard_factor, soft_factor = adaptive_weights(progress) if self.recipe.adaptive else (1.0, 1.0)
         return _sum(
-            weight * (hard_factor if LOSSES[name].kind == "hard" else soft_factor) * losses[name]
+            weight * (hard_factor if loss_of(name).kind == "hard" else soft_factor) * losses[name]
             for name, weight in self.recipe.weights.items()
         )
 
@@ -287,7 +287,7 @@ class Distiller:
         if not names:
             return {}
         full = upsample_logits(logits, self.student.logit_stride, mask.shape[-2:])
-        losses = {name: LOSSES[name].fn(full, mask, class_weights=self.class_weights) for name in names}
+        losses = {name: loss_of(name).fn(full, mask, class_weights=self.class_weights) for name in names}
         if labelled is None:
             return losses
         share = distributed.mean_over_ranks(labelled.to(logits).mean())
@@ -297,7 +297,7 @@ class Distiller:
         self, name: str, student_logits: torch.Tensor, told: TeacherOutput, valid: torch.Tensor
     ) -> torch.Tensor:
         assert self.teacher is not None
-        spec, stride = LOSSES[name], self.teacher.logit_stride
+        spec, stride = loss_of(name), self.teacher.logit_stride
         target = common_stride(self.student.logit_stride, stride)
         student_logits = to_stride(student_logits, self.student.logit_stride, target)
         if told.classes is not None:  # the teacher has no word on the others: compared is what both can say
@@ -306,19 +306,25 @@ class Distiller:
         heard = valid_cells(valid, target)
         if told.speaks is not None:
             heard = heard & valid_cells(told.speaks, target // stride)
-        options = {"temperature": self.recipe.temperature} if spec.uses_temperature else {}
-        return _on_bounded_grid(spec, student_logits, teacher_logits, heard, **options)
+        return _on_bounded_grid(spec, student_logits, teacher_logits, heard, **self._options(spec, target))
 
     def _feature_loss(
         self, name: str, student_map: torch.Tensor, teacher_map: torch.Tensor, tap: str, valid: torch.Tensor
     ) -> torch.Tensor:
         assert self.teacher is not None
-        spec = LOSSES[name]
+        spec = loss_of(name)
         stride = self.teacher.tap_strides[tap]
         target = common_stride(self.student.tap_strides[tap], stride)
         # Element by element with the student's map: with two layouts that takes several times as long.
         teacher_map = pixels_together(to_stride(teacher_map, stride, target))
-        return _on_bounded_grid(spec, student_map, teacher_map, valid_cells(valid, target))
+        return _on_bounded_grid(
+            spec, student_map, teacher_map, valid_cells(valid, target), **self._options(spec, target)
+        )
+
+    def _options(self, spec: LossSpec, stride: int) -> dict[str, float]:
+        """What else the loss takes, on a grid of ``stride`` pixels a cell."""
+        options = {"temperature": self.recipe.temperature} if spec.uses_temperature else {}
+        return options | ({"stride": stride} if spec.uses_stride else {})
 
 
 def _on_bounded_grid(

@@ -1,8 +1,8 @@
 """Losses between feature maps of student and teacher on a common grid: pure functions of tensors.
 
 Common to all: ``student`` (N, D, h, w), ``teacher`` (N, D', h, w), ``valid`` (N, h, w) bool -> scalar. D = D'
-where a loss compares channel by channel (`cosine`, `pixelwise`, `csd`: their student side passes through a 1x1
-adapter); elsewhere they may differ. Computed in float32 with autocast off; gradient to the student alone.
+where a loss compares channel by channel (its student side then passes through a 1x1 adapter, see `LOSSES`); elsewhere
+they may differ. Computed in float32 with autocast off; gradient to the student alone.
 
 Padding (``valid`` False) is left out, whatever lies under it; void pixels stay in, because the teacher's features
 are defined there too. No valid position: 0 with zero gradients. Identical maps: 0. Tiling along N, h or w changes
@@ -14,7 +14,16 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
-from kd.loss_tools import cosine_distance, mean_over_images, mean_over_positions, soft_loss, unit
+from basics.distributed import add_up, sum_over_ranks
+from kd.loss_tools import (
+    channel_divergence,
+    cosine_distance,
+    distance_of_sums,
+    mean_over_images,
+    mean_over_positions,
+    soft_loss,
+    unit,
+)
 
 
 @soft_loss
@@ -91,3 +100,74 @@ def csd(student: torch.Tensor, teacher: torch.Tensor, valid: torch.Tensor) -> to
     distance = cosine_distance(F.relu(student), F.relu(teacher), dim=(1, 2, 3))
     # (sum p q)^2 / (sum p^2 sum q^2) is the squared cosine.
     return mean_over_images(-2 * torch.log1p(-distance.clamp(max=1 - 1e-6)), valid)
+
+
+@soft_loss
+def cwd_feat(
+    student: torch.Tensor, teacher: torch.Tensor, valid: torch.Tensor, temperature: float = 1.0
+) -> torch.Tensor:
+    """T^2 * mean over channels of sum_x p_t (log p_t - log p_s), p = softmax(f / T) over an image's positions.
+
+    Source: Shu et al., "Channel-wise Knowledge Distillation for Dense Prediction", ICCV 2021, on the feature map before
+    the classifier. The authors' adapter has a BatchNorm and a ReLU behind its 1x1 convolution; ours is the convolution.
+    Shapes: student and teacher (N, D, h, w).
+    Scale: nats a channel, mean over channels and over images with a valid position, as in the authors' code, whose runs
+    on features have lambda = 35 and T from 1 to 8.
+    Void and padding: void counts, padding has no probability.
+    """
+    return channel_divergence(student, teacher, valid, temperature)
+
+
+@soft_loss
+def pkd(student: torch.Tensor, teacher: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+    """Mean over channels of 1 - Pearson(f_s, f_t), each channel over all valid positions of the batch.
+
+    That is half the mean squared difference of maps whose channels have mean 0 and deviation 1.
+
+    Source: Cao et al., "PKD: General Distillation Framework for Object Detectors via Pearson Correlation
+    Coefficient", NeurIPS 2022, made for the maps of a detector's neck: here the decoder's.
+    Shapes: student and teacher (N, D, h, w).
+    Scale: in [0, 2], whatever the channels' means and deviations. A constant channel has no correlation: two of them
+    count 0, one counts 1/2. In a distributed run the batch is that of all ranks.
+    Void and padding: void counts, padding is left out of means and sums.
+    """
+    inside = valid[:, None].to(student.dtype)
+    cells = add_up(valid.sum()).clamp(min=1)
+
+    def centred(maps: torch.Tensor) -> torch.Tensor:
+        mean = sum_over_ranks(maps.sum(dim=(0, 2, 3))) / cells
+        return (maps - mean[:, None, None]) * inside
+
+    s, t = centred(student), centred(teacher)
+    sums = torch.stack([(x * y).sum(dim=(0, 2, 3)) for x, y in ((s, s), (t, t), (s, t))])  # (3, D)
+    squares_s, squares_t, products = sum_over_ranks(sums)
+    return distance_of_sums(squares_s, squares_t, products, cells).mean()
+
+
+@soft_loss
+def attnfd(student: torch.Tensor, teacher: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+    """||g_s / |g_s| - g_t / |g_t| ||^2 of the maps g that attention to channels, then to positions leaves of f.
+
+    f' = f * sigmoid(mean + maximum of each channel over positions); g = f' * sigmoid(mean + maximum of each
+    position over channels).
+
+    Source: Mansourian et al., "Attention-guided Feature Distillation for Semantic Segmentation", 2024 (VOC, ResNet-18:
+    67.5 alone, 73.1 with it). This attention without parameters is the authors' for the teacher. Their student has a
+    trained CBAM in its place, which stays in the network; here both sides have the same, and the file is the plain
+    student's.
+    Shapes: student and teacher (N, D, h, w).
+    Scale: summed over the channels and positions of an image (in [0, 4], whatever the grid), mean over images with a
+    valid position. The authors divide a distance of the whole batch by its size: their lambda 2 at batch size 6 is
+    1/3 here.
+    Void and padding: void counts; padding has no part in means and maxima, and is left out.
+    """
+    hidden = ~valid[:, None]
+    cells = valid.sum(dim=(1, 2))[:, None, None, None].clamp(min=1)
+
+    def attended(maps: torch.Tensor) -> torch.Tensor:
+        mean = maps.sum(dim=(2, 3), keepdim=True) / cells  # (N, D, 1, 1)
+        highest = maps.masked_fill(hidden, torch.finfo(maps.dtype).min).amax(dim=(2, 3), keepdim=True)
+        maps = maps * torch.sigmoid(mean + highest)
+        return maps * torch.sigmoid(maps.mean(dim=1, keepdim=True) + maps.amax(dim=1, keepdim=True))
+
+    return mean_over_images(2 * cosine_distance(attended(student), attended(teacher), dim=(1, 2, 3)), valid)

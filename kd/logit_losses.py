@@ -9,11 +9,24 @@ them too. No valid position: 0 with zero gradients. Identical logits: 0. Tiling 
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch.nn import functional as F
 
 from basics.distributed import shared_count
-from kd.loss_tools import cosine_distance, mean_over_images, mean_over_positions, soft_loss, spatial_log_softmax, unit
+from kd.loss_tools import (
+    channel_divergence,
+    class_borders,
+    cosine_distance,
+    mean_over_images,
+    mean_over_positions,
+    soft_loss,
+    spatial_log_softmax,
+    unit,
+)
+
+BORDER_PIXELS = 3  # on each side: the 7 x 7 window of BPKD
 
 
 @soft_loss
@@ -25,11 +38,35 @@ def kl(student: torch.Tensor, teacher: torch.Tensor, valid: torch.Tensor, temper
     Scale: nats a position, times T^2 so that gradients keep their size when T changes.
     Void and padding: void counts, padding is left out.
     """
+    return _kl(student, teacher, valid, temperature)
+
+
+def _kl(student: torch.Tensor, teacher: torch.Tensor, valid: torch.Tensor, temperature: float) -> torch.Tensor:
     log_s = F.log_softmax(student / temperature, dim=1)
     log_t = F.log_softmax(teacher / temperature, dim=1)
     # Under padding both sides are 0, so that those positions add exactly nothing to the sum.
     total = F.kl_div(log_s, log_t, reduction="sum", log_target=True)
     return temperature**2 * total / shared_count(valid.sum())
+
+
+@soft_loss
+def kl_std(student: torch.Tensor, teacher: torch.Tensor, valid: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
+    """`kl` of standardised logits: at each position less their mean over classes, divided by their deviation.
+
+    Source: Sun et al., "Logit Standardization in Knowledge Distillation", CVPR 2024. The student has to find the
+    order and the proportions of the teacher's logits, not their range. The deviation is the sample's (C - 1), as in
+    the authors' code; they train with 9 times the loss at T = 2.
+    Shapes: student and teacher (N, C, h, w), on the coarser of the two logit grids.
+    Scale: nats a position, times T^2, whatever the logits' own scale. Of two classes only the sign is left, which has
+    no gradient. Logits that are all alike stay as they are.
+    Void and padding: void counts, padding is left out.
+    """
+
+    def standardised(logits: torch.Tensor) -> torch.Tensor:
+        centred = logits - logits.mean(dim=1, keepdim=True)
+        return math.sqrt(logits.shape[1] - 1) * unit(centred, dim=1)
+
+    return _kl(standardised(student), standardised(teacher), valid, temperature)
 
 
 @soft_loss
@@ -42,10 +79,28 @@ def cwd(student: torch.Tensor, teacher: torch.Tensor, valid: torch.Tensor, tempe
     (lambda = 3 at T = 4 on logits).
     Void and padding: void counts, padding has no probability.
     """
-    log_s = spatial_log_softmax(student / temperature, valid)
-    log_t = spatial_log_softmax(teacher / temperature, valid)
-    divergence = F.kl_div(log_s, log_t, reduction="none", log_target=True).sum(dim=2).mean(dim=1)  # (N,)
-    return temperature**2 * mean_over_images(divergence, valid)
+    return channel_divergence(student, teacher, valid, temperature)
+
+
+@soft_loss
+def bpkd(
+    student: torch.Tensor, teacher: torch.Tensor, valid: torch.Tensor, temperature: float = 1.0, stride: int = 1
+) -> torch.Tensor:
+    """`kl` at the borders between the teacher's classes, plus `cwd` everywhere else.
+
+    Source: Liu et al., "BPKD: Boundary Privileged Knowledge Distillation for Semantic Segmentation", WACV 2024, which
+    beats CWD in all twelve of its authors' pairs (ADE20K, PSPNet-R18: 33.3 alone, 37.0 with CWD, 38.5 with BPKD).
+    A pixel belongs to a border if two classes lie in the 7 x 7 pixels about it. Unlike in the paper the classes are
+    the teacher's, because there is no label for an image without a mask; a border is one for all classes; and both
+    terms have the weight 1, where the paper gives each its own.
+    Shapes: student and teacher (N, C, h, w), ``stride`` pixels a cell: a cell belongs to a border if one within 3
+    pixels of it has another class (a window of 7 x 7 cells at stride 1, of 3 x 3 from stride 3 on).
+    Scale: nats a position plus nats a class map, each times T^2. Repeating a picture makes new borders where the
+    copies meet, mirroring it does not.
+    Void and padding: void counts; padding has no class, makes no border and is left out.
+    """
+    border = class_borders(teacher, valid, window=2 * math.ceil(BORDER_PIXELS / stride) + 1)
+    return kl(student, teacher, border, temperature) + cwd(student, teacher, valid & ~border, temperature)
 
 
 @soft_loss

@@ -68,7 +68,8 @@ def mean_over_images(values: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
 
 def unit(x: torch.Tensor, dim: Dims, eps: float = EPS) -> torch.Tensor:
     """``x`` divided by its Euclidean norm over ``dim``; left as it is where its root mean square is below ``eps``."""
-    norm, _ = _safe_norm(x, dim, eps, keepdim=True)
+    # Written out: several times faster on a CPU than linalg.vector_norm over a dimension that is not the last.
+    norm, _ = _safe_root(x.square().sum(dim, keepdim=True), _count(x, dim), eps)
     return x / norm
 
 
@@ -78,9 +79,42 @@ def cosine_distance(x: torch.Tensor, y: torch.Tensor, dim: Dims) -> torch.Tensor
     A zero vector stays zero instead of becoming a unit vector: two of them are at distance 0 (identity stays
     free of charge), one is at 1/2 from any other vector and gets a bounded gradient.
     """
-    norm_x, live_x = _safe_norm(x, dim, EPS)
-    norm_y, live_y = _safe_norm(y, dim, EPS)
-    return (live_x.to(x.dtype) + live_y.to(x.dtype)) / 2 - (x * y).sum(dim) / (norm_x * norm_y)
+    count = _count(x, dim)
+    return distance_of_sums(x.square().sum(dim), y.square().sum(dim), (x * y).sum(dim), count)
+
+
+def distance_of_sums(
+    squares_x: torch.Tensor, squares_y: torch.Tensor, products: torch.Tensor, count: torch.Tensor | int
+) -> torch.Tensor:
+    """`cosine_distance` from the sums of x^2, y^2 and x y over ``count`` numbers."""
+    norm_x, live_x = _safe_root(squares_x, count, EPS)
+    norm_y, live_y = _safe_root(squares_y, count, EPS)
+    return (live_x.to(products.dtype) + live_y.to(products.dtype)) / 2 - products / (norm_x * norm_y)
+
+
+def channel_divergence(
+    student: torch.Tensor, teacher: torch.Tensor, valid: torch.Tensor, temperature: float
+) -> torch.Tensor:
+    """T^2 * mean over maps and images of sum_x p_t (log p_t - log p_s), p = softmax(f / T) over an image's positions.
+
+    Images without a valid position are left out of the mean.
+    """
+    log_s = spatial_log_softmax(student / temperature, valid)
+    log_t = spatial_log_softmax(teacher / temperature, valid)
+    divergence = F.kl_div(log_s, log_t, reduction="none", log_target=True).sum(dim=2).mean(dim=1)  # (N,)
+    return temperature**2 * mean_over_images(divergence, valid)
+
+
+def class_borders(logits: torch.Tensor, valid: torch.Tensor, window: int) -> torch.Tensor:
+    """Valid cells with two classes within ``window`` x ``window`` cells about them: (N, C, h, w) -> bool (N, h, w).
+
+    The class of a cell is its largest logit; cells that are not valid have none, and make no border.
+    """
+    labels = logits.detach().argmax(dim=1, keepdim=True).to(logits.dtype)  # small whole numbers, exact
+    hidden = ~valid[:, None]
+    highest = F.max_pool2d(labels.masked_fill(hidden, -1), window, 1, window // 2)
+    lowest = -F.max_pool2d((-labels).masked_fill(hidden, -logits.shape[1]), window, 1, window // 2)
+    return ((highest > lowest) & ~hidden)[:, 0]
 
 
 def spatial_log_softmax(maps: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
@@ -91,10 +125,12 @@ def spatial_log_softmax(maps: torch.Tensor, valid: torch.Tensor) -> torch.Tensor
     return log_p.masked_fill(hidden.flatten(2), 0)
 
 
-def _safe_norm(x: torch.Tensor, dim: Dims, eps: float, keepdim: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
-    """Norm over ``dim``, or 1 where the root mean square is at most ``eps``, and where it is not."""
-    count = math.prod(x.shape[d] for d in ((dim,) if isinstance(dim, int) else dim))
-    # Written out: several times faster on a CPU than linalg.vector_norm over a dimension that is not the last.
-    squared = x.square().sum(dim, keepdim=keepdim)
-    live = squared > count * eps**2
-    return torch.where(live, squared, 1.0).sqrt(), live
+def _count(x: torch.Tensor, dim: Dims) -> int:
+    """How many numbers a vector along ``dim`` has."""
+    return math.prod(x.shape[d] for d in ((dim,) if isinstance(dim, int) else dim))
+
+
+def _safe_root(squares: torch.Tensor, count: torch.Tensor | int, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Norm from the sum of ``count`` squares, or 1 where the root mean square is at most ``eps``; where it is not."""
+    live = squares > count * eps**2
+    return torch.where(live, squares, 1.0).sqrt(), live

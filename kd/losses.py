@@ -1,7 +1,8 @@
 """Every loss by name, recipes made of them, and the published mixes.
 
-    from kd.losses import LOSSES, PRESETS
+    from kd.losses import LOSSES, PRESETS, Recipe
     LOSSES["kl"].fn(student_logits, teacher_logits, valid, temperature=4.0)
+    Recipe({"ce": 1.0, "cwd_feat@decoder": 30.0, "cosine@low+mid": 1.0})
 
 A loss is a pure function of tensors; `LOSSES` says of which kind it is:
 
@@ -9,6 +10,8 @@ A loss is a pure function of tensors; `LOSSES` says of which kind it is:
 - ``logits``: fn(student (N, C, h, w), teacher (N, C, h, w), valid (N, h, w) bool), plus ``temperature`` where
   ``uses_temperature``: see `kd.logit_losses`.
 - ``features``: as ``logits``, for feature maps: see `kd.feature_losses`.
+
+A term of a recipe is a loss by its name, or a feature loss on maps of one's choice, NAME@TAP or NAME@TAP+TAP.
 
 All compute in float32 whatever comes in, send a gradient to the student alone, are 0 for a student equal to the
 teacher, and do not change when a batch is tiled along N, H or W. In a distributed run the mean over ranks of a
@@ -18,6 +21,7 @@ loss, and of its gradient, is that of the whole batch (see `basics.distributed`)
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -41,11 +45,12 @@ class LossSpec:
         fn: the loss; its arguments follow from ``kind`` (see the module docstring).
         kind: ``hard``, ``logits`` or ``features``.
         source: the paper, in a few words.
-        taps: the feature maps it looks at; their losses are averaged.
+        taps: the feature maps it looks at unless a term names others; their losses are averaged.
         adapter: the student's map passes through a trained 1x1 convolution to the teacher's channels.
         max_grid: maps are first averaged to at most this many cells a side; None leaves them.
         uses_temperature: ``fn`` takes ``temperature``.
-        min_classes: with fewer it is the same number whatever the student says, and has no gradient.
+        uses_stride: ``fn`` takes ``stride``, the pixels a cell.
+        min_classes: with fewer it has no gradient, whatever the student says.
     """
 
     fn: Callable[..., torch.Tensor]
@@ -55,10 +60,12 @@ class LossSpec:
     adapter: bool = False
     max_grid: int | None = None
     uses_temperature: bool = False
+    uses_stride: bool = False
     min_classes: int = 1
 
 
 ENCODER_TAPS = ("low", "mid", "high")
+TAPS = (*ENCODER_TAPS, "decoder")
 
 LOSSES: dict[str, LossSpec] = {
     # The softmax of a single class is 1 everywhere.
@@ -66,7 +73,10 @@ LOSSES: dict[str, LossSpec] = {
     "focal": LossSpec(hard_losses.focal, "hard", "Lin 2017", min_classes=2),
     "dice": LossSpec(hard_losses.dice, "hard", "Milletari 2016", min_classes=2),
     "kl": LossSpec(logit_losses.kl, "logits", "Hinton 2015", uses_temperature=True, min_classes=2),
+    # Of two standardised logits only the sign is left.
+    "kl_std": LossSpec(logit_losses.kl_std, "logits", "Sun 2024", uses_temperature=True, min_classes=3),
     "cwd": LossSpec(logit_losses.cwd, "logits", "Shu 2021", uses_temperature=True),
+    "bpkd": LossSpec(logit_losses.bpkd, "logits", "Liu 2024", uses_temperature=True, uses_stride=True),
     "dist": LossSpec(logit_losses.dist, "logits", "Huang 2022", min_classes=2),
     # A class is compared with the others: with one other, each unit row is (0, 1) or (1, 0).
     "icsd": LossSpec(logit_losses.icsd, "logits", "Mansourian 2024", min_classes=3),
@@ -76,7 +86,49 @@ LOSSES: dict[str, LossSpec] = {
     "pairwise": LossSpec(feature_losses.pairwise, "features", "Liu 2019", taps=("high",), max_grid=16),
     "at": LossSpec(feature_losses.at, "features", "Zagoruyko 2017", taps=ENCODER_TAPS),
     "csd": LossSpec(feature_losses.csd, "features", "Jenssen 2006", taps=ENCODER_TAPS, adapter=True),
+    "cwd_feat": LossSpec(
+        feature_losses.cwd_feat, "features", "Shu 2021", taps=("decoder",), adapter=True, uses_temperature=True
+    ),
+    "pkd": LossSpec(feature_losses.pkd, "features", "Cao 2022", taps=("decoder",), adapter=True),
+    "attnfd": LossSpec(feature_losses.attnfd, "features", "Mansourian 2024", taps=TAPS, adapter=True),
 }
+
+
+# ---- terms ----
+
+
+def loss_of(term: str) -> LossSpec:
+    """The row of a recipe's term: that of its loss, with the feature maps that the term names.
+
+    Raises:
+        UserError: an unknown loss or map, or maps for a loss that looks at none.
+    """
+    name, at, maps = term.partition("@")
+    spec = choose(LOSSES, name, "loss")
+    if not at:
+        return spec
+    if spec.kind != "features":
+        others = ", ".join(other for other, row in LOSSES.items() if row.kind == "features")
+        raise UserError(f"loss {term!r}: {name} looks at no feature map: leave out @{maps}; those that do are {others}")
+    named = re.split("[+,]", maps)
+    for tap in named:
+        choose(dict.fromkeys(TAPS), tap, f"feature map in the loss {term!r}:")
+    return replace(spec, taps=tuple(tap for tap in TAPS if tap in named))
+
+
+def term_name(term: str) -> str:
+    """The one spelling of a term: maps in the order of `TAPS`, and none where they are the loss's own.
+
+    Raises:
+        UserError: as `loss_of`.
+    """
+    taps, name = loss_of(term).taps, loss_name(term)
+    return name if taps == LOSSES[name].taps else f"{name}@{'+'.join(taps)}"
+
+
+def loss_name(term: str) -> str:
+    """The name in `LOSSES` of a recipe's term."""
+    return term.partition("@")[0]
 
 
 # ---- recipes ----
@@ -87,7 +139,7 @@ class Recipe:
     """Which losses make up the total, with which weights.
 
     Attributes:
-        weights: weight by loss name, as in `LOSSES`; terms of weight 0 are left out.
+        weights: weight by term, spelt as by `term_name`; terms of weight 0 are left out.
         temperature: the T of every loss that softens logits.
         adaptive: shift weight from the soft and feature terms to the hard ones (see `adaptive_weights`).
         source: the paper of a published mix, in a few words.
@@ -102,19 +154,19 @@ class Recipe:
     source: str = ""
 
     def __post_init__(self) -> None:
-        for name, weight in self.weights.items():
-            choose(LOSSES, name, "loss")
+        weights = {term_name(term): weight for term, weight in self.weights.items()}
+        for name, weight in weights.items():
             if not math.isfinite(weight) or weight < 0:
                 raise UserError(f"the weight of loss {name!r} must be finite and >= 0, not {weight}")
         if not self.temperature > 0:
             raise UserError(f"--temperature must be > 0, not {self.temperature}")
-        object.__setattr__(self, "weights", {name: w for name, w in self.weights.items() if w != 0})
+        object.__setattr__(self, "weights", {name: w for name, w in weights.items() if w != 0})
         if not self.weights:
             raise UserError("no loss is left: give ce, focal, dice, or a loss with a teacher, a weight above 0")
 
     def names(self, *kinds: Kind) -> list[str]:
         """Names of the terms of these kinds, in the recipe's order."""
-        return [name for name in self.weights if LOSSES[name].kind in kinds]
+        return [name for name in self.weights if loss_of(name).kind in kinds]
 
     def require_classes(self, num_classes: int, known: int | None = None) -> None:
         """A `UserError` that names every term which cannot act on so few classes.
@@ -125,9 +177,9 @@ class Recipe:
         counts = {name: num_classes for name in self.weights}
         if known is not None:
             counts |= dict.fromkeys(self.names("logits"), known)
-        idle = [name for name in self.weights if LOSSES[name].min_classes > counts[name]]
+        idle = [name for name in self.weights if loss_of(name).min_classes > counts[name]]
         if idle:
-            least, count = max(LOSSES[name].min_classes for name in idle), counts[idle[0]]
+            least, count = max(loss_of(name).min_classes for name in idle), counts[idle[0]]
             classes = f"{count} class{'es' * (count != 1)}"
             has = f"the data set has {classes}"
             if count != num_classes:
@@ -149,7 +201,7 @@ class Recipe:
     @property
     def taps(self) -> list[str]:
         """The feature maps that the recipe's feature losses look at."""
-        return sorted({tap for name in self.names("features") for tap in LOSSES[name].taps})
+        return sorted({tap for name in self.names("features") for tap in loss_of(name).taps})
 
     @property
     def dials(self) -> dict[str, float]:

@@ -15,8 +15,8 @@ import torch
 from torch.nn import functional as F
 
 DIMS = 64
-# Feature losses that see the teacher's vectors by their inner products alone. `csd` takes the ReLU of each channel,
-# which means nothing for a rotated vector.
+# Feature losses that see the teacher's vectors by their inner products alone. The others look at each channel by
+# itself (its ReLU, its softmax over positions, its deviation, its maximum), which means nothing for a rotated vector.
 KEPT_LOSSES = ("cosine", "pixelwise", "pairwise", "at")
 
 

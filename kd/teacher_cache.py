@@ -54,6 +54,7 @@ from kd.cache_store import (
 )
 from kd.cached_teacher import CachedTeacher, TrainingSplit, load_projections, measure_agreement
 from kd.distiller import LiveTeacher, Recipe, pad_batch
+from kd.losses import loss_name
 from kd.projection import DIMS, KEPT_LOSSES, Projection, fit_projection, projected_channels
 from networks.base import SegmentationModel
 from networks.folding import fold_batchnorm
@@ -133,7 +134,7 @@ def open_teacher_cache(
 
 def _check_losses(recipe: Recipe, model: SegmentationModel) -> None:
     for name in recipe.names("features"):
-        if name not in KEPT_LOSSES:
+        if loss_name(name) not in KEPT_LOSSES:
             raise UserError(
                 f"loss {name!r} needs the teacher's own channels, and a cache keeps a projection of them (enough for "
                 f"{', '.join(KEPT_LOSSES)}): leave out --cache-teacher, or the loss"

@@ -9,6 +9,7 @@ import io
 import json
 import math
 import os
+import random
 import re
 import shutil
 import signal
@@ -21,10 +22,11 @@ import compare
 from basics.errors import UserError
 from comparison import runs, scoring
 from comparison.markdown import escape, to_markdown
-from comparison.plan import METHOD_ARGUMENTS, check_files, load_plan
+from comparison.plan import check_files, load_plan
 from comparison.runs import state_of, train_missing
-from comparison.statistics import Spread, summarize, verdict
+from comparison.statistics import Spread, summarize, t_quantile, verdict
 from comparison.tables import runs_csv, summary_csv, tex_escape, to_tex
+from comparison.words import METHOD_ARGUMENTS
 from dataset import build_dataset
 from kd.losses import LOSSES
 from tests.comparisons import PARAMETERS, invent, pretend_done, read_plan, write_plan
@@ -47,13 +49,13 @@ def val_set(demo_data):
 
 
 def test_a_plan_is_a_list_of_commands_that_train_kd_understands(tmp_path, demo_data):
-    path = write_plan(tmp_path, demo_data, methods=METHODS + 'loss = ["cwd=3", "at=0.5"]\ncache_teacher = true\n')
+    path = write_plan(tmp_path, demo_data, methods=METHODS + 'loss = ["cwd=3", "at@high=0.5"]\ncache_teacher = true\n')
     path.write_text(path.read_text().replace("[common]", "[common]\nscale_range = [0.75, 1.5]"))
     plan = read_plan(path, tmp_path)
     names = [run.name for run in plan.runs]
     assert names == [f"{method}_compact_seed{seed}" for method in ("baseline", "kl") for seed in (0, 1)]
     run = plan.runs[-1]
-    assert (run.args.alpha, run.args.temperature, run.args.loss) == (1, 2, ["cwd=3", "at=0.5"])
+    assert (run.args.alpha, run.args.temperature, run.args.loss) == (1, 2, ["cwd=3", "at@high=0.5"])
     assert (run.args.cache_teacher, run.args.seed, run.args.resume) == ("fp16", 1, "auto")
     assert run.args.scale_range == [0.75, 1.5] and "--scale-range 0.75 1.5 " in run.command
     assert run.folder == tmp_path / "runs" / "tiny" / "kl_compact_seed1" == run.args.output_dir / run.args.name
@@ -90,6 +92,7 @@ def test_methods_may_set_all_losses_and_nothing_else():
         ("", "[methods.baseline]\nlr = 1e-3", ["same budget"]),
         ("", "[methods.baseline]\nbatch-size = 4", ["same budget"]),
         ("", '[methods.baseline]\nloss = ["nope=1"]', ["[methods.baseline]", "unknown loss 'nope'"]),
+        ("", '[methods.baseline]\nloss = ["at@hi=1"]', ["[methods.baseline]", "feature map in the loss 'at@hi'"]),
         ("", "[methods.kl]\nalpha = 1", ["baseline = 'baseline' is not among", "kl"]),
         ("", '[methods.baseline]\n[methods."a/b"]', ["'a/b'", "folder"]),
         ("", METHODS + "[reprot]", ["reprot", "did you mean 'report'"]),
@@ -345,11 +348,34 @@ def test_spread_by_hand():
     assert spread.std == pytest.approx(math.sqrt(21 / 90000))
     assert Spread.of([0.5]) == Spread(0.5, None)
     assert Spread.of([]) is None
+    # t(2 degrees) = 4.302653: 4.302653 * sqrt(21 / 90000 / 3) = 0.0379458
+    assert spread.interval == pytest.approx((0.08 / 3 - 0.0379458, 0.08 / 3 + 0.0379458), rel=1e-5)
+    assert Spread.of([0.5]).interval is None
+
+
+@pytest.mark.parametrize(
+    ("degrees", "quantile"),
+    [(1, 12.7062), (2, 4.30265), (3, 3.18245), (4, 2.77645), (5, 2.57058), (9, 2.26216), (10, 2.22814), (30, 2.04227),
+     (120, 1.97993), (1000, 1.96234)],
+)  # fmt: skip
+def test_quantiles_are_those_of_the_printed_tables(degrees, quantile):
+    assert t_quantile(degrees) == pytest.approx(quantile, abs=1e-5 * quantile)
+
+
+def test_the_interval_holds_the_truth_in_95_of_100_cases():
+    generator = random.Random(0)
+    for n in (2, 3, 5):
+        samples = [Spread.of([generator.gauss(0.3, 2.0) for _ in range(n)]).interval for _ in range(4000)]
+        assert sum(low < 0.3 < high for low, high in samples) / 4000 == pytest.approx(0.95, abs=0.012)
 
 
 @pytest.mark.parametrize(
     ("values", "word"),
     [([0.03, 0.04, 0.01], "within noise"), ([0.03, 0.04, 0.035], "yes"), ([-0.03, -0.04, -0.035], "no"),
+     # Of the same mean and deviation: three seeds leave it open, nine do not.
+     ([0.01, 0.02, 0.03], "within noise"), ([0.01, 0.02, 0.03] * 3, "yes"), ([-0.01, -0.02, -0.03] * 3, "no"),
+     # More than twice their deviation above 0, which three seeds do not make sure of: 2.1 < 4.3 / sqrt(3).
+     ([0.011, 0.021, 0.031], "within noise"),
      ([-0.03, 0.04, 0.0], "within noise"), ([0.0, 0.0, 0.0], "within noise"), ([0.05, 0.05], "—"),
      ([0.05], "—"), ([], "—")],
 )  # fmt: skip
@@ -392,7 +418,7 @@ def test_chosen_classes_by_hand(tmp_path, demo_data, val_set):
     assert (kl.difference.mean, kl.pairs) == pytest.approx((0.035, 3))  # the other columns stay as they are
     text = to_markdown(comparison, lines)
     assert "| mIoU-3 % | mIoU-3 difference | mIoU-3 helps? |" in text
-    assert "| 52.75 ± 1.25 | +1.75 ± 0.25 | yes |" in text
+    assert "| 52.75 ± 1.25 | +1.75 (+1.13 to +2.37) | yes |" in text
     assert f"mIoU-3: the same over these classes alone, chosen in the plan: {names[0]}, {names[1]}" in text
     assert "mIoU-3 difference" in to_tex(comparison, lines)
     summary = list(csv.DictReader(io.StringIO(summary_csv(lines))))
@@ -438,14 +464,15 @@ def test_markdown(invented):
     cells = dict(zip(titles, kl, strict=True))
     assert cells["method"] == "kl" and cells["seeds"] == "2"
     assert cells["mIoU %"] == "55.50 ± 3.54"
-    assert cells["difference to baseline"] == "+3.50 ± 0.71"
+    assert cells["difference to baseline"] == "+3.50 (-2.85 to +9.85)"
     assert cells["helps?"] == "—"
     assert dict(zip(titles, teacher, strict=True))["MACs G"] == "—"
     assert dict(zip(titles, baseline, strict=True))["difference to baseline"] == "—"
     for piece in ("native resolution", "abc123", "a &lt;machine&gt;", "python compare.py", "kl_compact_seed2"):
         assert piece in text
     assert "over up to 3 seeds (some runs are not finished" in text
-    assert "standard deviation of these paired differences over seeds" in text
+    assert "the mean of these paired differences over seeds and, in brackets, its 95 % t-interval" in text
+    assert "the largest difference to the baseline is that of kl, +3.50 points (95 % interval -2.85 to +9.85)." in text
 
 
 def test_text_that_means_something_in_markdown():
@@ -456,7 +483,8 @@ def test_one_seed_has_no_standard_deviation(tmp_path, demo_data, val_set):
     plan = read_plan(write_plan(tmp_path, demo_data, methods=METHODS, seeds=[0]), tmp_path)
     comparison = invent(plan, val_set, {"baseline": [0.5], "kl": [0.53]}, teacher=None)
     text = to_markdown(comparison, summarize(comparison))
-    assert "| 53.00 ± — | +3.00 ± — | — |" in text
+    assert "| 53.00 ± — | +3.00 | — |" in text
+    assert "is that of kl, +3.00 points. With one pair" in text
     assert "One seed only" in text
 
 

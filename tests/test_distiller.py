@@ -1,5 +1,7 @@
 """The distiller: what is computed, on which grid, and what must never change."""
 
+import dataclasses
+
 import pytest
 import torch
 from torch import nn
@@ -109,6 +111,51 @@ def test_adapters_are_built_once_and_trained():
     distiller.total(distiller.losses(tiny_batch())).backward()
     for adapter in distiller.model.adapters.values():
         assert isinstance(adapter, nn.Conv2d) and adapter.weight.grad.abs().sum() > 0
+
+
+def test_terms_on_other_maps_have_adapters_and_losses_of_their_own():
+    distiller = make_distiller({"ce": 1.0, "cosine": 1.0, "cosine@high": 2.0, "at@decoder+mid": 1.0, "pkd@mid": 1.0})
+    adapters = ["cosine@high_high", "cosine_high", "cosine_low", "cosine_mid", "pkd@mid_mid"]
+    assert sorted(distiller.model.adapters) == adapters
+    assert distiller.model.adapters["pkd@mid_mid"].out_channels == 32  # the teacher's
+    distiller.model.eval()
+    batch = tiny_batch()
+    losses = distiller.losses(batch)
+    assert list(losses) == ["ce", "cosine", "cosine@high", "at@mid+decoder", "pkd@mid"]
+    # By hand: the attention of two maps, each at the student's own stride, and their mean.
+    student_taps = distiller.student.forward_taps(batch["image"])[1]
+    told = distiller.teacher(batch).taps
+    by_hand = []
+    for tap in ("mid", "decoder"):
+        valid = torch.ones(2, *told[tap].shape[-2:], dtype=torch.bool)
+        by_hand.append(LOSSES["at"].fn(student_taps[tap], told[tap], valid))
+    torch.testing.assert_close(losses["at@mid+decoder"], sum(by_hand) / 2)
+    distiller.total(losses).backward()
+    assert all(adapter.weight.grad.abs().sum() > 0 for adapter in distiller.model.adapters.values())
+
+
+def test_a_map_that_a_term_names_and_a_network_lacks_is_an_error_that_names_both():
+    teacher = TinyModel()
+    del teacher.tap_channels["decoder"]
+    with pytest.raises(UserError, match=r"loss 'cosine@decoder' needs the feature map 'decoder', which this teacher"):
+        make_distiller({"ce": 1.0, "cosine@decoder": 1.0}, teacher_model=teacher)
+
+
+def test_losses_are_told_temperature_and_stride(monkeypatch):
+    told = {}
+
+    def spy(name):
+        def fn(student, teacher, valid, **options):
+            told[name] = options
+            return student.sum() * 0
+
+        return dataclasses.replace(LOSSES[name], fn=fn)
+
+    for name in ("bpkd", "cwd_feat", "pkd"):
+        monkeypatch.setitem(LOSSES, name, spy(name))
+    weights = {"ce": 1.0, "bpkd": 1.0, "cwd_feat@mid": 1.0, "pkd": 1.0}
+    make_distiller(weights, teacher_model=TinyModel(width=16, logit_stride=8), temperature=3.0).losses(tiny_batch())
+    assert told == {"bpkd": {"temperature": 3.0, "stride": 8}, "cwd_feat": {"temperature": 3.0}, "pkd": {}}
 
 
 def test_what_lies_under_padding_changes_no_distillation_loss():

@@ -67,15 +67,43 @@ def test_no_state_after_a_bad_loss_is_ever_saved(every, tiny_args, tmp_path):
     assert all(value.isfinite().all() for value in checkpoint["state_dict"].values())
 
 
-def test_weights_that_a_step_has_spoilt_are_not_saved(tiny_args, tmp_path):
-    """The loss of the step was finite; its gradient was not."""
-    args = tiny_args("--save-steps", "1", "--optimizer", "sgd")
+@pytest.mark.parametrize("clip", [[], ["--clip-norm", "1"]], ids=["", "clipped"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("every", [1, 20])
+def test_gradients_that_are_not_finite_stop_the_run_before_they_spoil_a_weight(
+    every, optimizer, clip, tiny_args, tmp_path
+):
+    """The loss of the step is finite; its gradient is not. Looked at late, as on a GPU, further steps come after it."""
+    args = tiny_args("--optimizer", optimizer, *clip)
     trainer = Trainer(args, make_recipe(args))
+    trainer.watch.every = every
+    before = {}
 
     def spoil_next_gradient(trainer):
+        before.update({name: value.detach().clone() for name, value in trainer.student.named_parameters()})
         trainer.student.classifier.bias.register_hook(lambda gradient: gradient * float("inf"))
 
     poison(trainer, 2, spoil_next_gradient)
+    with pytest.raises(
+        UserError, match=r"the norm of the gradients is \w+ \(of the loss [\d.]+\) in epoch 1, batch of demo_"
+    ):
+        trainer.run()
+    assert trainer.progress.step == (2 if every == 1 else 4)
+    assert all(torch.equal(before[name], value) for name, value in trainer.student.named_parameters())
+    assert all(value.isfinite().all() for value in trainer.optimization.moments)
+
+
+def test_weights_that_a_step_has_spoilt_are_not_saved(tiny_args, tmp_path):
+    """Its loss and its gradient were finite; the step was too long."""
+    args = tiny_args("--save-steps", "1", "--optimizer", "sgd")
+    trainer = Trainer(args, make_recipe(args))
+
+    def lengthen(trainer):
+        trainer.optimization.optimizer.param_groups[0]["lr"] = 3e38
+        for parameter in trainer.student.parameters():
+            parameter.register_hook(lambda gradient: gradient * 1e4)
+
+    poison(trainer, 2, lengthen)
     with pytest.raises(UserError, match=r"not finite, not saved; .*last\.pth holds the last good state"):
         trainer.run()
     checkpoint = load_file(tmp_path / "run" / "last.pth")
@@ -87,10 +115,17 @@ def test_weights_that_a_step_has_spoilt_are_not_saved(tiny_args, tmp_path):
 def test_the_first_bad_batch_is_named(tmp_path):
     watch = LossWatch(torch.device("meta"), torch.amp.GradScaler("cpu", enabled=False), tmp_path / "last.pth")
     watch.every = 3
-    assert not watch.add(torch.tensor(1.0), ["good"], 1)
-    assert not watch.add(torch.tensor(float("inf")), ["bad", "other"], 1)
+    one = torch.tensor(1.0)
+    watch.add(one, one, ["good"], 1)
+    watch.add(torch.tensor(float("inf")), one, ["bad", "other"], 1)
     with pytest.raises(UserError, match="the loss is inf in epoch 1, batch of bad, other; nothing was saved yet"):
-        watch.add(torch.tensor(float("nan")), ["later"], 2)
+        watch.add(torch.tensor(float("nan")), one, ["later"], 2)
+    watch.every = 1
+    watch.add(one, one, ["good"], 1)
+    with pytest.raises(
+        UserError, match=r"the norm of the gradients is nan \(of the loss 1\) in epoch 3, batch of steep;"
+    ):
+        watch.add(one, one * float("nan"), ["steep"], 3)
 
 
 def test_refuse_non_finite(tmp_path):

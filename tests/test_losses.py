@@ -8,10 +8,12 @@ import math
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from basics.batch import VOID
 from basics.errors import UserError, choose
-from kd.losses import LOSSES, PAPER_LAMBDAS, PRESETS, Recipe, adaptive_weights
+from kd.loss_tools import class_borders
+from kd.losses import LOSSES, PAPER_LAMBDAS, PRESETS, TAPS, Recipe, adaptive_weights, loss_of, term_name
 
 HARD = [name for name, spec in LOSSES.items() if spec.kind == "hard"]
 SOFT = [name for name, spec in LOSSES.items() if spec.kind != "hard"]
@@ -59,9 +61,10 @@ def test_registry_row_fits_its_function(name):
     parameters = inspect.signature(spec.fn).parameters
     assert spec.kind in ("hard", "logits", "features")
     assert spec.uses_temperature == ("temperature" in parameters)
+    assert spec.uses_stride == ("stride" in parameters)
     assert ("class_weights" in parameters) == (spec.kind == "hard")
     assert bool(spec.taps) == (spec.kind == "features")
-    assert set(spec.taps) <= {"low", "mid", "high", "decoder"}
+    assert set(spec.taps) <= set(TAPS)
     assert spec.source
     for word in ("shapes", "scale", "void and padding"):
         assert word in spec.fn.__doc__.lower()
@@ -118,6 +121,21 @@ def test_tiling_changes_nothing(name, tiles):
     n, h, w = tiles
     tiled = [x.repeat(n, 1, h, w) if x.ndim == 4 else x.repeat(n, h, w) for x in tensors]
     torch.testing.assert_close(LOSSES[name].fn(*tiled), LOSSES[name].fn(*tensors), rtol=1e-5, atol=1e-6)
+
+
+def test_bpkd_does_not_change_when_a_picture_is_mirrored_at_its_edges():
+    """The other losses see no neighbourhood; here copies side by side would make borders where they meet."""
+    student, teacher, valid = bordered()
+    border = class_borders(teacher, valid, window=3)
+    assert 0 < border.sum() < valid.sum(), "both halves of the loss are at work"
+
+    def mirrored(x, dims):
+        return torch.cat([torch.cat([x, x.flip(-1)], -1), torch.cat([x, x.flip(-1)], -1).flip(dims)], dims)
+
+    tiled = [mirrored(x, -2) for x in (student, teacher, valid)]
+    for stride in (1, 3, 8):
+        expected = LOSSES["bpkd"].fn(student, teacher, valid, stride=stride)
+        torch.testing.assert_close(LOSSES["bpkd"].fn(*tiled, stride=stride), expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", SOFT)
@@ -240,7 +258,8 @@ def test_huge_values_give_finite_gradients(name, dtype):
     assert grad.isfinite().all()
 
 
-@pytest.mark.parametrize("name", [name for name in SOFT if LOSSES[name].uses_temperature])
+# Standardised logits have no scale that a temperature could take away: see below.
+@pytest.mark.parametrize("name", [name for name in SOFT if LOSSES[name].uses_temperature and name != "kl_std"])
 def test_temperature_softens_and_rescales(name):
     student, teacher, valid = soft_inputs(name)
     fn = LOSSES[name].fn
@@ -248,6 +267,16 @@ def test_temperature_softens_and_rescales(name):
         fn(student, teacher, valid, temperature=4.0), 16 * fn(student / 4, teacher / 4, valid, temperature=1.0)
     )
     torch.testing.assert_close(fn(student, teacher, valid), fn(student, teacher, valid, temperature=1.0))
+
+
+def test_kl_std_sees_neither_scale_nor_offset():
+    student, teacher, valid = soft_inputs("kl_std")
+    fn = LOSSES["kl_std"].fn
+    expected = fn(student, teacher, valid, temperature=2.0)
+    torch.testing.assert_close(fn(5 * student + 3, 0.1 * teacher - 7, valid, temperature=2.0), expected)
+    torch.testing.assert_close(fn(teacher * 9, teacher, valid), torch.tensor(0.0), atol=1e-6, rtol=0)
+    standard = [(x - x.mean(1, keepdim=True)) / x.std(1, keepdim=True) for x in (student, teacher)]
+    torch.testing.assert_close(expected, LOSSES["kl"].fn(*standard, valid, temperature=2.0))
 
 
 @pytest.mark.parametrize("name", SOFT)
@@ -414,9 +443,63 @@ def test_csd_by_hand():
     assert soft("csd", maps([1.0, 0.0]), maps([0.0, 1.0])) == pytest.approx(-2 * math.log(1e-6), rel=1e-2)
 
 
+def bordered(classes: int = 3):
+    """Random student, teacher and valid of 2 pictures, whose left and right halves are of another class each."""
+    generator = torch.Generator().manual_seed(3)
+    student, teacher = (torch.randn(2, classes, 10, 12, generator=generator) for _ in range(2))
+    teacher[:, 0, :, :5] += 20
+    teacher[0, 1, :, 5:] += 20
+    teacher[1, 2, :, 5:] += 20
+    valid = torch.rand(2, 10, 12, generator=generator) > 0.1
+    return student, teacher, valid
+
+
+def test_class_borders_by_hand():
+    labels = torch.tensor([[[0, 0, 0, 0, 1, 1, 2]]])
+    logits = F.one_hot(labels, 3).movedim(-1, 1).float()
+    valid = torch.ones(1, 1, 7, dtype=torch.bool)
+    assert class_borders(logits, valid, 3).int().tolist() == [[[0, 0, 0, 1, 1, 1, 1]]]
+    assert class_borders(logits, valid, 5).int().tolist() == [[[0, 0, 1, 1, 1, 1, 1]]]
+    assert class_borders(logits, valid, 1).any() == 0
+    valid[..., 4:6] = False  # between 0 and 2 lies nothing now, but they are neighbours at three cells' distance
+    assert class_borders(logits, valid, 3).int().tolist() == [[[0] * 7]]
+    assert class_borders(logits, valid, 7).int().tolist() == [[[0, 0, 0, 1, 0, 0, 1]]]
+
+
+@pytest.mark.parametrize(
+    ("stride", "columns"), [(1, range(2, 8)), (2, range(3, 7)), (3, range(4, 6)), (16, range(4, 6))]
+)
+def test_bpkd_is_kl_within_three_pixels_of_a_border_and_cwd_elsewhere(stride, columns):
+    student, teacher, valid = bordered()
+    border = torch.zeros_like(valid)
+    border[..., list(columns)] = True
+    expected = LOSSES["kl"].fn(student, teacher, valid & border, temperature=2.0)
+    expected = expected + LOSSES["cwd"].fn(student, teacher, valid & ~border, temperature=2.0)
+    torch.testing.assert_close(LOSSES["bpkd"].fn(student, teacher, valid, temperature=2.0, stride=stride), expected)
+
+
+def test_pkd_by_hand():
+    # Channel 0: the same up to scale and offset; channel 1: opposite; channel 2: constant in the student.
+    student = maps([1.0, 1.0, 5.0], [2.0, 2.0, 5.0], [3.0, 3.0, 5.0])
+    teacher = maps([10.0, 0.0, 1.0], [30.0, -4.0, 2.0], [50.0, -8.0, 4.0])
+    assert soft("pkd", student, teacher) == pytest.approx((0 + 2 + 0.5) / 3, abs=1e-6)
+    # Over the whole batch: two images that are constant each, and differ as the teacher's do.
+    assert soft("pkd", torch.tensor([1.0, 2.0]).view(2, 1, 1, 1), torch.tensor([0.0, 9.0]).view(2, 1, 1, 1)) < 1e-6
+
+
+def test_attnfd_by_hand():
+    sigmoid = [1 / (1 + math.exp(-z)) for z in (2 + 4, -1.5 - 1)]  # channel 0: mean 2, maximum 4; channel 1: -1.5, -1
+    f = [[0 * sigmoid[0], -2 * sigmoid[1]], [4 * sigmoid[0], -1 * sigmoid[1]]]  # by position
+    gates = [1 / (1 + math.exp(-(sum(values) / 2 + max(values)))) for values in f]
+    student = [value * gate for values, gate in zip(f, gates, strict=True) for value in values]
+    teacher = [1.0, 1.0, 1.0, 1.0]  # a constant map stays one
+    cosine = sum(student) / math.hypot(*student) / math.hypot(*teacher)
+    assert soft("attnfd", maps([0.0, -2.0], [4.0, -1.0]), maps([7.0, 7.0], [7.0, 7.0])) == pytest.approx(2 - 2 * cosine)
+
+
 def test_per_image_losses_average_over_images():
     """One valid cell or twenty: each image has the same weight where the loss belongs to an image."""
-    for name in ("cwd", "icsd", "pairwise", "at", "csd"):
+    for name in ("cwd", "icsd", "pairwise", "at", "csd", "cwd_feat", "attnfd"):
         student, teacher, valid = soft_inputs(name, n=2)
         valid[:] = True
         valid[0, 1:] = False
@@ -425,7 +508,7 @@ def test_per_image_losses_average_over_images():
 
 
 def test_per_position_losses_average_over_positions():
-    for name in ("kl", "cosine", "pixelwise"):
+    for name in ("kl", "kl_std", "cosine", "pixelwise"):
         student, teacher, valid = soft_inputs(name, n=2)
         valid[:] = True
         valid[0, 1:] = False
@@ -489,7 +572,7 @@ def test_unknown_loss_lists_the_known_ones():
 @pytest.mark.parametrize("classes", [1, 2, 3, 4])
 @pytest.mark.parametrize("name", [name for name, spec in LOSSES.items() if spec.kind != "features"])
 def test_the_least_number_of_classes_is_true(name, classes):
-    """From it on there is a gradient; below there is none, nor a loss."""
+    """From it on there is a gradient; below there is none, nor (but for a sign, in `kl_std`) a loss."""
     generator = torch.Generator().manual_seed(classes)
     student = torch.randn(2, classes, 6, 6, generator=generator)
     if LOSSES[name].kind == "hard":
@@ -500,7 +583,8 @@ def test_the_least_number_of_classes_is_true(name, classes):
     if classes >= LOSSES[name].min_classes:
         assert loss > 0 and gradient.abs().max() > 1e-5
     else:
-        assert loss.abs() < 1e-6 and gradient.abs().max() < 1e-6
+        assert gradient.abs().max() < 1e-6
+        assert loss.abs() < 1e-6 or (name, classes) == ("kl_std", 2)
 
 
 def test_recipes_name_every_term_that_cannot_act():
@@ -511,3 +595,50 @@ def test_recipes_name_every_term_that_cannot_act():
     with pytest.raises(UserError, match=r"^ce and kl and icsd would teach nothing: the data set has 1 class, "):
         recipe.require_classes(1)
     Recipe({"ce": 1.0, "icsd": 0.0}).require_classes(2)
+
+
+# ---- terms: losses on maps of one's choice ----
+
+
+@pytest.mark.parametrize(
+    ("term", "name", "taps"),
+    [
+        ("cosine", "cosine", ("low", "mid", "high")),
+        ("cosine@high", "cosine@high", ("high",)),
+        ("cosine@decoder+low", "cosine@low+decoder", ("low", "decoder")),
+        ("cosine@decoder,low", "cosine@low+decoder", ("low", "decoder")),
+        ("cosine@high+mid+low", "cosine", ("low", "mid", "high")),
+        ("cwd_feat@decoder", "cwd_feat", ("decoder",)),
+        ("at@high+high", "at@high", ("high",)),
+        ("kl", "kl", ()),
+    ],
+)
+def test_a_term_names_its_maps(term, name, taps):
+    assert term_name(term) == name
+    assert loss_of(term).taps == taps
+    assert loss_of(term).fn is LOSSES[term.partition("@")[0]].fn
+
+
+@pytest.mark.parametrize(
+    ("term", "words"),
+    [
+        ("cosin@high", ["unknown loss 'cosin'", "cosine"]),
+        ("cosine@hihg", ["unknown feature map in the loss 'cosine@hihg'", "'hihg'", "high", "decoder"]),
+        ("cosine@", ["unknown feature map", "low"]),
+        ("cosine@low+", ["unknown feature map"]),
+        ("kl@high", ["kl looks at no feature map", "leave out @high", "cwd_feat"]),
+        ("ce@high", ["ce looks at no feature map"]),
+    ],
+)
+def test_terms_that_mean_nothing_are_refused(term, words):
+    with pytest.raises(UserError) as error:
+        Recipe({term: 1.0})
+    assert all(word in str(error.value) for word in words), error.value
+
+
+def test_a_recipe_may_have_several_terms_of_one_loss():
+    recipe = Recipe({"ce": 1.0, "cosine": 1.0, "cosine@decoder": 2.0, "at@high+mid": 0.5, "kl": 0.0})
+    assert recipe.weights == {"ce": 1.0, "cosine": 1.0, "cosine@decoder": 2.0, "at@mid+high": 0.5}
+    assert recipe.names("features") == ["cosine", "cosine@decoder", "at@mid+high"]
+    assert recipe.taps == ["decoder", "high", "low", "mid"]
+    assert Recipe({"ce": 1.0, "at@high": 1.0}).taps == ["high"]

@@ -85,6 +85,15 @@ def reference_kl(student, teacher, valid, temperature):
     )
 
 
+def reference_kl_std(student, teacher, valid, temperature):
+    def standard(z):
+        return (z - z.mean()) / z.std(ddof=1) / temperature
+
+    return temperature**2 * np.mean(
+        [kl_divergence(softmax(standard(t)), softmax(standard(s))) for s, t in positions(student, teacher, valid)]
+    )
+
+
 def reference_cwd(student, teacher, valid, temperature):
     images = [
         np.mean(
@@ -96,6 +105,24 @@ def reference_cwd(student, teacher, valid, temperature):
         for image_s, image_t in valid_images(student, teacher, valid)
     ]
     return temperature**2 * np.mean(images)
+
+
+def reference_bpkd(student, teacher, valid, temperature, stride):
+    assert stride == 8  # 3 pixels reach into the next cell, and no further
+    classes = teacher.argmax(axis=1)
+    border = np.zeros_like(valid)
+    for n, y, x in np.argwhere(valid):
+        window = [
+            classes[n, v, u]
+            for v in range(max(y - 1, 0), min(y + 2, valid.shape[1]))
+            for u in range(max(x - 1, 0), min(x + 2, valid.shape[2]))
+            if valid[n, v, u]
+        ]
+        border[n, y, x] = len(set(window)) > 1
+    body = valid & ~border
+    assert border.any() and body.any()
+    at_borders = reference_kl(student, teacher, border, temperature)
+    return at_borders + reference_cwd(student, teacher, body, temperature)
 
 
 def reference_dist(student, teacher, valid):
@@ -157,6 +184,28 @@ def reference_csd(student, teacher, valid):
     return np.mean(images)
 
 
+def reference_cwd_feat(student, teacher, valid, temperature):
+    return reference_cwd(student, teacher, valid, temperature)
+
+
+def reference_pkd(student, teacher, valid):
+    columns = [x.swapaxes(0, 1)[:, valid] for x in (student, teacher)]  # (channels, valid positions of the batch)
+    halves = []
+    for s, t in zip(*columns, strict=True):
+        s, t = ((x - x.mean()) / x.std() for x in (s, t))
+        halves.append(((s - t) ** 2).mean() / 2)
+    return np.mean(halves)
+
+
+def reference_attnfd(student, teacher, valid):
+    def attended(image):  # (channels, positions)
+        image = np.stack([row / (1 + np.exp(-row.mean() - row.max())) for row in image])
+        image = np.stack([column / (1 + np.exp(-column.mean() - column.max())) for column in image.T])
+        return image / np.sqrt((image**2).sum())
+
+    return np.mean([((attended(s) - attended(t)) ** 2).sum() for s, t in valid_images(student, teacher, valid)])
+
+
 REFERENCES = {name.removeprefix("reference_"): fn for name, fn in globals().items() if name.startswith("reference_")}
 
 
@@ -183,7 +232,11 @@ def random_case(name: str, seed: int):
     if seed == 1:
         valid[1] = False
     arguments = (normal(3, CLASSES), normal(3, teacher_channels), valid)
+    if spec.uses_stride:  # pictures of two halves, so that not every cell is at a border
+        arguments[1][:, 0, :, :2] += 9
+        arguments[1][:, 1, :, 2:] += 9
     options = {"temperature": TEMPERATURE} if spec.uses_temperature else {}
+    options |= {"stride": 8} if spec.uses_stride else {}
     return arguments, options, (*(x.numpy() for x in arguments), *options.values())
 
 

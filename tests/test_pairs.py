@@ -14,7 +14,9 @@ import torch
 
 from basics.checkpoint import save_atomic
 from dataset import build_dataset
-from kd.losses import LOSSES, PRESETS
+from kd.distiller import DistilledStudent, Distiller, LiveTeacher
+from kd.losses import LOSSES, PRESETS, Recipe, loss_name
+from tests.tiny import tiny_batch
 from train_kd import get_args_parser, main, make_recipe
 from training.runlog import read_metrics
 from zoo import create_model, model_file_dict
@@ -64,17 +66,40 @@ def test_line_of_train_txt_trains_and_scores(line, demo_data, untrained, tmp_pat
     assert 0 <= row["val_miou"] <= 1
 
 
+PAIRS = (
+    ("fcn_resnet50", "standard"),
+    ("unet_vgg16", "fastlitessnet"),
+    ("unet_resnet50", "fastlitessnet"),
+    ("deeplabv3plus_resnet101", "deeplabv3plus_resnet18"),
+    ("deeplabv3plus_resnet101", "deeplabv3plus_mobilenet_v2"),
+    ("segformer_b4", "segformer_b0"),
+)
+
+
 def test_train_txt_names_every_preset_and_pair():
     parsed = [get_args_parser().parse_args(shlex.split(line)[2:]) for line in LINES]
     assert {args.preset for args in parsed} - {None} == set(PRESETS)
     pairs = {(args.teacher, args.student) for args in parsed if make_recipe(args).needs_teacher}
-    assert {
-        ("fcn_resnet50", "standard"),
-        ("unet_vgg16", "fastlitessnet"),
-        ("unet_resnet50", "fastlitessnet"),
-        ("deeplabv3plus_resnet101", "deeplabv3plus_resnet18"),
-        ("deeplabv3plus_resnet101", "deeplabv3plus_mobilenet_v2"),
-        ("segformer_b4", "segformer_b0"),
-    } <= pairs
-    used = {name for args in parsed for name in make_recipe(args).weights}
+    assert set(PAIRS) <= pairs
+    used = {loss_name(term) for args in parsed for term in make_recipe(args).weights}
     assert used == set(LOSSES)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("teacher", "student"), PAIRS, ids="-".join)
+def test_every_loss_takes_a_step_with_every_pair(teacher, student):
+    """One step of every loss at once, the teacher's map of a name on the student's of that name; all of it finite."""
+    torch.manual_seed(0)
+    network = create_model(student, 5, "none").train()
+    recipe = Recipe({name: 1.0 for name in LOSSES} | {"cosine@decoder": 1.0, "at@mid+high": 1.0}, temperature=2.0)
+    guide = LiveTeacher(create_model(teacher, 5, "none"))
+    model = DistilledStudent(network, recipe, guide).train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    distiller = Distiller(model, network, recipe, guide)
+    losses = distiller.losses(tiny_batch(size=64, classes=5))
+    assert list(losses) == list(recipe.weights)
+    for name, loss in losses.items():
+        assert loss.isfinite() and loss > 0, name
+    distiller.total(losses).backward()
+    optimizer.step()
+    assert all(value.isfinite().all() for value in model.state_dict().values())

@@ -20,12 +20,12 @@ import pytest
 from PIL import Image
 
 from basics.checkpoint import load_file, save_atomic
-from comparison.charts import curves_svg, make_curve, nice_ticks
+from comparison.charts import curves_svg, gains_svg, make_curve, nice_ticks
 from comparison.markup import element, write
 from comparison.panels import extremes, image_differences
 from comparison.plan import Group
 from comparison.report import to_html
-from comparison.statistics import summarize
+from comparison.statistics import Spread, summarize
 from dataset import build_dataset
 from segdata.drawing import colorize
 from tests.comparisons import invent, read_plan, write_plan
@@ -157,8 +157,8 @@ def test_the_table_says_what_the_numbers_say(tree):
     rows = [re.sub(r"\s+", " ", text) for _, text in tree.all("tr")]
     kl = next(row for row in rows if row.startswith("kl"))
     worse = next(row for row in rows if row.startswith("worse"))
-    assert "55.50 ± 2.50" in kl and "+3.50 ± 0.50" in kl and "yes" in kl
-    assert "-5.50 ± 0.50" in worse and "no" in worse
+    assert "55.50 ± 2.50" in kl and "+3.50 (+2.26 to +4.74)" in kl and "yes" in kl
+    assert "-5.50 (-6.74 to -4.26)" in worse and "no" in worse
     text = " ".join(text for _, text in tree.all("body"))
     for piece in (
         "native resolution",
@@ -201,7 +201,7 @@ def test_differences_are_means_over_the_seeds_that_both_have(comparison):
 def test_pictures_show_the_images_with_the_largest_gains(comparison, tree):
     ids = comparison.dataset.ids
     captions = [text for _, text in tree.all("figcaption")]
-    assert f"{ids[-1]}: +6.5 points" in captions[1] and f"{ids[-2]}: +5.5 points" in captions[2]
+    assert f"{ids[-1]}: +6.5 points" in captions[2] and f"{ids[-2]}: +5.5 points" in captions[3]
     assert "There are none." in " ".join(text for _, text in tree.all("main"))
     titles = [text for attrs, text in tree.all("span") if attrs.get("class") == "title"]
     assert titles[:5] == ["Input", "Truth", "Teacher", "Baseline", "Distilled (kl)"]
@@ -257,6 +257,27 @@ def test_the_last_point_of_the_line_is_highest_on_the_page(comparison):
     (x1, y1), (x3, y3) = ([float(part) for part in point.split(",")] for point in points)
     assert x1 < x3 and y3 < y1  # to the right, and up
     assert float(svg.find(".//line[@class='level']").get("y1")) < y3
+
+
+def test_the_chart_of_gains_shows_intervals_about_zero(tree):
+    """Positions on the page, read off the ticks: a mean and both ends of its interval."""
+    label = next(attrs["aria-label"] for attrs, _ in tree.all("svg") if "Difference" in attrs.get("aria-label", ""))
+    assert "kl +3.50 (+2.26 to +4.74); worse -5.50 (-6.74 to -4.26)" in label
+    svg = gains_svg(
+        [("kl", Spread.of([0.03, 0.04, 0.035])), ("a name that is much too long", Spread(-0.055, None))], ""
+    )
+    texts = [(text.text, float(text.get("x"))) for text in svg.iter("text") if text.get("class") == "tick below"]
+    (first, x_first), (last, x_last) = texts[0], texts[-1]
+
+    def points(x):
+        return float(first) + (float(last) - float(first)) * (float(x) - x_first) / (x_last - x_first)
+
+    kl, other = svg.findall("line[@class='whisker series-1']")
+    assert (points(kl.get("x1")), points(kl.get("x2"))) == pytest.approx((2.258, 4.742), abs=0.02)
+    assert points(other.get("x1")) == points(other.get("x2")) == pytest.approx(-5.5, abs=0.02)  # a single pair
+    assert [points(dot.get("cx")) for dot in svg.findall("circle")] == pytest.approx([3.5, -5.5], abs=0.02)
+    assert points(svg.find("line[@class='level']").get("x1")) == pytest.approx(0, abs=0.02)
+    assert [text.text for text in svg.iter("text") if text.get("class") == "tick left"][1].endswith("…")
 
 
 @pytest.mark.parametrize("methods", ["", "[methods.kl]\nalpha = 1\n"])

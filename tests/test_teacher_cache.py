@@ -263,6 +263,23 @@ def test_every_kept_loss_trains_with_the_cache(train_set, cache_dir, cached, nam
     assert sum(p.grad.abs().sum().item() for p in student.backbone.parameters() if p.grad is not None) > 0
 
 
+def test_terms_on_other_maps_are_served_from_the_cache(train_set, tmp_path):
+    """The decoder's map is kept because a term names it; a loss on the teacher's own channels is refused as ever."""
+    recipe = Recipe({"ce": 1e-9, "cosine@decoder": 1.0, "at@high": 1.0})
+    other = open_teacher_cache(tmp_path, make_teacher(), "tiny", train_set, recipe=recipe)
+    assert other.folder.name.endswith("_decoder_high") and sorted(other.tap_channels) == ["decoder", "high"]
+    torch.manual_seed(0)
+    student = TinyModel(num_classes=CLASSES)
+    distiller = Distiller(DistilledStudent(student, recipe, other), student, recipe, other)
+    losses = distiller.losses(crops(train_set, range(4)))
+    assert losses["cosine@decoder"] > 0 and losses["at@high"] > 0
+    again = Recipe({"ce": 1e-9, "at@high": 1.0})
+    assert open_teacher_cache(tmp_path, make_teacher(), "tiny", train_set, recipe=again).folder == other.folder
+    for term in ("csd@high", "cwd_feat", "pkd@high", "attnfd"):
+        with pytest.raises(UserError, match=rf"loss '{term}' needs the teacher's own channels"):
+            open_teacher_cache(tmp_path, make_teacher(), "tiny", train_set, recipe=Recipe({"ce": 1.0, term: 1.0}))
+
+
 def test_pairwise_is_the_live_loss_up_to_the_projection(train_set, cached):
     """No adapter stands between: the projected maps must give the loss of the full ones."""
     recipe = Recipe({"ce": 1.0, "pairwise": 1.0})

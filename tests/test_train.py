@@ -57,7 +57,7 @@ def assert_same_run(first, second):
             assert a == b, where
 
     compare(one["state_dict"], two["state_dict"], "state_dict")
-    for part in ("optimizer", "scheduler", "scaler", "adapters", "rng", "loss_sums"):
+    for part in ("optimizer", "scheduler", "scaler", "adapters", "rng", "loss_sums", "norm_sums"):
         compare(one["training"][part], two["training"][part], part)
 
 
@@ -110,6 +110,33 @@ def test_resume_within_an_epoch_is_exact_with_workers(demo_data, distilled, whol
     resume = ["--resume", str(tmp_path / "run" / "last.pth"), "--workers", "1"]
     assert main(arguments(demo_data, tmp_path, *distilled, *resume)) == 0
     assert_same_run(whole_run, tmp_path / "run")
+
+
+def test_a_checkpoint_from_before_norm_and_mean_goes_on_as_ever(demo_data, distilled, whole_run, tmp_path):
+    """Cut within the first epoch, by a version that knew neither: the rest is the same, bit for bit."""
+    assert main(arguments(demo_data, tmp_path, *distilled, "--max-steps", "3")) == 0
+    last = load_file(tmp_path / "run" / "last.pth")
+    del last["training"]["norm_sums"], last["training"]["arguments"]["clip_norm"], last["training"]["arguments"]["ema"]
+    torch.save(last, tmp_path / "run" / "last.pth")
+    assert main(arguments(demo_data, tmp_path, *distilled, "--resume", "auto")) == 0
+    seen = [{key: value for key, value in row.items() if key != "grad_norm"} for row in rows(tmp_path / "run")]
+    assert seen == [{key: value for key, value in row.items() if key != "grad_norm"} for row in rows(whole_run)]
+    one, two = (load_file(folder / "last.pth")["state_dict"] for folder in (whole_run, tmp_path / "run"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_resume_with_terms_on_other_maps_is_exact(demo_data, distilled, tmp_path):
+    terms = [*distilled, "--loss", "cosine@high=1", "--loss", "pkd@mid=0.5", "--loss", "bpkd=0.1"]
+    for name, *cuts in (("whole",), ("parts", 3)):
+        for more in [*(["--max-steps", cut] for cut in cuts), ["--resume", "auto"]]:
+            assert main(arguments(demo_data, tmp_path / name, *terms, *more)) == 0
+    assert_same_run(tmp_path / "whole" / "run", tmp_path / "parts" / "run")
+    row = rows(tmp_path / "whole" / "run")[0]
+    assert {"train_cosine", "train_cosine@high", "train_pkd@mid", "train_bpkd"} <= row.keys()
+    adapters = load_file(tmp_path / "whole" / "run" / "last.pth")["training"]["adapters"]
+    assert {key.partition(".")[0] for key in adapters} == {
+        "cosine_low", "cosine_mid", "cosine_high", "cosine@high_high", "pkd@mid_mid",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("dtype", ["fp16", "uint8"])
@@ -339,6 +366,11 @@ def test_loss_that_is_no_number_stops_the_run_and_names_the_images(demo_data, tm
         (["--preset", "hdl"], {"ce": 0.5, "csd": 0.3, "dice": 0.2}),
         (["--preset", "cwd", "--loss", "cwd=1"], {"ce": 1.0, "cwd": 1.0}),
         (["--pa_lambda", "2"], {"ce": 1.0, "pairwise": 2.0}),
+        (["--loss", "cwd_feat@decoder=30", "--loss", "cosine@high=1"], {"ce": 1.0, "cwd_feat": 30.0, "cosine@high": 1}),
+        (
+            ["--beta", "1", "--loss", "cosine@high+mid+low=2", "--loss", "cosine@mid=1"],
+            {"ce": 1.0, "cosine": 2.0, "cosine@mid": 1.0},
+        ),
     ],
 )
 def test_recipes_from_the_command_line(more, expected):
@@ -348,11 +380,14 @@ def test_recipes_from_the_command_line(more, expected):
 
 def test_runs_of_different_settings_get_different_folders():
     names = set()
-    for more in ([], ["--alpha", "1"], ["--alpha", "2"], ["--seed", "1"], ["--student", "compact"]):
+    settings = [[], ["--alpha", "1"], ["--alpha", "2"], ["--seed", "1"], ["--student", "compact"]]
+    settings += [["--loss", "cosine=1"], ["--loss", "cosine@high=1"], ["--loss", "cosine@high+mid=1"]]
+    for more in settings:
         args = get_args_parser().parse_args(more)
         name_run(args, make_recipe(args))
         names.add(args.name)
-    assert len(names) == 5
+    assert len(names) == len(settings)
+    assert "voc_standard_cosine@mid+high1_seed0" in names
 
 
 @pytest.mark.parametrize(
@@ -361,6 +396,8 @@ def test_runs_of_different_settings_get_different_folders():
         (["--student", "standart"], ["standart", "standard", "compact"]),
         (["--loss", "kll=1"], ["kll", "cosine"]),
         (["--loss", "kl=x"], ["kl=x", "NAME=WEIGHT"]),
+        (["--loss", "cosine@hi=1"], ["cosine@hi", "known: decoder, high, low, mid"]),
+        (["--loss", "kl@high=1"], ["kl looks at no feature map"]),
         (["--preset", "nothing"], ["nothing", "papi"]),
         (["--epochs", "0"], ["--epochs"]),
         (["--lr", "-1"], ["--lr must be above 0"]),

@@ -2,7 +2,6 @@
 
     args = get_args_parser(__doc__).parse_args()    # an `Arguments`
     check_arguments(args)
-    recipe = make_recipe(args)
 
 The parser, the checks, what a resumed run may change and what the methods of a comparison may set are derived from
 the fields of `Arguments`; a new flag is a new field.
@@ -18,15 +17,13 @@ from pathlib import Path
 
 from basics import distributed
 from basics.device import add_device_argument
-from basics.errors import UserError, choose
+from basics.errors import UserError
 from basics.tiling import LEAST_TILE
 from dataset import add_data_arguments
 from deploy.teachers import CLASS_MAP_HELP
 from kd.cache_store import DTYPES
-from kd.distiller import Recipe
-from kd.losses import LOSSES, PAPER_LAMBDAS, PRESETS
+from kd.losses import LOSSES, PRESETS
 from kd.teacher_cache import DEFAULT_FOLDER as TEACHER_FOLDER
-from networks.sources import short_name
 from segdata.decode_cache import DEFAULT_FOLDER as DECODED_FOLDER
 from training.flags import Flag, Scope, fault_of_bounds, flag, parser_options
 from training.optim import OPTIMIZERS, SCHEDULES
@@ -133,8 +130,9 @@ class Arguments(argparse.Namespace):
         "losses",
         "method",
         [],
-        f"any further term, or another weight of ce (1): {', '.join(sorted(LOSSES))}",
-        metavar="NAME=WEIGHT",
+        f"any further term, or another weight of ce (1): {', '.join(sorted(LOSSES))}; a feature loss on other maps "
+        "than its own: NAME@TAP+TAP, of low, mid, high, decoder",
+        metavar="NAME[@TAP]=WEIGHT",
     )
     class_weights: str | None = flag(
         "losses",
@@ -176,6 +174,19 @@ class Arguments(argparse.Namespace):
         "images are magnified by a factor drawn from this range before the crop (0.5 2)",
         nargs=2,
         metavar=("LOW", "HIGH"),
+    )
+    clip_norm: float | None = flag(
+        "optimization", "budget", None, "cut the norm of all gradients together to this (no clipping)", above=0
+    )
+    ema: float = flag(
+        "optimization",
+        "budget",
+        0.0,
+        "score and save the mean of the student's weights over steps, in which the last step counts 1 - DECAY, such as "
+        "0.999; 0: the weights of the last step",
+        least=0,
+        most=0.99999,
+        metavar="DECAY",
     )
     freeze_epochs: int = flag(
         "optimization", "budget", 0, "train without the backbone for the first N epochs", least=0, metavar="N"
@@ -330,58 +341,7 @@ def check_arguments(args: Arguments) -> None:
         faults.append(f"--labelled-per-batch {args.labelled_per_batch} leaves a batch of {smallest} no other pictures")
     if args.qat:
         clashes = {"--amp": args.amp != "off", "--compile": args.compile, "--freeze-epochs": args.freeze_epochs > 0}
+        clashes["--ema"] = args.ema > 0
         faults += [f"--qat and {name} exclude each other" for name, given in clashes.items() if given]
     if faults:
         raise UserError("; ".join(faults))
-
-
-# -- what they mean together -------------------------------------------------------------------------
-
-
-def make_recipe(args: Arguments) -> Recipe:
-    """The losses of the command line: the preset's, or cross-entropy; then what is given explicitly.
-
-    Raises:
-        UserError: an unknown loss or preset, or a weight that is none.
-    """
-    preset = choose(PRESETS, args.preset, "preset") if args.preset else None
-    weights = preset.dials if preset else {"ce": 1.0}
-    explicit = {"kl": args.alpha, "cosine": args.beta}
-    for option, (name, factor) in PAPER_LAMBDAS.items():
-        value = getattr(args, option)
-        explicit[name] = None if value is None else factor * value
-    weights |= {name: weight for name, weight in explicit.items() if weight is not None}
-    for term in args.loss:
-        name, _, weight = term.partition("=")
-        choose(LOSSES, name, "loss")
-        try:
-            weights[name] = float(weight)
-        except ValueError:
-            raise UserError(f"--loss {term}: give NAME=WEIGHT, such as --loss {name}=0.5") from None
-    temperature = args.temperature
-    if temperature is None:
-        temperature = preset.temperature if preset else 4.0
-    return Recipe(weights, temperature=temperature, adaptive=bool(preset and preset.adaptive))
-
-
-def name_run(args: Arguments, recipe: Recipe) -> None:
-    """Fill in --name: the resumed run's own, or one that tells runs of different settings apart."""
-    if args.name:
-        return
-    if args.resume and args.resume != "auto":
-        folder = Path(args.resume).resolve().parent
-        args.output_dir, args.name = folder.parent, folder.name
-        return
-    weights = recipe.weights if recipe.names("hard") else {"ce": 0.0, **recipe.weights}
-    terms = "_".join(f"{name}{weight:g}" for name, weight in weights.items() if (name, weight) != ("ce", 1.0))
-    parts = [
-        args.dataset,
-        *([args.classes.stem] if args.classes else []),
-        short_name(args.student),
-        terms or "baseline",
-    ]
-    parts += [f"labels{args.labels}"] if args.labels is not None else []
-    parts += ["with", *(Path(place).name for place in args.unlabelled)] if args.unlabelled else []
-    parts += [f"{args.labelled_per_batch}labelled"] if args.labelled_per_batch else []
-    parts += ["qat"] if args.qat else []
-    args.name = "_".join([*parts, f"seed{args.seed}"])

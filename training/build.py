@@ -31,6 +31,7 @@ from networks.sources import digest, is_source
 from segdata.transforms import TrainTransform
 from training.agreement import label_split
 from training.arguments import Arguments
+from training.average import AveragedStudent
 from training.data import Data, scale_of
 from training.optim import Optimization, make_optimizer, make_scheduler
 from training.runlog import METRICS, RunLog, read_metrics
@@ -89,25 +90,44 @@ class Models:
 
     Attributes:
         plain: the student as it is saved.
-        student: the student as it is trained and scored: ``plain``, or with --qat a graph of it that rounds as INT8
-            does, on the same parameters.
+        student: the student as it is trained: ``plain``, or with --qat a graph of it that rounds as INT8 does, on the
+            same parameters.
         model: the student with its adapters: what the optimizer trains.
         distiller: computes the losses.
+        average: with --ema, the student of averaged weights.
     """
 
     plain: SegmentationModel
     student: SegmentationModel
     model: DistilledStudent
     distiller: Distiller
+    average: AveragedStudent | None = None
+
+    @property
+    def scored(self) -> SegmentationModel:
+        """The student as it is scored."""
+        return self.average.model if self.average else self.student
+
+    def average_in(self, step: int) -> None:
+        """Take the weights that the optimizer's ``step`` (from 0) has left into their average, if there is one."""
+        if self.average:
+            self.average.update(self.plain, step)
+
+    def trained_weights(self) -> dict[str, object]:
+        """What last.pth keeps beside the averaged student, to go on training."""
+        return {"weights": self.plain.state_dict()} if self.average else {}
 
     def student_file(self, args: Arguments, data: Data, **info: object) -> dict[str, object]:
-        """The student alone, as a checkpoint that needs no flags to be used."""
-        content = model_file_dict(args.student, self.plain, data.train_set, info=info)
+        """The student alone, as it is scored: a checkpoint that needs no flags to be used."""
+        student = self.average.model if self.average else self.plain
+        content = model_file_dict(args.student, student, data.train_set, info=info)
         return content | ({"qat": self.student.ranges()} if isinstance(self.student, FakeQuantModel) else {})
 
     def load(self, checkpoint: Mapping, path: Path) -> None:
-        """Take over the student of a checkpoint; a `UserError` if it is another network."""
-        load_model_state(self.plain, checkpoint, path)
+        """Take over the student of a last.pth; a `UserError` if it is another network."""
+        load_model_state(self.average.model if self.average else self.plain, checkpoint, path)
+        trained = checkpoint["training"].get("weights", checkpoint["state_dict"])
+        load_model_state(self.plain, {**checkpoint, "state_dict": trained}, path)
         if isinstance(self.student, FakeQuantModel):
             self.student.load_ranges(checkpoint.get("qat", {}))
 
@@ -153,7 +173,8 @@ def build_models(args: Arguments, recipe: Recipe, data: Data, device: torch.devi
         weights = class_weights(
             args.class_weights, data.train_set.layout, args.train_split, data.train_set.files.labelled
         ).to(device)
-    return Models(plain, trained, model, Distiller(model, trained, recipe, teacher, weights, amp=args.amp))
+    average = AveragedStudent(plain, args.ema) if args.ema else None
+    return Models(plain, trained, model, Distiller(model, trained, recipe, teacher, weights, amp=args.amp), average)
 
 
 def _fake_quantized(student: SegmentationModel) -> SegmentationModel:

@@ -37,8 +37,9 @@ from segdata.decode_cache import check_room, room_needed
 from segdata.parallel import map_in_order
 from segdata.reading import image_size
 from segdata.transforms import TrainTransform
-from training.arguments import Arguments, check_arguments, make_recipe, name_run
+from training.arguments import Arguments, check_arguments
 from training.data import with_pictures
+from training.recipe import make_recipe, name_run
 from training.runlog import METRICS, read_metrics
 from training.trainer import Trainer
 from zoo import create_model, load_any_teacher

@@ -1,4 +1,4 @@
-"""What goes wrong in the middle of a run: losses and weights that are no numbers."""
+"""What goes wrong in the middle of a run: losses, gradients and weights that are no numbers."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ MIN_SCALE = 2.0**-10  # 26 skipped steps on end, from the scaler's first 2**16
 
 
 class LossWatch:
-    """Looks at the loss of every step and stops the run at the first that is not a number.
+    """Looks at loss and gradients of every step and stops the run at the first that are not finite.
 
-    Looking waits for a GPU, so there it is done `CHECK_STEPS` steps at a time, and before anything is saved.
+    It is told before the optimizer's step, and looks then. Looking waits for a GPU, so there it is done `CHECK_STEPS`
+    steps at a time, and before anything is saved; until then the steps of such gradients change nothing (see
+    `training.optim.Optimization.step`).
 
     Args:
         device: where the losses lie.
@@ -30,21 +32,19 @@ class LossWatch:
     def __init__(self, device: torch.device, scaler: torch.amp.GradScaler, last: Path):
         self.every = 1 if device.type == "cpu" else CHECK_STEPS
         self.scaler, self.last = scaler, last
-        self._unseen: list[tuple[torch.Tensor, Sequence[str], int]] = []
+        self._unseen: list[tuple[torch.Tensor, torch.Tensor, Sequence[str], int]] = []
 
-    def add(self, loss: torch.Tensor, ids: Sequence[str], epoch: int) -> bool:
-        """Take in a step's loss and the names of its images; True if it was a step to look at the losses."""
-        self._unseen.append((loss, ids, epoch))
-        if len(self._unseen) < self.every:
-            return False
-        self.look()
-        return True
+    def add(self, loss: torch.Tensor, norm: torch.Tensor, ids: Sequence[str], epoch: int) -> None:
+        """Take in a step's loss, the norm of its gradients and the names of its images."""
+        self._unseen.append((loss, norm, ids, epoch))
+        if len(self._unseen) >= self.every:
+            self.look()
 
     def look(self) -> None:
         """Look at what has come in since the last time; in a distributed run all ranks must call it.
 
         Raises:
-            UserError: naming epoch and images of the first loss that is not finite.
+            UserError: naming epoch and images of the first loss, or gradients, that are not finite.
         """
         unseen, self._unseen = self._unseen, []
         if self.scaler.is_enabled():
@@ -53,16 +53,20 @@ class LossWatch:
                     "the loss or its gradients overflow fp16 at every step: use --amp bf16 or off, or lower --lr"
                 )
             return
-        fault = next((entry for entry in unseen if not math.isfinite(entry[0].item())), None)
+        fault = next((entry for entry in unseen if not math.isfinite((entry[0] + entry[1]).item())), None)
         if not distributed.any_rank(fault is not None):
             return
         kept = f"{self.last} holds the last good state" if self.last.exists() else "nothing was saved yet"
-        if fault is None:
+        own_loss = fault is not None and not fault[0].isfinite()
+        # The ranks share their gradients: the fault of one loss is in all of them.
+        if (distributed.any_rank(own_loss) and not own_loss) or fault is None:
             raise UserError(f"the loss of another rank is not a number, see its message; {kept}")
-        loss, ids, epoch = fault
+        loss, norm, ids, epoch = fault
+        what = f"the loss is {loss.item()}"
+        if not own_loss:
+            what = f"the norm of the gradients is {norm.item()} (of the loss {loss.item():.3g})"
         raise UserError(
-            f"the loss is {loss.item()} in epoch {epoch}, batch of {', '.join(ids)}; {kept}: "
-            "lower --lr or look at these images"
+            f"{what} in epoch {epoch}, batch of {', '.join(ids)}; {kept}: lower --lr or look at these images"
         )
 
 

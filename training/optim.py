@@ -94,12 +94,33 @@ class Optimization:
         """What the optimizer keeps of the gradients."""
         return [value for state in self.optimizer.state.values() for value in state.values()]
 
+    def clip(self, most: float | None) -> torch.Tensor:
+        """The norm of all gradients together, taken off the loss scale; a larger one than ``most`` is cut to that."""
+        self.scaler.unscale_(self.optimizer)
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norm = nn.utils.get_total_norm([p.grad for p in parameters]).to(self._one)
+        if most is not None:
+            nn.utils.clip_grads_with_norm_(parameters, most, norm)
+        return norm
+
+    def step(self, norm: torch.Tensor) -> None:
+        """A step of optimizer and schedule; the weights stay as they are if the gradients' ``norm`` is not finite.
+
+        That is left to the device, as the loss scaler does it: asking for the norm would wait for a GPU.
+        """
+        if self.scaler.is_enabled():
+            self.scaler.step(self.optimizer)
+            self.update_scale()
+        else:
+            self.optimizer.found_inf = (~norm.isfinite()).to(torch.float32)  # type: ignore[attr-defined]
+            self.optimizer.step()
+        self.scheduler.step()
+
     def update_scale(self) -> None:
         """Adapt the loss scale after a step, and count the step if it was skipped: the scale shrinks then."""
-        if self.scaler.is_enabled():
-            scale = self.scaler.scale(self._one)  # as a tensor: get_scale() would wait for the GPU
-            self.scaler.update()
-            self._skipped += self.scaler.scale(self._one) < scale
+        scale = self.scaler.scale(self._one)  # as a tensor: get_scale() would wait for the GPU
+        self.scaler.update()
+        self._skipped += self.scaler.scale(self._one) < scale
 
     def take_skipped(self) -> int:
         """Steps skipped since the last call; the device is waited for."""

@@ -22,14 +22,18 @@ def epoch_row(
     images: int,
     goal: Goal = MIOU,
 ) -> dict[str, Any]:
-    """An epoch's row of metrics.csv; ``losses`` are the means of terms and total, ``images`` those trained on."""
+    """An epoch's row of metrics.csv; ``losses`` are the means of `RunState`, ``images`` those trained on.
+
+    ``grad_norm`` is that before clipping, over the steps whose gradients were finite.
+    """
     scores = evaluation.scores if evaluation else None
     row = {
         "epoch": progress.epoch + 1,
         "step": progress.step,
         "lr": optimization.optimizer.param_groups[0]["lr"],
         "train_loss": losses["loss"],
-        **{f"train_{name}": value for name, value in losses.items() if name != "loss"},
+        **{f"train_{name}": value for name, value in losses.items() if name not in ("loss", "grad_norm")},
+        "grad_norm": losses["grad_norm"] if math.isfinite(losses["grad_norm"]) else None,
         "val_loss": evaluation.loss if evaluation else None,
         f"val_{goal.key}": goal.of(scores) if scores else None,
         **({"val_pixel_accuracy": scores.pixel_accuracy if scores else None} if goal == MIOU else {}),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -100,7 +101,7 @@ class LossSums:
     """Sums of the losses of an epoch under way, on the device: looking at them in every step would wait for it.
 
     Args:
-        terms: their names, the total last.
+        terms: their names.
     """
 
     def __init__(self, terms: Sequence[str], device: torch.device):
@@ -114,13 +115,21 @@ class LossSums:
         self.values += torch.where(losses.isfinite().all(), counted, 0)
 
     def means(self) -> dict[str, float]:
-        """Mean of each term over the epoch so far, and over the ranks, all of which must call it."""
+        """Mean of each term over the epoch so far, and over the ranks, all of which must call it; nan of no step."""
         *sums, count = distributed.add_up(self.values.clone()).tolist()
-        return {name: value / max(count, 1) for name, value in zip(self.terms, sums, strict=True)}
+        return {name: value / count if count else math.nan for name, value in zip(self.terms, sums, strict=True)}
 
     def clear(self) -> None:
         """An epoch ends."""
         self.values.zero_()
+
+    def restore(self, saved: Sequence[torch.Tensor]) -> None:
+        """Take over the ranks' values, checked already.
+
+        Only the mean over ranks is ever read: if there are more or fewer now, each goes on from it.
+        """
+        same = len(saved) == distributed.world_size()
+        self.values.copy_(saved[distributed.rank()] if same else torch.stack(list(saved)).mean(0))
 
 
 @dataclass(frozen=True)
@@ -206,7 +215,7 @@ class RunState:
 
     Attributes:
         progress: how far it has come.
-        losses: of the epoch under way.
+        losses, norms: of the epoch under way: the losses by term and in all, and the norm of the gradients.
         made_from: what it is made from.
     """
 
@@ -220,7 +229,22 @@ class RunState:
     ):
         self.progress = Progress()
         self.made_from, self.losses, self.device = made_from, losses, device
+        self.norms = LossSums(["grad_norm"], device)
         self.adapters, self.optimization = adapters, optimization
+
+    def add(self, step: torch.Tensor) -> None:
+        """Take in a step's losses and, last, the norm of its gradients, which fp16 scaling may leave infinite alone."""
+        self.losses.add(step[:-1])
+        self.norms.add(step[-1:])
+
+    def means(self) -> dict[str, float]:
+        """Of all of them over the epoch so far; see `LossSums.means`."""
+        return self.losses.means() | self.norms.means()
+
+    def clear(self) -> None:
+        """An epoch ends."""
+        self.losses.clear()
+        self.norms.clear()
 
     @property
     def parts(self) -> dict[str, Part]:
@@ -242,6 +266,7 @@ class RunState:
             "progress": asdict(self.progress),
             "arguments": dict(self.made_from.arguments),
             "loss_sums": distributed.gather(self.losses.values.cpu()),
+            "norm_sums": distributed.gather(self.norms.values.cpu()),
             "rng": distributed.gather(rng_state(self.device)),
             **{name: part.state_dict() for name, part in self.parts.items()},
             "images": self.made_from.images,
@@ -271,7 +296,7 @@ class RunState:
         if progress.step_in_epoch and self.made_from.other_steps(saved):
             print(f"epoch {progress.epoch + 1} begins anew: its steps were of another size or other images")
             progress.step_in_epoch, progress.epoch_s = 0, 0.0
-            self.losses.clear()
+            self.clear()
 
     def _load(self, saved: Mapping[str, Any]) -> Progress:
         """Look at all of it first, then load; any error of Python's means that it does not fit."""
@@ -280,8 +305,10 @@ class RunState:
             kept["best_score"] = kept.pop("best_miou")
         progress = Progress(**kept)
         _check_progress(progress)
-        own, sums = self.losses.values, saved["loss_sums"]
-        _check_like(sums, [own] * len(sums), "loss_sums")
+        sums = {"loss_sums": self.losses, "norm_sums": self.norms}
+        sums = {name: own for name, own in sums.items() if name in saved or name == "loss_sums"}  # older: no norms
+        for name, own in sums.items():
+            _check_like(saved[name], [own.values] * len(saved[name]), name)
         for name, part in self.parts.items():
             if isinstance(part, torch.optim.Optimizer):
                 _check_optimizer(saved[name], part)
@@ -289,9 +316,8 @@ class RunState:
                 _check_like(saved[name], part.state_dict(), name)
         for name, part in self.parts.items():
             part.load_state_dict(saved[name])
-        # Only the mean over ranks is ever read: if there are more or fewer now, each goes on from it.
-        same = len(sums) == distributed.world_size()
-        own.copy_(sums[distributed.rank()] if same else sum(sums) / len(sums))
+        for name, own in sums.items():
+            own.restore(saved[name])
         restore_rng_state(saved["rng"], self.device)
         return progress
 

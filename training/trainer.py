@@ -144,13 +144,12 @@ class Trainer:
             disable=None if distributed.is_main() else True,  # None: a bar on terminals, none in log files
         )
         for batch in bar:
-            losses = self.train_step(batch)
-            self.state.losses.add(losses)
+            self.state.add(self.train_step(batch))
             progress.step += 1
             progress.step_in_epoch += 1
             progress.epoch_s = time.monotonic() - start
-            if self.watch.add(losses[-1], batch["id"], progress.epoch + 1):
-                bar.set_postfix({name: f"{value:.3f}" for name, value in self.state.losses.means().items()})
+            if progress.step % self.watch.every == 0:
+                bar.set_postfix({name: f"{value:.3f}" for name, value in self.state.means().items()})
             if stop.poll() or self.out_of_steps():
                 break
             if args.save_steps and progress.step % args.save_steps == 0 and progress.step_in_epoch < steps:
@@ -168,22 +167,23 @@ class Trainer:
         return self.loader
 
     def train_step(self, batch: dict) -> torch.Tensor:
-        """One optimizer step; returns the losses by term and the total, as one detached vector (terms + 1,).
+        """One optimizer step; returns the losses by term, the total and the norm of its gradients (terms + 2,).
 
         From here to a loss: `Distiller.losses` (kd/distiller.py) runs the student, asks the teacher, brings both to
         one grid, and calls for each term of the recipe the pure function of that name in `LOSSES` (kd/losses.py).
         """
-        optimizer, scaler = self.optimization.optimizer, self.optimization.scaler
+        optimization = self.optimization
         batch = prepare_batch(batch, self.device)
         losses = self.distiller.losses(batch)
         # Changed arguments may leave more steps than were planned.
         total = self.distiller.total(losses, min(self.progress.step / self.stages.total_steps, 1.0))
-        optimizer.zero_grad(set_to_none=True)
-        scaler.scale(total).backward()
-        scaler.step(optimizer)
-        self.optimization.update_scale()
-        self.optimization.scheduler.step()
-        return torch.stack([*(losses[name] for name in self.recipe.weights), total]).detach()
+        optimization.optimizer.zero_grad(set_to_none=True)
+        optimization.scaler.scale(total).backward()
+        norm = optimization.clip(self.args.clip_norm)
+        self.watch.add(total.detach(), norm, batch["id"], self.progress.epoch + 1)  # before weights are spoilt
+        optimization.step(norm)
+        self.models.average_in(self.progress.step)
+        return torch.stack([*(losses[name] for name in self.recipe.weights), total, norm]).detach()
 
     # -- scoring and saving --------------------------------------------------------------------
 
@@ -192,7 +192,7 @@ class Trainer:
         args = self.args
         with explain_memory(memory_advice(args.eval_batch_size, args.eval_tile, "--eval-batch-size")):
             return evaluate_model(
-                self.student,
+                self.models.scored,
                 self.data.val_set,
                 self.device,
                 batch_size=args.eval_batch_size,
@@ -205,7 +205,7 @@ class Trainer:
     def finish_epoch(self, evaluation: Evaluation | None, complete: bool) -> None:
         """Write the epoch's row, keep the best student, and move on to the next epoch."""
         progress, args, stage = self.progress, self.args, self.stages.of(self.progress.epoch)
-        losses = self.state.losses.means()
+        losses = self.state.means()
         progress.skipped_steps += self.optimization.take_skipped()
         progress.elapsed_s = time.monotonic() - self.start
         goal, images = self.data.goal, progress.step_in_epoch * stage.batch_size
@@ -221,7 +221,7 @@ class Trainer:
         if complete:
             progress.epoch += 1
             progress.step_in_epoch, progress.epoch_s = 0, 0.0
-            self.state.losses.clear()
+            self.state.clear()
             if args.save_every and progress.epoch % args.save_every == 0 and distributed.is_main():
                 save_atomic(self.student_file(epoch=progress.epoch), self.folder / f"epoch_{progress.epoch}.pth")
         self.save_last()
@@ -251,7 +251,7 @@ class Trainer:
         self.progress.skipped_steps += self.optimization.take_skipped()
         refuse_non_finite([*self.models.model.state_dict().values(), *self.optimization.moments], last)
         self.progress.elapsed_s = time.monotonic() - self.start
-        state = self.state.to_dict()  # gathers from all ranks
+        state = self.state.to_dict() | self.models.trained_weights()  # gathers from all ranks
         if distributed.is_main():
             save_atomic(self.student_file() | {"training": state}, last)
         distributed.barrier()  # no rank moves on, or ends, before the file is there

@@ -1,0 +1,60 @@
+"""What arguments mean together: the losses of a run, and its name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from basics.errors import UserError, choose
+from kd.distiller import Recipe
+from kd.losses import PAPER_LAMBDAS, PRESETS, term_name
+from networks.sources import short_name
+from training.arguments import Arguments
+
+
+def make_recipe(args: Arguments) -> Recipe:
+    """The losses of the command line: the preset's, or cross-entropy; then what is given explicitly.
+
+    Raises:
+        UserError: an unknown loss or preset, or a weight that is none.
+    """
+    preset = choose(PRESETS, args.preset, "preset") if args.preset else None
+    weights = preset.dials if preset else {"ce": 1.0}
+    explicit = {"kl": args.alpha, "cosine": args.beta}
+    for option, (name, factor) in PAPER_LAMBDAS.items():
+        value = getattr(args, option)
+        explicit[name] = None if value is None else factor * value
+    weights |= {name: weight for name, weight in explicit.items() if weight is not None}
+    for term in args.loss:
+        given, _, weight = term.partition("=")
+        name = term_name(given)
+        try:
+            weights[name] = float(weight)
+        except ValueError:
+            raise UserError(f"--loss {term}: give NAME=WEIGHT, such as --loss {name}=0.5") from None
+    temperature = args.temperature
+    if temperature is None:
+        temperature = preset.temperature if preset else 4.0
+    return Recipe(weights, temperature=temperature, adaptive=bool(preset and preset.adaptive))
+
+
+def name_run(args: Arguments, recipe: Recipe) -> None:
+    """Fill in --name: the resumed run's own, or one that tells runs of different settings apart."""
+    if args.name:
+        return
+    if args.resume and args.resume != "auto":
+        folder = Path(args.resume).resolve().parent
+        args.output_dir, args.name = folder.parent, folder.name
+        return
+    weights = recipe.weights if recipe.names("hard") else {"ce": 0.0, **recipe.weights}
+    terms = "_".join(f"{name}{weight:g}" for name, weight in weights.items() if (name, weight) != ("ce", 1.0))
+    parts = [
+        args.dataset,
+        *([args.classes.stem] if args.classes else []),
+        short_name(args.student),
+        terms or "baseline",
+    ]
+    parts += [f"labels{args.labels}"] if args.labels is not None else []
+    parts += ["with", *(Path(place).name for place in args.unlabelled)] if args.unlabelled else []
+    parts += [f"{args.labelled_per_batch}labelled"] if args.labelled_per_batch else []
+    parts += ["qat"] if args.qat else []
+    args.name = "_".join([*parts, f"seed{args.seed}"])
