@@ -19,6 +19,7 @@ from segdata.png_rows import PngRows
 KINDS = ("mask", "overlay", "panel", "confidence", "csv")
 PICTURED = ("overlay", "panel")  # these show the picture, too
 PANEL_SIDE = 2048  # pixels: panels show larger pictures by every second, third, ... pixel
+PAINTED = 1_000_000  # pixels that are painted at once
 AREAS = "areas.csv"
 
 Palette = Sequence[Sequence[int]]
@@ -37,6 +38,13 @@ class Band:
     pixels: np.ndarray | None
     mask: np.ndarray
     confidence: np.ndarray | None = None
+
+    def cut(self) -> Iterator[Band]:
+        """The same rows in bands of at most `PAINTED` pixels: painting takes many bytes for each."""
+        assert self.pixels is not None
+        rows = max(1, PAINTED // self.mask.shape[1])
+        for top in range(0, len(self.mask), rows):
+            yield Band(self.pixels[top : top + rows], self.mask[top : top + rows])
 
 
 @dataclass(frozen=True)
@@ -82,8 +90,9 @@ def write_results(
                 assert band.confidence is not None
                 pngs["confidence"].write(band.confidence)
             if "overlay" in pngs:
-                for rows in painter.paint(band):
-                    pngs["overlay"].write(rows)
+                for part in band.cut():
+                    for rows in painter.paint(part):
+                        pngs["overlay"].write(rows)
             if small is not None:
                 small.add(band)
         if "overlay" in pngs:

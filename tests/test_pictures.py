@@ -12,9 +12,11 @@ import pytest
 import torch
 from PIL import Image, features
 
+import deploy.results
 import segdata.pictures
 from deploy.predictor import Options, Predictor
 from deploy.results import PANEL_SIDE
+from segdata.inputs import find_sources
 from segdata.pictures import PictureFile, looks_like_picture, read_picture
 from segdata.png_rows import PngRows
 from segdata.reading import DataError, read_image
@@ -203,9 +205,11 @@ def test_what_would_not_fit_into_memory_is_refused(run, tmp_path, small_limits, 
     assert "300x200" in failure and "tiled TIFF" in failure
 
 
-def test_overlays_have_no_seams_between_bands(run, tmp_path):
+@pytest.mark.parametrize("painted", [1, 1500, 10**6])
+def test_overlays_have_no_seams_between_bands(run, tmp_path, monkeypatch, painted):
     """Painted band by band as in one piece: the lines between regions, too."""
     image = pixels(300, 200)
+    monkeypatch.setattr(deploy.results, "PAINTED", painted)
     Image.fromarray(image).save(tmp_path / "a.png")
     run(tmp_path / "a.png", kinds=("overlay", "mask", "confidence"), tile=64)
     tiled = np.asarray(Image.open(tmp_path / "out" / "overlay" / "a.png"))
@@ -350,7 +354,10 @@ def test_only_some_of_the_pieces_are_in_memory(tmp_path, small_limits, monkeypat
             picture = file.page(0)
             decoded.clear()
             picture.read_rows(300, 320)
-        assert 0 < len(decoded) <= 3
+            assert 0 < len(decoded) <= 3
+            decoded.clear()
+            read_in_bands(picture)
+            assert len(decoded) == len(set(decoded))  # none of them twice
 
 
 def test_a_tiff_that_ends_too_early(run, tmp_path, small_limits):
@@ -423,8 +430,9 @@ def test_names_with_brackets_are_names_first(run, tmp_path):
     assert run(folder / "*.png").pictures == 2
     assert run(folder / "set [1]" / "*.png").pictures == 1
     assert run(folder / "*" / "*.png").pictures == 1
-    assert run(folder / "*[1].png").pictures == 1  # the one with brackets
-    assert run(folder / "cat[0-9].png").pictures == 1  # a pattern: there is no such name
+    brackets, pattern = find_sources([str(folder / "*[1].png")]), find_sources([str(folder / "cat[0-9].png")])
+    assert [source.name.name for source in brackets.sources] == ["cat[1]"]
+    assert [source.name.name for source in pattern.sources] == ["cat1"]  # there is no such name
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no such names there")
