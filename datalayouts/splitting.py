@@ -41,6 +41,7 @@ def with_val_split(layout: Layout, share: float | None) -> Layout:
     if share is not None and not 0 < share < 1:
         raise UserError(f"--val-share {share:g}: wanted is a number between 0 and 1, such as {DEFAULT_SHARE}")
     written = {split: layout.root / FOLDER / f"{split}.txt" for split in (TRAIN, VAL)}
+    layout = _with_rest_as_train(layout)
     whole = _whole(layout, share is not None)
     if whole is None:
         if share is not None:
@@ -74,6 +75,25 @@ def choose_by_chance(names: Iterable[str], share: float) -> set[str]:
     ordered = sorted(names, key=place)
     count = min(max(round(share * len(ordered)), 1), len(ordered) - 1)
     return set(ordered[:count])
+
+
+def _with_rest_as_train(layout: Layout) -> Layout:
+    """Where a list says what is for val, and nobody what is for train: what is in no list is."""
+    splits = layout.splits()
+    if TRAIN in splits or VAL not in layout.split_lists or not {*splits} <= {VAL, "test"}:
+        return layout
+    listed = {path for split in splits for path in layout.scan(split)[0].images}
+    pairing = layout.pairing(None)
+    whole = pairing.masks or pairing.images
+    names = sorted(name for name, path in pairing.images.items() if name in whole and path not in listed)
+    if not names:
+        return layout
+    layout = replace(layout, split_ids=layout.split_ids | {TRAIN: names}, remarks=[*layout.remarks])
+    layout.remarks.append(
+        f"{layout.split_lists[VAL]} says what is for val, and no list what is for train: the other {len(names):,} "
+        "images are"
+    )
+    return layout
 
 
 def _whole(layout: Layout, parted: bool) -> list[str] | None:

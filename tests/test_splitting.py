@@ -181,3 +181,17 @@ def test_one_image_cannot_be_parted(tmp_path):
     (tmp_path / "classes.txt").write_text("a\nb\n")
     with pytest.raises(UserError, match="no split 'train'"):
         build_dataset("folder", tmp_path, "train")
+
+
+def test_what_no_list_says_to_be_for_val_is_for_train(flat):
+    (flat / "val.txt").write_text("im03\nimages/im07.png\n")
+    train, val = ids(flat)
+    assert val == ["im03", "im07"] and train == [f"im{number:02d}" for number in range(20) if number not in (3, 7)]
+    assert not (flat / FOLDER).exists()
+    assert any(
+        "no list what is for train: the other 18 images are" in each for each in find_layout("folder", flat).remarks
+    )
+    (flat / "test.txt").write_text("im00\n")
+    assert ids(flat)[0] == [name for name in train if name != "im00"]
+    (flat / "train.txt").write_text("im05\n")
+    assert ids(flat)[0] == ["im05"]
