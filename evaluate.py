@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from basics.errors import UserError, run_cli
+from datachecks import teacher_masks
 from dataset import SegmentationDataset, build_split
 from deploy.segmenter import load_segmenter
 from scoring.protocol import Agreement, check_classes
@@ -45,6 +46,8 @@ def main(args: argparse.Namespace) -> None:
         return
     dataset = build_split(args, args.val_split)
     dataset.require_masks()
+    if said := teacher_masks.warning(f"{dataset.name}/{dataset.split}", dataset.files.masks or []):
+        print(said)
     for path in (args.json, args.csv):
         if path is not None and path.is_dir():
             raise UserError(f"{path}: a folder; name a file for the results")

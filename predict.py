@@ -57,7 +57,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("inputs", nargs="*", metavar="INPUT", help="picture, folder, glob, video, URL or camera:N")
     parser.add_argument(
-        "--checkpoint", type=Path, default=DEFAULT_STUDENT, metavar="PATH",
+        "--checkpoint", type=Path, metavar="PATH",
         help=".pth, .onnx or .pt2; default: the student in checkpoints/animals",
     )  # fmt: skip
     parser.add_argument("--save", nargs="+", choices=KINDS, default=["mask", "overlay"], help="(mask overlay)")
@@ -86,8 +86,9 @@ def main(args: argparse.Namespace) -> int | None:
     if args.teacher:
         predictor: Predictor = make_labeller(args, options)
     else:
-        folder = args.output_dir or args.checkpoint.parent / "predictions"
-        predictor = Predictor(load_segmenter(args.checkpoint, args.device), folder, options)
+        checkpoint = args.checkpoint or DEFAULT_STUDENT
+        folder = args.output_dir or checkpoint.parent / "predictions"
+        predictor = Predictor(load_segmenter(checkpoint, args.device), folder, options)
     if args.fps is not None:
         print_speed(predictor.segmenter, args.fps or [(512, 512)])
     if interactive:

@@ -46,11 +46,12 @@ from comparison.words import (
     section_arguments,
     to_words,
 )
-from dataset import build_split
+from dataset import SegmentationDataset, build_split
 from deploy.teachers import TeacherChoice
 from kd.class_matching import read_groups
 from networks.sources import short_name
 from training.arguments import Arguments
+from training.data import make_sampler, with_pictures
 from training.recipe import make_recipe
 from zoo import FILES, check_name
 
@@ -212,6 +213,8 @@ def check_files(plan: Plan) -> None:
     args = plan.args
     for split in (args.train_split, args.val_split):
         dataset = build_split(args, split)
+    dataset.require_masks()  # the last is that of validation
+    _check_pictures(plan, dataset)
     for run in plan.runs:
         make_recipe(run.args).require_classes(dataset.num_classes)
     for name in plan.report.classes:
@@ -224,6 +227,18 @@ def check_files(plan: Plan) -> None:
             raise UserError(f"{plan.path}: no such file: {path}; train that network first, or name another file")
     for given in {teacher.class_map for teacher in teachers if teacher.class_map}:
         read_groups(given)
+
+
+def _check_pictures(plan: Plan, val_set: SegmentationDataset) -> None:
+    """Number of masks and pictures without them, for every group and method; of the seeds the first will do."""
+    train_set = build_split(plan.args, plan.args.train_split)
+    for run in plan.runs:
+        args = run.args
+        if run.seed == plan.seeds[0] and (args.labels is not None or args.unlabelled or args.labelled_per_batch):
+            try:
+                make_sampler(args, with_pictures(args, train_set, val_set)[0])
+            except UserError as error:
+                raise UserError(f"{plan.path}: {run.name}: {error}") from error
 
 
 # -- reading -------------------------------------------------------------------------------------

@@ -126,8 +126,9 @@ def _cell(title: str, text: str, key: SortKey) -> Cell:
 
 
 def _first_trained(lines: Sequence[Line]) -> Line:
-    """The first line that is no teacher's: of the first group with runs, its baseline if that has some."""
-    return next(line for line in lines if line.kind != "teacher")
+    """The first line that is no teacher's: the first baseline with runs, or what there is."""
+    trained = [line for line in lines if line.kind != "teacher"]
+    return next((line for line in trained if line.kind == "baseline"), trained[0])
 
 
 def _figures(comparison: Comparison, lines: Sequence[Line]) -> Element:

@@ -238,8 +238,9 @@ class Census:
         return PictureRecord(found.st_size, found.st_mtime_ns, *size, header.orientation, header.mode, header.bands)
 
     def _name(self, path: Path) -> str:
-        """Relative to the data set, which may be moved."""
-        return str(path).removeprefix(self._root)
+        """Relative to the data set, which may be moved; absolute for what lies elsewhere."""
+        name = str(path)
+        return name.removeprefix(self._root) if name.startswith(self._root) else str(path.absolute())
 
     def keep(self) -> None:
         """Write down what is new. Where nothing can be written nothing is kept, and the next start counts again."""

@@ -7,6 +7,7 @@ copy; nor does one that cannot be read. Both are said.
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from datachecks.census import Census, SplitCensus, open_census
 from segdata.layouts import Layout, SplitFiles
 from segdata.pairing import IMAGE_SUFFIXES
 from segdata.split_lists import usual_name
+
+OTHER_PICTURES = (".heic", ".heif", ".avif", ".gif", ".jp2", ".jxl", ".tga", ".psd", ".dng")
 
 
 def find_unlabelled(
@@ -31,7 +34,7 @@ def find_unlabelled(
     found = SplitFiles([], [], None)
     lines: list[str] = []
     with open_census(layout) as census:
-        known = census.take({"train": train, "val": val})
+        known = list(census.take({"train": train, "val": val}).values())
         for place in dict.fromkeys(places):
             files = _files_of(layout, place)
             there = census.take({place: files})[place]
@@ -42,7 +45,7 @@ def find_unlabelled(
             taken = {*train.ids, *found.ids}
             found.ids += _unique(new.ids, place, taken)
             found.images += new.images
-            known[place] = there
+            known.append(there)
     return found, lines
 
 
@@ -57,25 +60,37 @@ def _files_of(layout: Layout, place: str) -> SplitFiles:
             f"--unlabelled {place}: neither a folder nor a split of {layout.root} (there: "
             f"{', '.join(layout.splits()) or 'none'})"
         )
-    images = [path for path in sorted(folder.rglob("*")) if _is_picture(path, folder)]
+    there = [path for path in sorted(folder.rglob("*")) if not _is_hidden(path, folder)]
+    images = [path for path in there if path.suffix.lower() in IMAGE_SUFFIXES]
     if not images:
-        raise UserError(f"--unlabelled {place}: no pictures there ({' '.join(IMAGE_SUFFIXES)})")
-    return SplitFiles([path.relative_to(folder).with_suffix("").as_posix() for path in images], images, None)
+        raise UserError(f"--unlabelled {place}: no pictures there ({' '.join(IMAGE_SUFFIXES)}){_others(there)}")
+    if others := _others(there):
+        print(f"remark: --unlabelled {place}{others}")
+    names = [path.relative_to(folder) for path in images]
+    stems = Counter(name.with_suffix("") for name in names)
+    ids = [(name if stems[name.with_suffix("")] > 1 else name.with_suffix("")).as_posix() for name in names]
+    return SplitFiles(ids, images, None)
 
 
-def _is_picture(path: Path, folder: Path) -> bool:
-    hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-    return path.suffix.lower() in IMAGE_SUFFIXES and not hidden
+def _is_hidden(path: Path, folder: Path) -> bool:
+    return any(part.startswith(".") for part in path.relative_to(folder).parts)
 
 
-def _new_ones(census: Census, there: SplitCensus, known: dict[str, SplitCensus]) -> tuple[SplitFiles, str]:
+def _others(files: Sequence[Path]) -> str:
+    """How many pictures of formats there are that predict.py reads, and a training does not."""
+    kinds = Counter(path.suffix.lower() for path in files if path.suffix.lower() in OTHER_PICTURES)
+    found = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common())
+    return f": {found} are not read in training: convert them to .jpg or .png" if found else ""
+
+
+def _new_ones(census: Census, there: SplitCensus, known: Sequence[SplitCensus]) -> tuple[SplitFiles, str]:
     """The readable pictures of ``there`` that ``known`` splits lack, and a line of how many they are."""
-    readable = {name for name, record in zip(there.files.ids, there.pictures, strict=True) if record}
-    left_out = {split: census.shared_images(there, other).keys() & readable for split, other in known.items()}
-    dropped = set().union(*left_out.values())
-    pairs = zip(there.files.ids, there.files.images, strict=True)
-    new = [(name, path) for name, path in pairs if name in readable - dropped]
-    notes = [f"{len(names):,} are in {split}" for split, names in left_out.items() if names]
+    pairs = zip(there.files.ids, there.files.images, there.pictures, strict=True)
+    readable = [(name, path) for name, path, record in pairs if record]
+    left_out = [(other.name, set(census.shared_images(there, other))) for other in known]
+    dropped = set().union(*(names for _, names in left_out))
+    new = [(name, path) for name, path in readable if name not in dropped]
+    notes = [f"{len(names):,} are in {place}" for place, names in left_out if names]
     if there.faults:
         notes.append(f"{len(there.faults):,} cannot be read, first {there.faults[0]}")
     line = f"{len(new):,} of {len(there.files.ids):,} pictures in {there.name}"

@@ -14,7 +14,7 @@ import argparse
 import contextlib
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from types import SimpleNamespace
@@ -24,15 +24,18 @@ import torch
 from torch import nn
 
 from basics.batch import VOID
+from basics.checkpoint import file_sha256
 from basics.device import pick_device
 from basics.errors import UserError
 from basics.files import replacing, write_text
+from datachecks.teacher_masks import is_mended, keep_written, written_masks
 from deploy.predictor import Options, Predictor, Tally
 from deploy.segmenter import Prediction, Segmenter
 from deploy.teachers import FittedTeacher, TeacherChoice, load_teacher_for
 from kd.class_map import NEVER, ClassMap
 from kd.class_matching import read_groups
 from networks.cost import count_parameters
+from segdata.class_tables import read_class_table
 from segdata.drawing import colour_table
 from segdata.inputs import Source
 from segdata.pairing import IMAGE_SUFFIXES
@@ -65,6 +68,8 @@ def check_label_arguments(args: argparse.Namespace) -> None:
     """
     if not 0 <= args.min_confidence <= 1:
         raise UserError(f"--min-confidence must be from 0 to 1, not {args.min_confidence}")
+    if args.teacher and args.checkpoint is not None:
+        raise UserError("--checkpoint and --teacher exclude each other: take one of them out")
     given = {
         "--teacher-weights": args.teacher_weights != "default",
         "--class-map": args.class_map,
@@ -150,20 +155,35 @@ class Labeller(Predictor):
     def __init__(self, segmenter: Segmenter, folder: Path, options: Options) -> None:
         super().__init__(segmenter, folder, options)
         self.flat: dict[str, PurePath] = {}  # names of results in one folder, in lower case, and what has them
+        self.written = written_masks(folder)
+        self.kept = 0  # masks that people have mended
+        _refuse_other_classes(folder / "classes.txt", segmenter.class_names)
+
+    def results(self, inputs: Sequence[str]) -> list[Path]:
+        """As `Predictor.results`, and the pictures of the data set, unless they are asked for themselves."""
+        images = self.folder / "images"
+        asked = any(Path(text).resolve() == images.resolve() for text in inputs)
+        return super().results(inputs) + ([] if asked else [images])
 
     def predict(self, inputs: list[str]) -> Tally:  # type: ignore[override]
         """As `Predictor.predict`; then writes the class list."""
         tally = super().predict(inputs)
+        if self.kept:
+            print(f"{self.kept:,} masks are not as a teacher wrote them, and were left as they are")
         if "mask" in self.files and tally.pictures + tally.frames:
+            keep_written(self.folder, self.written)
             write_text(self.folder / "classes.txt", "".join(f"{name}\n" for name in self.segmenter.class_names))
             print(f"a data set: --dataset folder --data-dir {self.folder}")
         return tally
 
     def _write(self, source: Source, name: PurePath, picture: Picture, number: int | None = None) -> None:
         name = self._flatten(name)
+        if self._is_mended(name):
+            return
         super()._write(source, name, picture, number)
         if "mask" not in self.files:
             return
+        self._note(name)
         path = Path(source.path)
         if number is None and path.suffix.lower() in IMAGE_SUFFIXES and _is_read_by_training(path):
             _link(path, self.folder / "images" / f"{name}{path.suffix}")
@@ -178,9 +198,23 @@ class Labeller(Predictor):
         name = self._flatten(name)
         mask = super()._write_frame(source, name, frame, number)
         if "mask" in self.files:
+            self._note(name)
             height, width = frame.pixels.shape[:2]
             _write_rgb(self._target(source, name, "images", ".png"), (height, width), [frame.pixels])
         return mask
+
+    def _is_mended(self, name: PurePath) -> bool:
+        """Whether there is a mask that a person has worked on."""
+        mended = "mask" in self.files and is_mended(self._mask(name), self.written)
+        self.kept += mended
+        return mended
+
+    def _note(self, name: PurePath) -> None:
+        """Remember the mask that was written: later it shows whether a person has mended it."""
+        self.written[self._mask(name).name] = file_sha256(self._mask(name))
+
+    def _mask(self, name: PurePath) -> Path:
+        return self.folder / "mask" / f"{name}.png"
 
     def _flatten(self, name: PurePath) -> PurePath:
         """``a/b`` is ``a_b``; ``a_b_2`` where there is such a file, too."""
@@ -189,6 +223,12 @@ class Labeller(Predictor):
         while self.flat.setdefault(flat.lower(), name) != name:
             flat, number = f"{joined}_{number}", number + 1
         return PurePath(flat)
+
+
+def _refuse_other_classes(path: Path, names: list[str]) -> None:
+    """A `UserError` where the folder holds masks of other classes: one list cannot name both."""
+    if path.is_file() and (there := read_class_table(path).names) != names:
+        raise UserError(f"{path} names other classes ({', '.join(there[:5])}, ...): give another --output-dir")
 
 
 def _write_rgb(path: Path, size: tuple[int, int], rows: Iterable[np.ndarray]) -> None:

@@ -92,6 +92,10 @@ class Predictor:
         self.areas = Areas(segmenter.class_names)
         self.taken: dict[str, str] = {}  # names of results, so that what is asked for later overwrites nothing
 
+    def results(self, inputs: Sequence[str]) -> list[Path]:
+        """Folders of results, which are no inputs when they lie in a folder that is."""
+        return [self.folder / kind for kind in KINDS]
+
     def predict(self, inputs: Sequence[str]) -> Tally:
         """Files, folders, globs, URLs, ``camera:N``, with a progress bar; what cannot be read is told and skipped.
 
@@ -99,7 +103,7 @@ class Predictor:
             UserError: no input means anything, memory ran out, or the results have no place to go to.
         """
         tally = Tally()
-        found = find_sources(inputs, skip=[self.folder / kind for kind in KINDS], taken=self.taken)
+        found = find_sources(inputs, skip=self.results(inputs), taken=self.taken)
         for message in found.missing:
             tally.fail(DataError(message))
         for message in found.left_out:

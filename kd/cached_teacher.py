@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypedDict
 
 import torch
-from torch.utils.data import default_collate
+from torch.utils.data import Dataset, default_collate
 from torchvision.ops import roi_align
 
 from basics.batch import prepare_batch
@@ -51,6 +51,26 @@ class TrainingSplit(Protocol):
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict:
         """The sample at an index, or at ``(index, seed)`` with its augmentation drawn from that seed alone."""
+
+
+class InOrder(Dataset):
+    """The images of a split in the order of ``ids``."""
+
+    def __init__(self, split: TrainingSplit, ids: Sequence[str]):
+        places = {name: place for place, name in enumerate(split.ids)}
+        self.split, self.ids, self.places = split, list(ids), [places[name] for name in ids]
+        self.name, self.transform, self.list_name = split.name, split.transform, split.list_name
+
+    def image_path(self, index: int) -> Path:
+        return self.split.image_path(self.places[index])
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> dict:
+        index, seed = key if isinstance(key, tuple) else (key, None)
+        place = self.places[index]
+        return self.split[place if seed is None else (place, seed)] | {"index": index}
 
 
 class Agreement(TypedDict):

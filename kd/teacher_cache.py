@@ -34,12 +34,13 @@ from tqdm import tqdm
 from basics.batch import MEAN, STD, prepare_batch
 from basics.checkpoint import save_atomic
 from basics.errors import UserError, choose
-from basics.files import file_bytes
+from basics.files import digest_of_ends, file_bytes
 from basics.grids import to_stride
 from basics.record_file import write_manifest
 from kd.cache_store import (
     BUILDING,
     DTYPES,
+    ENDS,
     FORMAT,
     JOURNAL,
     MANIFEST,
@@ -52,7 +53,7 @@ from kd.cache_store import (
     locked,
     writing,
 )
-from kd.cached_teacher import CachedTeacher, TrainingSplit, load_projections, measure_agreement
+from kd.cached_teacher import CachedTeacher, InOrder, TrainingSplit, load_projections, measure_agreement
 from kd.distiller import LiveTeacher, Recipe, pad_batch
 from kd.losses import loss_name
 from kd.projection import DIMS, KEPT_LOSSES, Projection, fit_projection, projected_channels
@@ -112,8 +113,7 @@ def open_teacher_cache(
     # A finished cache of more images or feature maps than needed serves as well; this run's own name comes first.
     others = sorted(path.parent for path in Path(cache_dir).glob(f"*/{MANIFEST}"))
     for candidate in dict.fromkeys([folder, *others]):
-        manifest = load_manifest(candidate)
-        if manifest is None:
+        if (manifest := load_manifest(candidate)) is None:
             continue
         found = differences(manifest["made_from"], here)
         if not found:
@@ -126,7 +126,8 @@ def open_teacher_cache(
         return None
     with locked(folder / "lock"):
         if load_manifest(folder) is None:
-            return CacheBuilder(folder, here, model, dataset, torch.device(device)).build(batch_size, workers)
+            CacheBuilder(folder, here, model, dataset, torch.device(device)).build(batch_size, workers)
+            return CachedTeacher(folder, load_manifest(folder) or {}, taps, dataset.ids)
     return open_teacher_cache(  # another run has built it meanwhile: look at it as at any other
         cache_dir, model, name, dataset, recipe=recipe, dtype=dtype, device=device, batch_size=batch_size
     )
@@ -167,11 +168,11 @@ def describe(
 
 
 def _describe_image(dataset: TrainingSplit, index: int) -> list[str | int]:
-    """[id, height, width, bytes of the file], from the file's header alone; and the turn it was given, if any."""
+    """[id, height, width, bytes of the file, the turn it was given, if any, and a digest of its beginning and end]."""
     path = dataset.image_path(index)
     header = read_header(path)
     turned = [] if header.orientation == UPRIGHT else [f", turned from EXIF orientation {header.orientation}"]
-    return [dataset.ids[index], header.height, header.width, path.stat().st_size, *turned]
+    return [dataset.ids[index], header.height, header.width, path.stat().st_size, *turned, ENDS + digest_of_ends(path)]
 
 
 def weights_sha256(model: nn.Module) -> str:
@@ -222,11 +223,11 @@ class CacheBuilder:
         self.dataset, self.full = dataset, copy.copy(dataset)
         self.full.transform = None
 
-    def build(self, batch_size: int, workers: int) -> CachedTeacher:
+    def build(self, batch_size: int, workers: int) -> None:
         """Write what is missing, measure the agreement with the teacher, and declare the cache whole."""
         begun = load_manifest(self.folder, BUILDING)
         if begun and begun["made_from"] != self.here:
-            _refuse(self.folder, differences(begun["made_from"], self.here) or ["more feature maps were asked for"])
+            self._go_on_in_order(begun["made_from"])
         write_manifest(self.folder / BUILDING, {"made_from": self.here})
         layout = RecordLayout(self.here)
         writer = CacheWriter(self.folder, layout)
@@ -260,7 +261,15 @@ class CacheBuilder:
                 f"teacher cache: {image_s:.3g} s an image to build, {crop_s:.3g} s a crop to teach live: it pays for "
                 f"itself after {after} epoch{'s' * (after > 1)}"
             )
-        return cached
+
+    def _go_on_in_order(self, begun: dict[str, Any]) -> None:
+        """Go on with what was begun from the same images in another order: for other label budgets, or another seed."""
+        found = differences(begun, self.here)
+        if found or len(begun["images"]) != len(self.here["images"]) or begun["maps"] != self.here["maps"]:
+            _refuse(self.folder, found or ["more feature maps, or more images, were asked for"])
+        self.here = begun
+        ids = [image[0] for image in begun["images"]]
+        self.dataset, self.full = InOrder(self.dataset, ids), InOrder(self.full, ids)
 
     def _fill(self, writer: CacheWriter, projections: dict[str, Projection], workers: int) -> float | None:
         """Write the missing records; returns the median seconds an image took (None: nothing was missing)."""

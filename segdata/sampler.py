@@ -104,13 +104,13 @@ class EpochSampler(Sampler[tuple[int, int]]):
             order = self.mixture.order(self.num_samples, steps, self.batch_size, generator)
         else:
             order = list(_rounds(range(self.num_samples), self.epoch_samples, generator))
-        total = -(-len(order) // self.world_size) * self.world_size
-        order += order[: total - len(order)]
         seen: dict[int, int] = {}
         numbered = []
         for index in order:
             seen[index] = seen.get(index, -1) + 1
             numbered.append((index, seen[index]))
+        total = -(-len(order) // self.world_size) * self.world_size
+        numbered += numbered[: total - len(order)]
         for index, again in numbered[self.rank : total : self.world_size][self.start :]:
             # An image that comes again within an epoch is seen otherwise.
             yield index, mix_seed(self.seed, self.epoch, index, *([again] if again else []))

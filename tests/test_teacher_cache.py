@@ -14,6 +14,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.nn import functional as F
 from torch.utils.data import default_collate
 
@@ -28,6 +29,7 @@ from kd.losses import LOSSES
 from kd.projection import KEPT_LOSSES, fit_projection
 from kd.teacher_cache import describe, open_teacher_cache, weights_sha256
 from networks.folding import fold_batchnorm
+from segdata.layouts import SplitFiles
 from segdata.transforms import TrainTransform
 from tests import forks
 from tests.conftest import ROOT
@@ -389,6 +391,41 @@ def test_fewer_images_in_another_order_are_served_their_own(train_set, tmp_path,
         ours, theirs = (default_collate([data[at, 7]]) for data, at in ((fewer, place), (train_set, index)))
         assert ours["id"] == theirs["id"] and ours["index"] != theirs["index"]
         assert torch.equal(part(prepare_batch(ours, CPU)).logits, whole(prepare_batch(theirs, CPU)).logits)
+
+
+def test_an_unfinished_cache_goes_on_for_the_same_images_in_another_order(train_set, tmp_path, monkeypatch):
+    """Another label budget or seed puts the same images in another order: what is done is done."""
+    whole = open_teacher_cache(tmp_path / "whole", make_teacher(), "tiny", train_set)
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 3)
+        with pytest.raises(KeyboardInterrupt):
+            open_teacher_cache(tmp_path / "parts", make_teacher(), "tiny", train_set)
+    turned = copy.copy(train_set)
+    turned.files = train_set.files.part(range(15, -1, -1))
+    parts = open_teacher_cache(tmp_path / "parts", make_teacher(), "tiny", turned)
+    for index in (0, 2, 9, 15):
+        ours, theirs = (default_collate([data[at, 7]]) for data, at in ((turned, 15 - index), (train_set, index)))
+        assert ours["id"] == theirs["id"]
+        assert torch.equal(parts(prepare_batch(ours, CPU)).logits, whole(prepare_batch(theirs, CPU)).logits)
+
+
+def test_other_pictures_of_equal_name_and_size_are_refused(train_set, tmp_path):
+    """Two folders of uncompressed pictures: names, sides and bytes agree, the pixels do not."""
+    sets = []
+    for seed, place in enumerate("ab"):
+        images = []
+        for number in range(4):
+            path = tmp_path / place / f"{number}.bmp"
+            path.parent.mkdir(exist_ok=True)
+            noise = np.random.default_rng([seed, number]).integers(0, 255, (64, 64, 3), np.uint8)
+            Image.fromarray(noise).save(path)
+            images.append(path)
+        data = copy.copy(train_set)
+        data.files = SplitFiles([str(number) for number in range(4)], images, None)
+        sets.append(data)
+    open_teacher_cache(tmp_path / "cache", make_teacher(), "tiny", sets[0])
+    with pytest.raises(UserError, match="4 images differ"):
+        open_teacher_cache(tmp_path / "cache", make_teacher(), "tiny", sets[1])
 
 
 def test_an_unfinished_cache_of_something_else_is_refused(train_set, tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -224,7 +225,7 @@ def test_pictures_alone_follow_the_teacher_and_are_scored_by_agreement(photos, t
     assert main(photo_arguments(photos, *words)) == 0
     out = capsys.readouterr().out
     assert "no training picture has a mask: the teacher alone is followed (ce left out)" in out
-    assert "warning: folder/val has no masks" in out and "mIoU" not in out.replace("that is no mIoU", "")
+    assert "warning: folder/val has no masks of people" in out and "mIoU" not in out.replace("that is no mIoU", "")
     run = photos.parent / "out" / "run"
     best, last = (load_file(run / name) for name in ("best.pth", "last.pth"))
     assert "miou" not in best["info"] and "against what the teacher says" in best["info"]["protocol"]
@@ -264,3 +265,77 @@ def test_what_a_teacher_says_is_kept_and_made_anew_for_another(photos, teacher_f
     shutil.rmtree(photos.parent / "out")
     assert main(photo_arguments(photos, *words, "--teacher-weights", other)) == 0
     assert len(list((photos.parent / "said").iterdir())) == 2
+
+
+COLOURS = """
+import torch
+class Net(torch.nn.Module):
+    class_names = ["background", "disk", "square", "triangle", "star", "ring", "cross"]
+    def forward(self, images):
+        return torch.cat([images, images.mean(1, keepdim=True), -images], dim=1)
+def build():
+    return Net()
+"""
+
+
+def test_masks_of_a_teacher_make_agreement_until_they_are_mended(photos, run_script, capsys):
+    """Labelled by predict.py: the score is no mIoU; one that a person has mended is kept, and counted as such."""
+    (photos.parent / "colours.py").write_text(COLOURS)
+    words = ["--teacher", f"{photos.parent / 'colours.py'}:build", "--save", "mask", "--output-dir", photos.parent / "labelled", "--device", "cpu"]
+    run_script("predict.py", photos, *words)
+    labelled = photos.parent / "labelled"
+    train = ["--dataset", "folder", "--max-steps", "1"]
+    capsys.readouterr()
+    assert main(arguments(labelled, photos.parent / "out", *train)) == 0
+    assert "agreement with the teacher" in capsys.readouterr().out
+    shutil.rmtree(photos.parent / "out")
+    mended = build_dataset("folder", labelled, "val").mask_path(0)
+    pixels = np.asarray(Image.open(mended)).copy()
+    pixels[:3] = 1
+    Image.fromarray(pixels).save(mended)
+    assert main(arguments(labelled, photos.parent / "out", *train)) == 0
+    out = capsys.readouterr().out
+    assert "2 of 3 masks are as a teacher wrote them" in out and "mIoU" in rows_text(photos.parent / "out" / "run")
+    again = run_script("predict.py", photos, *words)
+    assert "1 masks are not as a teacher wrote them, and were left as they are" in again.stdout
+    assert (np.asarray(Image.open(mended)) == pixels).all()
+    (labelled / "classes.txt").write_text("a\nb\n")
+    refused = run_script("predict.py", photos, *words, check=False)
+    assert refused.returncode and "names other classes (a, b, ...)" in refused.stderr
+
+
+def rows_text(run) -> str:
+    return (run / "report.txt").read_text()
+
+
+def test_the_guards_hold_whatever_places_are_called(tmp_path):
+    """A split named as a guard does not take its place: what is scored stays out."""
+    for number in range(9):
+        picture(tmp_path / "d" / "images" / f"{number:02d}.png", number)
+        mask = tmp_path / "d" / "masks" / f"{number:02d}.png"
+        mask.parent.mkdir(exist_ok=True)
+        Image.fromarray(np.full((40, 32), number % 2, np.uint8)).save(mask)
+    for split, numbers in {"train": range(3), "val": range(3, 6), "test": range(6, 9)}.items():
+        (tmp_path / "d" / f"{split}.txt").write_text("".join(f"{number:02d}\n" for number in numbers))
+    (tmp_path / "d" / "classes.txt").write_text("a\nb\n")
+    layout = find_layout("folder", tmp_path / "d")
+    places = ["val", str(tmp_path / "d" / "images")]
+    with pytest.raises(UserError, match=r"0 of 9 pictures.*3 are in train; 3 are in val; 3 are in val"):
+        find_unlabelled(layout, places, layout.files("train"), layout.files("test"))
+    picture(tmp_path / "d" / "images" / "09.png", 9)
+    files, _ = find_unlabelled(layout, places, layout.files("train"), layout.files("test"))
+    assert files.ids == ["03", "04", "05", "09"]
+
+
+def test_files_beside_the_data_are_no_files_in_them(tmp_path, monkeypatch):
+    """Relative paths that look alike, from the data set and from the current folder, are other files."""
+    for number in range(4):
+        picture(tmp_path / "images" / f"{number:02d}.png", number)
+        picture(tmp_path / "my" / "images" / f"{number:02d}.png", 100 + number)
+        (tmp_path / "my" / "masks").mkdir(exist_ok=True)
+        Image.fromarray(np.full((40, 32), number % 2, np.uint8)).save(tmp_path / "my" / "masks" / f"{number:02d}.png")
+    (tmp_path / "my" / "classes.txt").write_text("a\nb\n")
+    monkeypatch.chdir(tmp_path)
+    layout = find_layout("folder", Path("my"), val_share=0.25)
+    files, _ = find_unlabelled(layout, ["images"], layout.files("train"), layout.files("val"))
+    assert len(files.ids) == 4

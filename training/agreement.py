@@ -16,8 +16,9 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from basics.batch import VOID, prepare_batch
-from basics.files import replacing
+from basics.files import digest_of_ends, replacing
 from basics.grids import upsample_logits
+from basics.memory import explain_memory
 from dataset import SegmentationDataset
 from kd.distiller import Teacher, TeacherOutput, pad_batch
 from segdata.labels import IndexLabels
@@ -35,14 +36,17 @@ def label_split(
         teacher: a live one, in the student's classes.
         made_from: plain values that tell it from others.
     """
-    about = [made_from, dataset.class_names, [[name, path.stat().st_size] for name, path in _pictures(dataset)]]
+    pictures = zip(dataset.ids, dataset.files.images, strict=True)
+    ends = [[name, path.stat().st_size, digest_of_ends(path)] for name, path in pictures]
+    about = [made_from, dataset.class_names, ends]
     digest = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
     place = folder / f"{dataset.name}_{dataset.split}_said_{digest}"
     paths = [place / f"{index:06d}.png" for index in range(len(dataset))]
     todo = [index for index, path in enumerate(paths) if not path.is_file()]
     loader = DataLoader(dataset, batch_size=1, sampler=todo, generator=torch.Generator())
     for batch in tqdm(loader, desc=f"{dataset.split}: what the teacher says", unit="img", leave=False, disable=None):
-        mask = classes_said(teacher, prepare_batch(batch, device))[0]
+        with explain_memory("the teacher looks at whole validation pictures: bring masks for them, or smaller ones"):
+            mask = classes_said(teacher, prepare_batch(batch, device))[0]
         place.mkdir(parents=True, exist_ok=True)
         with replacing(paths[batch["index"].item()]) as temporary:
             palette_image(mask, dataset.palette).save(temporary, format="PNG")
@@ -64,7 +68,3 @@ def classes_said(teacher: Teacher, batch: dict) -> np.ndarray:
         heard = upsample_logits(told.speaks[:, None].float(), teacher.logit_stride, size)[:, 0] >= 0.5
         classes = torch.where(heard, classes, VOID)
     return classes.to(torch.uint8).cpu().numpy()
-
-
-def _pictures(dataset: SegmentationDataset) -> list[tuple[str, Path]]:
-    return list(zip(dataset.ids, dataset.files.images, strict=True))

@@ -60,7 +60,7 @@ def locate_run(args: Arguments) -> Path | None:
     return None
 
 
-def open_log(args: Arguments, recipe: Recipe, state: RunState, resume_from: Path | None) -> RunLog:
+def open_log(args: Arguments, recipe: Recipe, data: Data, state: RunState, resume_from: Path | None) -> RunLog:
     """The run folder, which this process has locked, rid of what a killed run left there; see `RunLog`."""
     folder, made_from = args.run_folder, state.made_from
     remove_stale(folder)
@@ -68,6 +68,7 @@ def open_log(args: Arguments, recipe: Recipe, state: RunState, resume_from: Path
     config = {
         **made_from.arguments,
         "recipe": dict(recipe.weights),
+        **data.describe(),
         "processes": distributed.world_size(),
         "weight_files": made_from.weight_files,
         "teacher_classes": made_from.teacher_classes,
@@ -169,7 +170,7 @@ def build_models(args: Arguments, recipe: Recipe, data: Data, device: torch.devi
     torch.manual_seed(args.seed)
     part_random_streams()
     weights = None
-    if args.class_weights:
+    if args.class_weights and recipe.names("hard"):
         weights = class_weights(
             args.class_weights, data.train_set.layout, args.train_split, data.train_set.files.labelled
         ).to(device)
@@ -189,6 +190,12 @@ def _make_teacher(args: Arguments, recipe: Recipe, data: Data, device: torch.dev
     fitted = load_teacher_for(TeacherChoice.of(args), train_set)
     known = fitted.class_map.known if fitted.class_map else range(train_set.num_classes)
     recipe.require_classes(train_set.num_classes, len(known))
+    if not recipe.names("hard") and distributed.is_main() and len(known) < train_set.num_classes:
+        unknown = [name for place, name in enumerate(train_set.class_names) if place not in known]
+        print(
+            f"warning: no mask is learnt from, and the teacher does not know {', '.join(unknown)}: nothing trains "
+            "what the student says of them; leave them out of the class list, or bring masks"
+        )
     if not data.val_set.has_masks and not args.dry_run:
         live = LiveTeacher(fold_batchnorm(fitted.model).to(device), name=fitted.label)
         source: list[object] = [fitted.label, weights_sha256(fitted.model)]

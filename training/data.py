@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch.utils.data import DataLoader
@@ -11,6 +10,7 @@ from torch.utils.data import DataLoader
 from basics import distributed
 from basics.errors import UserError
 from basics.signals import ignore_stop_signals
+from datachecks import teacher_masks
 from datachecks.check import invitation, look_at
 from datachecks.unlabelled import find_unlabelled
 from dataset import EpochSampler, SegmentationDataset, build_split
@@ -46,11 +46,11 @@ class Data:
     goal: Goal = MIOU
 
     def score_against(self, said: SegmentationDataset) -> None:
-        """Score against these masks, which are what the teacher says: the validation split brings none."""
+        """Score against these masks, which are what a teacher says: the validation split brings no others."""
         self.val_set, self.goal = said, AGREEMENT
         if distributed.is_main():
             print(
-                f"warning: {said.name}/{said.split} has no masks: the student is scored by its agreement with the "
+                f"warning: {said.name}/{said.split} has no masks of people: scored is the student's agreement with the "
                 "teacher, and best.pth follows it; that is no mIoU, and says nothing of where the teacher errs"
             )
 
@@ -92,25 +92,38 @@ def build_data(args: Arguments, *, resumed: bool) -> Data:
     sources: list[str] = []
     with distributed.main_first():  # it counts what is in the data
         train_set, val_set = build_split(args, args.train_split), build_split(args, args.val_split)
+        whole = train_set  # what is judged: a draw of few masks may lack any class
         if args.labels is not None or args.unlabelled:
             train_set, sources = with_pictures(args, train_set, val_set)
         if distributed.is_main() and not args.dry_run:  # which has looked already
-            problem = find_problem(args, train_set, val_set)
+            problem = find_problem(args, whole, val_set)
     if problem := distributed.gather(problem)[0]:
         raise DataError(problem)
     if args.decode_cache and not args.dry_run:
         with distributed.main_first():  # it fills the cache
-            train_set = _of_files(train_set, train_set.files, args.decode_cache)
-    mixed = [f"{train_set.num_labelled} labelled"] if 0 < train_set.num_labelled < len(train_set) else []
-    images = fingerprint([*train_set.ids, *map(str, train_set.layout.labels.key), *mixed])
-    val_images = fingerprint([*val_set.ids, *map(str, val_set.layout.labels.key)])
+            files = None if train_set is whole else train_set.files
+            train_set = SegmentationDataset(whole.layout, whole.split, decode_cache=args.decode_cache, files=files)
+    images, val_images = fingerprint_of(train_set), fingerprint_of(val_set)
     seen = distributed.gather((images, val_images, train_set.class_names, resumed))
     if any(other != seen[0] for other in seen):
         raise UserError("the processes see different files: --data-dir and --output-dir must be shared by all")
     if distributed.is_main():
         for line in sources:
             print(line)
-    return Data(train_set, val_set, make_sampler(args, train_set), images, val_images, sources)
+    data = Data(train_set, val_set, make_sampler(args, train_set), images, val_images, sources)
+    with distributed.main_first():
+        said = teacher_masks.unmended(val_set.files.masks or [])
+    if said and len(said) == len(val_set):
+        data.score_against(val_set)
+    elif said and distributed.is_main():
+        print(teacher_masks.warning(f"{val_set.name}/{val_set.split}", val_set.files.masks or []))
+    return data
+
+
+def fingerprint_of(dataset: SegmentationDataset) -> str:
+    """A short name for a split's list of images, of what their masks mean, and of how many have one."""
+    some = [f"{dataset.num_labelled} labelled"] if dataset.num_labelled < len(dataset) else []
+    return fingerprint([*dataset.ids, *map(str, dataset.layout.labels.key), *some])
 
 
 def make_sampler(args: Arguments, train_set: SegmentationDataset) -> EpochSampler:
@@ -160,7 +173,7 @@ def with_pictures(
         files = SplitFiles([*files.ids, *others.ids], [*files.images, *others.images], files.masks or None)
     if not files.ids:
         raise UserError("--labels 0 leaves no picture to train on: name some with --unlabelled")
-    return _of_files(train_set, files), lines
+    return SegmentationDataset(train_set.layout, train_set.split, files=files), lines
 
 
 def draw_labelled(files: SplitFiles, count: int, seed: int, where: str) -> SplitFiles:
@@ -173,10 +186,6 @@ def draw_labelled(files: SplitFiles, count: int, seed: int, where: str) -> Split
         raise UserError(f"--labels {count}: {where} has only {len(files.ids)} images with masks")
     generator = torch.Generator().manual_seed(mix_seed(seed, LABELS_STREAM))
     return files.part(sorted(torch.randperm(len(files.ids), generator=generator)[:count].tolist()))
-
-
-def _of_files(dataset: SegmentationDataset, files: SplitFiles, decode_cache: Path | None = None) -> SegmentationDataset:
-    return SegmentationDataset(dataset.layout, dataset.split, decode_cache=decode_cache, files=files)
 
 
 # -- what they are good for --------------------------------------------------------------------------

@@ -194,6 +194,9 @@ class MadeFrom:
         """A `UserError` that names a class of ours which meant other ones of the teacher's in the run of ``path``."""
         if saved == self.teacher_classes:
             return
+        lists = saved.values() if isinstance(saved, Mapping) else () if saved is None else (None,)
+        if not all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in lists):
+            raise UserError(f"{path}: damaged: the teacher's classes of its run are none")
         there, here = ({} if each is None else each for each in (saved, self.teacher_classes))
         name = next((name for name in self.class_names if there.get(name) != here.get(name)), self.class_names[0])
         was, now = (", ".join(each.get(name, [name])) or "nothing" for each in (there, here))

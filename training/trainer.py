@@ -99,7 +99,7 @@ class Trainer:
         args = self.args
         if distributed.is_main():
             self.lock = lock_folder(self.folder)  # held as long as this process lives
-            self.log = open_log(args, self.recipe, self.state, self.resume_from)
+            self.log = open_log(args, self.recipe, self.data, self.state, self.resume_from)
             if not self.is_over():
                 self.log.truncate_after(self.progress.epoch)
         with StopSignal() as stop:
