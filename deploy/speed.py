@@ -13,7 +13,7 @@ from basics.text import text_table
 from basics.timing import interleave
 from deploy.export_checks import smooth_pictures
 from deploy.exporting import Deployed
-from deploy.formats import FORMATS, load_exported
+from deploy.formats import choose_format, load_exported, stored_bytes
 from deploy.segmenter import Segmenter
 
 TIMED_RUNS, WARMUP_RUNS = 50, 5  # of a picture
@@ -50,7 +50,7 @@ def file_table(deployed: Deployed, checkpoint: Path, files: Mapping[str, Path], 
     """
     paths = {"PyTorch eager fp32": checkpoint}
     for title, path in files.items():
-        paths[f"{FORMATS[path.suffix].engine} {'INT8' if title == 'INT8' else 'fp32'}"] = path
+        paths[f"{choose_format(None, path).engine} {'INT8' if title == 'INT8' else 'fp32'}"] = path
     first, *others = paths
     runs: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {first: deployed}
     remarks = []
@@ -67,7 +67,7 @@ def file_table(deployed: Deployed, checkpoint: Path, files: Mapping[str, Path], 
         titles += [f"{f'ms at {size}':>9}", "speed-up"]
     rows = []
     for title, path in paths.items():
-        row = [title, f"{path.stat().st_size / 1e6:.2f}"]
+        row = [title, f"{stored_bytes(path) / 1e6:.2f}"]
         for times in columns:
             row += [f"{times[title]:.1f}", f"{times[first] / times[title]:.2f} x"]
         rows.append(row)
