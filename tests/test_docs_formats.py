@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from basics.checkpoint import save_atomic
-from segdata.drawing import save_mask
+from segdata.pictures import palette_image
 from tests.small import CLASS_NAMES, PALETTE, SmallStudent, in_zoo, small_checkpoint
 from tests.test_export import by_hand, raw_pictures, run_export
 
@@ -76,9 +76,8 @@ def test_logits(folder, truth, name, module):
 
 
 def test_a_mask_is_read(folder):
-    """And OpenCV's greys, against which the page warns, are no classes."""
     classes = np.array([[0, 1], [2, 1]], np.uint8)
-    save_mask(folder / "mask.png", classes, PALETTE)
+    palette_image(classes, PALETTE).save(folder / "mask.png")
     np.testing.assert_array_equal(run("mask", folder)["classes"], classes)
 
 
