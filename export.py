@@ -6,6 +6,7 @@
     python export.py checkpoints/RUN/best.pth --format litert --size 256x256
     python export.py checkpoints/RUN/best.pth --format web --output page
     python export.py checkpoints/RUN/best.pth --output student.onnx --int8 student_int8.onnx
+    python export.py checkpoints/RUN/best.pth --format all --size 256x256 --output DIR --dataset voc   # a table
 
 ONNX, OpenVINO, torch.export's .pt2 and the web page take any batch, height and width (from 32 pixels on) unless
 --size says which; all others take one picture of --size. Class names, palette and normalisation are inside: predict.py
@@ -19,35 +20,18 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from basics.errors import UserError, run_cli
-from deploy.arguments import add_form_arguments, make_deployed
-from deploy.export_checks import Difference, compare, require_agreement
-from deploy.exporting import LARGEST_SIZE, LEAST_SIZE, ExportOptions, Size, export_program
-from deploy.formats import FORMATS, Format, choose_format, stored_bytes, write_exported
-from deploy.onnx_format import check_versions
-from deploy.speed import file_table
-from zoo import load_checkpoint_model
-
-LEAST_AGREEMENT = 0.999
-MOST_DELTA = 1e-3  # of a logit; float32 kernels that add in another order differ by some 1e-5
-
-
-def parse_size(text: str) -> Size:
-    """``256`` or ``HEIGHTxWIDTH`` -> (height, width)."""
-    sides = text.lower().split("x")
-    if len(sides) > 2 or not all(side.isdecimal() and LEAST_SIZE <= int(side) <= LARGEST_SIZE for side in sides):
-        raise argparse.ArgumentTypeError(
-            f"{text!r}: give HEIGHTxWIDTH in pixels, from {LEAST_SIZE} to {LARGEST_SIZE} a side, such as 256x384"
-        )
-    return int(sides[0]), int(sides[-1])
+from basics.errors import run_cli
+from dataset import add_data_arguments
+from deploy.arguments import add_form_arguments
+from deploy.export_run import ALL, check_arguments, export_all, export_one, parse_size
+from deploy.formats import FORMATS, choose_format
 
 
 def get_args_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help=".pth file of this project")
-    parser.add_argument(
-        "--format", metavar="NAME", help=f"{', '.join(FORMATS)} (default: by --output's ending, or onnx)"
-    )
+    names = ", ".join(FORMATS)
+    parser.add_argument("--format", metavar="NAME", help=f"{names} or {ALL} (default: by --output, or onnx)")
     parser.add_argument("--output", type=Path, metavar="FILE", help="default: beside the checkpoint, under its name")
     parser.add_argument("--size", type=parse_size, metavar="HxW", help="one picture of this size, for good")
     parser.add_argument("--opset", type=int, metavar="N", help="of ONNX; default: 18, the oldest that PyTorch writes")
@@ -58,53 +42,19 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument("--int8", type=Path, metavar="FILE", help="an .onnx of quantize.py, for the table of speeds "
                         "(default: OUTPUT_int8.onnx, if there is one)")  # fmt: skip
     parser.add_argument("--rounds", type=int, default=20, help="timed runs of each; 0: no table (20)")
+    add_data_arguments(parser, train=False)
+    parser.set_defaults(dataset=None)  # only a table of all formats looks at data, and only if asked to
     return parser
 
 
-def check_arguments(args: argparse.Namespace, kind: Format) -> None:
-    """Refuse, before any work is done, what cannot go together."""
-    if args.rounds < 0:
-        raise UserError(f"--rounds must be at least 0, not {args.rounds}")
-    if args.int8 and not args.int8.is_file():
-        raise UserError(f"--int8 {args.int8}: no such file")
-    if args.int8:
-        choose_format(None, args.int8, "--int8")
-    if kind.one_size and args.size is None:
-        raise UserError(f"a file for {kind.engine} takes pictures of one size: say which with --size, such as 256x256")
-    check_versions(args.opset, args.ir_version)
-
-
 def main(args: argparse.Namespace) -> None:
+    if args.format == ALL:
+        check_arguments(args, None)
+        export_all(args)
+        return
     kind = choose_format(args.format, args.output)
     check_arguments(args, kind)
-    output = args.output or kind.beside(args.checkpoint)
-    model, checkpoint = load_checkpoint_model(args.checkpoint)
-    if "qat" in checkpoint:
-        raise UserError(f"{args.checkpoint}: trained for INT8 (--qat); quantize.py makes its file")
-    args.uint8, args.argmax = args.uint8 or kind.whole, args.argmax or kind.whole
-    deployed = make_deployed(model, checkpoint, args)
-    options = ExportOptions(args.size, args.opset, args.ir_version, args.web_runtime)
-    differences: list[Difference] = []
-
-    def check(path: Path) -> None:
-        if kind.runs_here:
-            differences.extend(compare(deployed, path))
-            require_agreement(differences, LEAST_AGREEMENT, MOST_DELTA)
-
-    classes = len(checkpoint["class_names"])
-    print(f"exporting {args.checkpoint} ({checkpoint['model']}, {classes} classes) for {kind.engine} ...", flush=True)
-    write_exported(export_program(deployed, args.size), deployed.card, output, check, kind, options)
-    print(f"{output}: {stored_bytes(output) / 1e6:.2f} MB, ", end="")
-    if not kind.runs_here:
-        print(f"converted but not compared with the checkpoint: {kind.engine} does not run on this system")
-        return
-    print("agrees with the checkpoint:", *map(str, differences), sep="\n")
-    if args.rounds:
-        int8 = args.int8 or output.with_name(f"{output.stem}_int8.onnx")
-        files = {"exported": output} | ({"INT8": int8} if args.int8 or int8.is_file() else {})
-        print("\n" + file_table(deployed, args.checkpoint, files, args.rounds))
-        if len(files) == 1:
-            print(f"for a row of INT8: python quantize.py {args.checkpoint} --output {int8}")
+    export_one(args, kind)
 
 
 if __name__ == "__main__":

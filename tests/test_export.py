@@ -22,7 +22,7 @@ pytest.importorskip("onnxscript")
 
 
 def run_export(checkpoint, output, *more):
-    arguments = [checkpoint, "--output", output, "--rounds", "0", *more]
+    arguments = [checkpoint, "--output", output, *(() if "--rounds" in more else ("--rounds", "0")), *more]
     export.main(export.get_args_parser().parse_args(list(map(str, arguments))))
     return output
 
@@ -183,7 +183,7 @@ def test_a_file_that_disagrees_is_refused(folder, tmp_path, monkeypatch):
     def exchanged(deployed, size):
         return export_program(Deployed(lively(SmallStudent(3), seed=1), deployed.card), size)
 
-    monkeypatch.setattr(export, "export_program", exchanged)
+    monkeypatch.setattr("deploy.export_run.export_program", exchanged)
     with pytest.raises(UserError, match="differ, file not written"):
         run_export(folder / "best.pth", tmp_path / "out" / "a.onnx")
     assert not list((tmp_path / "out").iterdir())
@@ -195,7 +195,7 @@ def test_an_older_file_survives_a_refusal(folder, tmp_path, monkeypatch):
     def exchanged(deployed, size):
         return export_program(Deployed(lively(SmallStudent(3), seed=1), deployed.card), size)
 
-    monkeypatch.setattr(export, "export_program", exchanged)
+    monkeypatch.setattr("deploy.export_run.export_program", exchanged)
     with pytest.raises(UserError, match="differ, file not written"):
         run_export(folder / "best.pth", tmp_path / "a.pt2")
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a.pt2", b"older")]

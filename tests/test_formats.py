@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+import export
 from basics.checkpoint import save_atomic
 from basics.errors import UserError
 from basics.files import replacing_folder
@@ -330,3 +331,37 @@ def test_an_older_folder_survives_an_error(tmp_path):
     (tmp_path / "file").write_text(json.dumps(1))
     with pytest.raises(UserError, match="a file of that name"), replacing_folder(tmp_path / "file"):
         pass
+
+
+# -- all of them ----------------------------------------------------------------------------------
+
+
+def test_the_table_of_all_formats(demo_data, best, tmp_path, capsys, stand_in):
+    """Two lines at least, each with what its file weighs; what is not installed is left out with its reason."""
+    from dataset import build_dataset
+    from deploy.segmenter import load_segmenter
+    from scoring.protocol import evaluate_model
+    from zoo import model_file_dict
+
+    data = build_dataset("demo", demo_data, "val")
+    model = SmallStudent(data.num_classes)
+    save_atomic(model_file_dict("small", model, data), tmp_path / "demo.pth")
+    options = ["--format", "all", "--rounds", "1", "--size", "48x64", "--web-runtime", stand_in]
+    folder = run_export(tmp_path / "demo.pth", tmp_path / "all", *options, "--dataset", "demo", "--data-dir", demo_data)
+    table = capsys.readouterr().out.partition("\nruntime ")[2].splitlines()
+    rows = {line.split("  ")[0]: line.split() for line in table[1:] if not line.startswith(("left out", "one picture"))}
+    assert {"PyTorch", "ONNX Runtime", "torch.export", "onnxruntime-web"} <= set(rows)
+    onnx_file = folder / "demo.onnx"
+    assert f"{onnx_file.stat().st_size / 1e6:.2f}" in rows["ONNX Runtime"]
+    score = evaluate_model(load_segmenter(onnx_file, "cpu").model, data, torch.device("cpu")).scores.miou
+    assert rows["ONNX Runtime"][-1] == f"{100 * score:.2f}"
+    for name, kind in FORMATS.items():
+        assert (kind.engine in rows) != any(line.startswith(f"left out: {name}: ") for line in table), name
+    with pytest.raises(UserError, match="needs --output DIR"):
+        export_main([best, "--format", "all"])
+    with pytest.raises(UserError, match="--dataset is for --format all"):
+        export_main([best, "--dataset", "demo"])
+
+
+def export_main(arguments):
+    export.main(export.get_args_parser().parse_args(list(map(str, arguments))))
