@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import platform
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,8 @@ def save_coreml(program: ExportedProgram, card: ModelCard, path: Path, options: 
     Raises:
         UserError: coremltools is not installed, or cannot take the graph.
     """
-    with quiet():
+    # Whatever goes wrong comes as an exception; what it prints is progress, and parts that only macOS has.
+    with quiet(), contextlib.redirect_stderr(io.StringIO()):
         coreml = need("coremltools", "coremltools", "Core ML export")
         try:
             # An image's values are floats, 0 to 255: captured anew with these, the graph has no uint8.
