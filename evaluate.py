@@ -28,7 +28,7 @@ from scoring.tables import SummaryRow, format_summary, write_results
 
 def get_args_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoints", nargs="+", type=Path, metavar="CHECKPOINT", help=".pth, .onnx or .pt2 files")
+    parser.add_argument("checkpoints", nargs="+", type=Path, metavar="CHECKPOINT", help=".pth or exported files")
     parser.add_argument("--agreement", action="store_true", help="share of pixels each decides as the first one")
     parser.add_argument("--submission", type=Path, metavar="FILE.tgz", help="write the masks of VOC's test split")
     add_evaluation_arguments(parser)

@@ -58,6 +58,35 @@ def replacing(path: str | Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def replacing_folder(path: str | Path) -> Iterator[Path]:
+    """As `replacing`, for a folder: yield an empty one beside ``path``, which becomes ``path`` when the block ends.
+
+    Raises:
+        UserError: the disk is full, the place cannot be written, or ``path`` is a file.
+    """
+    path = Path(path)
+    if path.exists() and not path.is_dir():
+        raise UserError(f"cannot write the folder {path}: a file of that name is there; name another place")
+    fresh, old = (path.with_name(f".{path.stem}.{word}{path.suffix}") for word in ("tmp", "old"))
+    try:
+        for folder in (fresh, old):
+            shutil.rmtree(folder, ignore_errors=True)
+        fresh.mkdir(parents=True)
+        yield fresh
+        if path.exists():
+            path.replace(old)
+        fresh.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise UserError(
+            f"cannot write {path}: {error.strerror or error}; free some space or name another place"
+        ) from error
+    finally:
+        for folder in (fresh, old):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Write ``text`` (UTF-8, newlines as given) to ``path`` by way of `replacing`.
 

@@ -15,6 +15,7 @@ from deploy.formats import load_exported
 
 # (images, height, width): one and more, odd and even, wide and tall.
 CHECK_SIZES = ((1, 256, 256), (2, 97, 131), (1, 33, 255), (3, 180, 64), (1, 321, 240))
+FIXED_PICTURES = 3  # of a file that takes one size
 
 
 @dataclass(frozen=True)
@@ -42,15 +43,17 @@ def smooth_pictures(images: int, height: int, width: int, seed: int = 0) -> torc
 
 @torch.inference_mode()
 def compare(deployed: Deployed, path: Path, sizes: Sequence[tuple[int, int, int]] = CHECK_SIZES) -> list[Difference]:
-    """Run the network and the file ``path`` on the same pictures of several sizes.
+    """Run the network and the file ``path`` on the same pictures: of several sizes, or several of its one size.
 
     Raises:
         UserError: the file cannot be read, or gives another shape.
     """
     exported = load_exported(path)
     differences = []
-    for images, height, width in sizes:
-        pictures = smooth_pictures(images, height, width)
+    if exported.size is not None:
+        sizes = FIXED_PICTURES * [(1, *exported.size)]
+    for seed, (images, height, width) in enumerate(sizes):
+        pictures = smooth_pictures(images, height, width, seed)
         if deployed.card.input == "normalized":
             mean, std = (torch.tensor(values).view(3, 1, 1) for values in (deployed.card.mean, deployed.card.std))
             pictures = (pictures / 255 - mean) / std

@@ -7,6 +7,8 @@ import io
 import logging
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -16,6 +18,24 @@ from basics.errors import UserError
 from deploy.model_card import ModelCard
 
 LEAST_SIZE, LARGEST_SIZE = 32, 16384  # pixels a side that an exported network takes
+
+Size = tuple[int, int]  # height, width
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What a format may be asked for.
+
+    Attributes:
+        size: height and width of the one picture that the file takes; None for any batch and size.
+        opset, ir_version: of ONNX; None for the oldest that the network allows.
+        web_runtime: folder or archive of the npm package onnxruntime-web; None has npm fetch it.
+    """
+
+    size: Size | None = None
+    opset: int | None = None
+    ir_version: int | None = None
+    web_runtime: Path | None = None
 
 
 class Deployed(nn.Module):
@@ -59,13 +79,14 @@ def dynamic_shapes() -> tuple[dict]:
     )
 
 
-def example_images(uint8: bool = False) -> torch.Tensor:
-    """Images to trace with: sides that are neither equal nor a power of two, so that nothing is taken as fixed."""
-    return torch.zeros(2, 3, 80, 112, dtype=torch.uint8 if uint8 else torch.float32)
+def example_images(uint8: bool = False, size: Size | None = None) -> torch.Tensor:
+    """Images to trace with: of ``size``, or with sides neither equal nor a power of two, so that none is fixed."""
+    shape = (2, 3, 80, 112) if size is None else (1, 3, *size)
+    return torch.zeros(shape, dtype=torch.uint8 if uint8 else torch.float32)
 
 
-def export_program(deployed: Deployed) -> ExportedProgram:
-    """Capture on the CPU with free batch, height and width.
+def export_program(deployed: Deployed, size: Size | None = None) -> ExportedProgram:
+    """Capture on the CPU: with free batch, height and width, or for one picture of ``size``.
 
     Raises:
         UserError: `torch.export` cannot capture this network.
@@ -75,8 +96,8 @@ def export_program(deployed: Deployed) -> ExportedProgram:
         try:
             program = torch.export.export(
                 deployed.cpu(),
-                (example_images(deployed.card.input == "uint8"),),
-                dynamic_shapes=dynamic_shapes(),
+                (example_images(deployed.card.input == "uint8", size),),
+                dynamic_shapes=dynamic_shapes() if size is None else None,
                 # Padding to a stride gives sizes that the exporter cannot order by itself.
                 prefer_deferred_runtime_asserts_over_guards=True,
             )
@@ -98,6 +119,39 @@ def remove_size_assertions(graph: torch.fx.GraphModule) -> None:
             graph.graph.erase_node(node)
     graph.graph.eliminate_dead_code()
     graph.recompile()
+
+
+def without_aliases(program: ExportedProgram, *, decompose: bool = False) -> torch.fx.GraphModule:
+    """A program of fixed size as a module whose every tensor is computed: no views that only repeat another.
+
+    Converters stumble over them: slices of everything, as padding leaves them where nothing was padded, and `expand`,
+    here spelled as a sum with zeros. Assertions on types are taken out, too.
+
+    Args:
+        decompose: into ATen's core operators first.
+    """
+    aten = torch.ops.aten
+    graph = (program.run_decompositions({}) if decompose else program).module(check_guards=False)
+    assert isinstance(graph, torch.fx.GraphModule)
+    for node in list(graph.graph.nodes):
+        if node.op != "call_function" or not node.args:
+            continue
+        if node.target == aten._assert_tensor_metadata.default:
+            graph.graph.erase_node(node)
+            continue
+        source, value = node.args[0], node.meta.get("val")
+        if node.target == aten.alias.default or (
+            node.target == aten.slice.Tensor and source.meta["val"].shape == value.shape
+        ):
+            node.replace_all_uses_with(source)
+        elif node.target == aten.expand.default:
+            with graph.graph.inserting_before(node):
+                zeros = graph.graph.call_function(aten.full.default, (list(value.shape), 0.0))
+                total = graph.graph.call_function(aten.add.Tensor, (source, zeros))
+            node.replace_all_uses_with(total)
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+    return graph
 
 
 @contextlib.contextmanager

@@ -10,36 +10,37 @@ import torch
 from torch.export import ExportedProgram
 
 from basics.errors import UserError
-from deploy.exported import ExportedModel
-from deploy.exporting import quiet
+from deploy.exported import ExportedModel, fixed_size
+from deploy.exporting import ExportOptions, quiet
 from deploy.model_card import ModelCard
+from deploy.onnx_lowering import EXPORTER_OPSET, OLDEST_OPSET, check_opset, lower_opset, spell_out_hard_sigmoid
+from deploy.optional_packages import need
 from networks.onnx_session import open_session
 
 if TYPE_CHECKING:
     import onnx_ir
+NEWEST_OPSET = 23  # that PyTorch's exporter is known to write
+OLDEST_IR = 4  # before it, weights had to be inputs, too
 
-OPSET = 20
 
-
-def save_onnx(program: ExportedProgram, card: ModelCard, path: Path) -> None:
-    """Write ``program`` to ``path``, the card in its metadata.
+def save_onnx(program: ExportedProgram, card: ModelCard, path: Path, options: ExportOptions) -> None:
+    """Write ``program`` to ``path``, the card in its metadata; opset and IR version no newer than need be.
 
     Raises:
-        UserError: onnx or onnxscript is not installed, or ONNX has no counterpart for an operation.
+        UserError: onnx or onnxscript is not installed, or ONNX (or ``options.opset``) has no counterpart for an
+            operation.
     """
-    try:
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise UserError(
-            "ONNX export needs the packages onnx and onnxscript: "
-            "pip install onnx onnxscript (see requirements-extra.txt)"
-        ) from error
+    need("onnx", "onnx", "ONNX export")
+    need("onnxscript", "onnxscript", "ONNX export")
+    import onnx
+
+    opset = options.opset or EXPORTER_OPSET
     with quiet():
         try:
             onnx_program = torch.onnx.export(
                 program,
                 dynamo=True,
-                opset_version=OPSET,
+                opset_version=max(opset, EXPORTER_OPSET),
                 verbose=False,
                 input_names=["images"],
                 output_names=[card.output],
@@ -49,9 +50,13 @@ def save_onnx(program: ExportedProgram, card: ModelCard, path: Path) -> None:
             raise UserError(f"PyTorch's ONNX exporter cannot translate a {card.model}: {reason}") from error
     assert onnx_program is not None  # with dynamo=True
     model = onnx_program.model
-    _name_axes(model, card)
+    if options.size is None:
+        _name_axes(model, card)
     if card.precision == "int8":
         _unsigned_weights(model)
+    spell_out_hard_sigmoid(model)
+    if opset < EXPORTER_OPSET:
+        lower_opset(model, opset)
     # Where in the Python source each node comes from: half of a small network's file, with local paths in it.
     for node in model.graph.all_nodes():
         node.metadata_props.clear()
@@ -63,7 +68,26 @@ def save_onnx(program: ExportedProgram, card: ModelCard, path: Path) -> None:
     model.graph.metadata_props.clear()
     model.metadata_props.clear()
     model.metadata_props.update(card.to_metadata())
-    onnx_program.save(path, external_data=False)
+    # The version of the file itself: the one of the time of its opset, which every runtime since then can read.
+    oldest = onnx.helper.find_min_ir_version_for([onnx.helper.make_opsetid("", opset)])
+    model.ir_version = options.ir_version or oldest
+    content = onnx_program.model_proto.SerializeToString()
+    if opset < EXPORTER_OPSET:
+        check_opset(content, opset, card.model)
+    path.write_bytes(content)
+
+
+def check_versions(opset: int | None, ir_version: int | None) -> None:
+    """A `UserError` for an opset or IR version that cannot be written here."""
+    if opset is None and ir_version is None:
+        return
+    onnx = need("onnx", "onnx", "ONNX export")
+    for option, value, least, most in (
+        ("--opset", opset, OLDEST_OPSET, min(NEWEST_OPSET, onnx.defs.onnx_opset_version())),
+        ("--ir-version", ir_version, OLDEST_IR, onnx.IR_VERSION),
+    ):
+        if value is not None and not least <= value <= most:
+            raise UserError(f"{option} must be from {least} to {most}, not {value}")
 
 
 def _name_axes(model: onnx_ir.Model, card: ModelCard) -> None:
@@ -99,9 +123,10 @@ class OnnxModel(ExportedModel):
         session = open_session(path, device=device.type)
         card = ModelCard.from_metadata(session.get_modelmeta().custom_metadata_map, str(path))
         on_gpu = "CUDAExecutionProvider" in session.get_providers()
-        super().__init__(card, device if on_gpu else torch.device("cpu"))
+        (images,) = session.get_inputs()
+        super().__init__(card, device if on_gpu else torch.device("cpu"), fixed_size(images.shape))
         self.session = session
-        self.input_name = session.get_inputs()[0].name
+        self.input_name = images.name
 
     def run(self, images: torch.Tensor) -> torch.Tensor:
         (result,) = self.session.run(None, {self.input_name: images.cpu().numpy()})

@@ -11,15 +11,15 @@ import torch
 from torch.export import ExportedProgram
 
 from basics.errors import UserError
-from deploy.exported import ExportedModel
-from deploy.exporting import dynamic_shapes, example_images, remove_size_assertions
+from deploy.exported import ExportedModel, fixed_size
+from deploy.exporting import ExportOptions, Size, dynamic_shapes, example_images, remove_size_assertions
 from deploy.model_card import ModelCard
 from deploy.torch_internals import register_int8_operators
 
 CARD_FILE = "card.json"
 
 
-def save_pt2(program: ExportedProgram, card: ModelCard, path: Path) -> None:
+def save_pt2(program: ExportedProgram, card: ModelCard, path: Path, options: ExportOptions) -> None:
     """Write ``program`` to ``path`` for `torch.export.load`, the card as a file inside."""
     torch.export.save(program, path, extra_files={CARD_FILE: json.dumps(card.to_metadata())})
 
@@ -32,13 +32,14 @@ class Pt2Model(ExportedModel):
 
     def __init__(self, path: str | Path) -> None:
         program, card = read_pt2(path)
-        super().__init__(card, torch.device("cpu"))
+        super().__init__(card, torch.device("cpu"), input_size(program))
         self.program = program.module(check_guards=False)
         self.integer_kernels = 0
         if card.precision == "int8" and platform.machine().lower() in ("x86_64", "amd64"):
             from deploy.quantization import lower_to_x86
 
-            self.program = lower_to_x86(self.program, example_images(card.input == "uint8"), dynamic_shapes())
+            shapes = dynamic_shapes() if self.size is None else ({},)
+            self.program = lower_to_x86(self.program, example_images(card.input == "uint8", self.size), shapes)
             remove_size_assertions(self.program)
             names = [str(node.target) for node in self.program.graph.nodes]
             self.integer_kernels = sum("onednn.q" in name and "pointwise" in name for name in names)
@@ -50,6 +51,13 @@ class Pt2Model(ExportedModel):
 
     def run(self, images: torch.Tensor) -> torch.Tensor:
         return self.program(images.cpu()).to(images.device)
+
+
+def input_size(program: ExportedProgram) -> Size | None:
+    """Height and width of the images that ``program`` takes, None if they are free (then they are symbols)."""
+    (name,) = program.graph_signature.user_inputs
+    node = next(node for node in program.graph.nodes if node.name == name)
+    return fixed_size(node.meta["val"].shape)
 
 
 def read_pt2(path: str | Path) -> tuple[ExportedProgram, ModelCard]:

@@ -1,6 +1,6 @@
 """Any trained network, from whatever file, as one thing that turns pictures into masks.
 
-    segmenter = load_segmenter("checkpoints/run/best.pth")     # or .onnx, .pt2
+    segmenter = load_segmenter("checkpoints/run/best.pth")     # or .onnx, .pt2, .xml, .tflite, ...
     mask = segmenter.mask(image)                               # uint8 (3, H, W) -> uint8 (H, W)
     both = segmenter.predict(image, confidence=True)           # .mask, and .confidence: how likely it is, 0..255
 
@@ -23,7 +23,7 @@ from basics.device import pick_device
 from basics.errors import UserError
 from basics.tiling import blended_blocks
 from deploy.exporting import LEAST_SIZE
-from deploy.formats import FORMATS, load_exported
+from deploy.formats import format_of, load_exported, stored_bytes
 from networks.cost import count_parameters
 from zoo import load_checkpoint_model
 
@@ -137,7 +137,7 @@ def _decide(logits: torch.Tensor, confidence: bool) -> Prediction:
 
 
 def load_segmenter(path: str | Path, device: str = "auto") -> Segmenter:
-    """The network in a checkpoint (.pth) or an exported file (.onnx, .pt2).
+    """The network in a checkpoint (.pth) or an exported file (.onnx, .pt2, and the others of `deploy.formats`).
 
     A checkpoint of quantization-aware training runs with the rounding of its INT8 form.
 
@@ -145,7 +145,7 @@ def load_segmenter(path: str | Path, device: str = "auto") -> Segmenter:
         UserError: no such file, a damaged one, or one this project did not make.
     """
     path, target = Path(path), pick_device(device)
-    known = FORMATS.get(path.suffix)
+    known = format_of(path)
     if known is None:
         return _from_checkpoint(path, target)
     if known.cpu_only:
@@ -157,7 +157,7 @@ def load_segmenter(path: str | Path, device: str = "auto") -> Segmenter:
     model = load_exported(path, target)
     card = model.card
     name = card.model if card.precision == "fp32" else f"{card.model} {card.precision}"
-    size = path.stat().st_size
+    size = stored_bytes(path)
     return Segmenter(model, name, card.class_names, card.palette, card.parameters, size, model.device)
 
 

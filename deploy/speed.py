@@ -13,13 +13,13 @@ from basics.machine import device_name
 from basics.text import text_table
 from basics.timing import interleave
 from deploy.export_checks import smooth_pictures
-from deploy.exporting import LEAST_SIZE, Deployed
-from deploy.formats import FORMATS, load_exported
+from deploy.exporting import LEAST_SIZE, Deployed, Size
+from deploy.formats import choose_format, load_exported, stored_bytes
 from deploy.segmenter import Segmenter
 
 TIMED_RUNS, WARMUP_RUNS = 50, 5  # of a picture
 WARMUP_ROUNDS = 3  # of files in turn
-FILE_SIZES = (256, 512)  # sides of the pictures that files are timed with
+FILE_SIZES = ((256, 256), (512, 512))  # height, width of the pictures that files are timed with
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -53,7 +53,13 @@ def print_speed(segmenter: Segmenter, sizes: Sequence[tuple[int, int]]) -> None:
     print(size_table(segmenter, sizes))
 
 
-def file_table(deployed: Deployed, checkpoint: Path, files: Mapping[str, Path], rounds: int) -> str:
+def file_table(
+    deployed: Deployed,
+    checkpoint: Path,
+    files: Mapping[str, Path],
+    rounds: int,
+    sizes: Sequence[Size] = FILE_SIZES,
+) -> str:
     """File sizes, and milliseconds from the file's own input to its own output, all networks run in turn.
 
     An INT8 file that takes or gives something else is left out, and said to be.
@@ -63,10 +69,11 @@ def file_table(deployed: Deployed, checkpoint: Path, files: Mapping[str, Path], 
         checkpoint: the file it came from.
         files: exported files; the one called ``INT8`` is.
         rounds: timed runs of each.
+        sizes: height and width of the pictures.
     """
     paths = {"PyTorch eager fp32": checkpoint}
     for title, path in files.items():
-        paths[f"{FORMATS[path.suffix].engine} {'INT8' if title == 'INT8' else 'fp32'}"] = path
+        paths[f"{choose_format(None, path).engine} {'INT8' if title == 'INT8' else 'fp32'}"] = path
     first, *others = paths
     runs: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {first: deployed}
     remarks = []
@@ -77,13 +84,14 @@ def file_table(deployed: Deployed, checkpoint: Path, files: Mapping[str, Path], 
             remarks.append(f"left out: {paths.pop(title)} takes {theirs[0]} images and gives {theirs[1]}, not as above")
             continue
         runs[title] = exported.run
-    columns = [_milliseconds(runs, size, deployed.card.input == "uint8", rounds) for size in FILE_SIZES]
+    columns = [milliseconds(runs, size, deployed.card.input == "uint8", rounds) for size in sizes]
     titles = ["one image, batch 1", "file MB"]
-    for size in FILE_SIZES:
-        titles += [f"{f'ms at {size}':>9}", "speed-up"]
+    for height, width in sizes:
+        at = str(width) if height == width else f"{width}x{height}"
+        titles += [f"{f'ms at {at}':>9}", "speed-up"]
     rows = []
     for title, path in paths.items():
-        row = [title, f"{path.stat().st_size / 1e6:.2f}"]
+        row = [title, f"{stored_bytes(path) / 1e6:.2f}"]
         for times in columns:
             row += [f"{times[title]:.1f}", f"{times[first] / times[title]:.2f} x"]
         rows.append(row)
@@ -92,11 +100,11 @@ def file_table(deployed: Deployed, checkpoint: Path, files: Mapping[str, Path], 
 
 
 @torch.inference_mode()
-def _milliseconds(
-    runs: Mapping[str, Callable[[torch.Tensor], torch.Tensor]], size: int, uint8: bool, rounds: int
+def milliseconds(
+    runs: Mapping[str, Callable[[torch.Tensor], torch.Tensor]], size: Size, uint8: bool, rounds: int
 ) -> dict[str, float]:
-    """Median time of each for the same picture of ``size`` x ``size`` pixels."""
-    images = smooth_pictures(1, size, size) if uint8 else torch.randn(1, 3, size, size)
+    """Median time of each for the same picture of ``size``."""
+    images = smooth_pictures(1, *size) if uint8 else torch.randn(1, 3, *size)
     # `run=run`: a lambda sees a loop's variable as it is when called.
     variants = {title: lambda _, run=run: run(images) for title, run in runs.items()}
     timings = interleave(variants, rounds, WARMUP_ROUNDS, torch.device("cpu"))

@@ -22,7 +22,7 @@ pytest.importorskip("onnxscript")
 
 
 def run_export(checkpoint, output, *more):
-    arguments = [checkpoint, "--output", output, "--rounds", "0", *more]
+    arguments = [checkpoint, "--output", output, *(() if "--rounds" in more else ("--rounds", "0")), *more]
     export.main(export.get_args_parser().parse_args(list(map(str, arguments))))
     return output
 
@@ -152,8 +152,8 @@ def test_a_format_is_a_row(folder, network, tmp_path, monkeypatch):
     """Export, its check, and what reads files know a format from its row alone."""
     from deploy.segmenter import load_segmenter
 
-    row = dataclasses.replace(FORMATS[".pt2"], engine="something new")
-    monkeypatch.setitem(FORMATS, ".new", row)
+    row = dataclasses.replace(FORMATS["pt2"], suffix=".new", engine="something new")
+    monkeypatch.setitem(FORMATS, "new", row)
     path = run_export(folder / "best.pth", tmp_path / "student.new", "--uint8", "--rounds", "1")
     pictures = raw_pictures(1, 40, 50)
     with torch.no_grad():
@@ -180,10 +180,10 @@ def test_checkpoint_and_onnx_score_the_same(raw, demo_student, demo_data, tmp_pa
 def test_a_file_that_disagrees_is_refused(folder, tmp_path, monkeypatch):
     """The graph of another network is written; the check finds out, and nothing is left behind."""
 
-    def exchanged(deployed):
-        return export_program(Deployed(lively(SmallStudent(3), seed=1), deployed.card))
+    def exchanged(deployed, size):
+        return export_program(Deployed(lively(SmallStudent(3), seed=1), deployed.card), size)
 
-    monkeypatch.setattr(export, "export_program", exchanged)
+    monkeypatch.setattr("deploy.export_run.export_program", exchanged)
     with pytest.raises(UserError, match="differ, file not written"):
         run_export(folder / "best.pth", tmp_path / "out" / "a.onnx")
     assert not list((tmp_path / "out").iterdir())
@@ -192,10 +192,10 @@ def test_a_file_that_disagrees_is_refused(folder, tmp_path, monkeypatch):
 def test_an_older_file_survives_a_refusal(folder, tmp_path, monkeypatch):
     (tmp_path / "a.pt2").write_bytes(b"older")
 
-    def exchanged(deployed):
-        return export_program(Deployed(lively(SmallStudent(3), seed=1), deployed.card))
+    def exchanged(deployed, size):
+        return export_program(Deployed(lively(SmallStudent(3), seed=1), deployed.card), size)
 
-    monkeypatch.setattr(export, "export_program", exchanged)
+    monkeypatch.setattr("deploy.export_run.export_program", exchanged)
     with pytest.raises(UserError, match="differ, file not written"):
         run_export(folder / "best.pth", tmp_path / "a.pt2")
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a.pt2", b"older")]
@@ -215,7 +215,8 @@ def test_nan_is_no_agreement():
 
 def test_mistakes(folder, plain, pt2, tmp_path):
     cases = [
-        (folder / "best.pth", tmp_path / "a.tflite", r"must end in \.onnx or \.pt2"),
+        (folder / "best.pth", tmp_path / "a.ncnn", r"must end in one of \.onnx, \.pt2, "),
+        (folder / "best.pth", tmp_path / "a.tflite", r"LiteRT takes pictures of one size: say which with --size"),
         (plain, tmp_path / "a.onnx", "exported already"),
         (tmp_path / "none.pth", tmp_path / "a.onnx", "none.pth"),
     ]
@@ -298,5 +299,5 @@ def test_an_int8_file_of_no_known_kind_is_refused_before_the_work(run_script, de
     other.write_bytes(b"x")
     output = tmp_path / "student.onnx"
     done = run_script("export.py", demo_student, "--output", output, "--int8", other, check=False)
-    assert_one_line_error(done, "int8.bin", "must end in .onnx or .pt2")
+    assert_one_line_error(done, "int8.bin", "must end in one of .onnx, .pt2")
     assert not output.exists()

@@ -281,7 +281,16 @@ def build():
 def test_masks_of_a_teacher_make_agreement_until_they_are_mended(photos, run_script, capsys):
     """Labelled by predict.py: the score is no mIoU; one that a person has mended is kept, and counted as such."""
     (photos.parent / "colours.py").write_text(COLOURS)
-    words = ["--teacher", f"{photos.parent / 'colours.py'}:build", "--save", "mask", "--output-dir", photos.parent / "labelled", "--device", "cpu"]
+    words = [
+        "--teacher",
+        f"{photos.parent / 'colours.py'}:build",
+        "--save",
+        "mask",
+        "--output-dir",
+        photos.parent / "labelled",
+        "--device",
+        "cpu",
+    ]
     run_script("predict.py", photos, *words)
     labelled = photos.parent / "labelled"
     train = ["--dataset", "folder", "--max-steps", "1"]

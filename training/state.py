@@ -195,7 +195,7 @@ class MadeFrom:
         if saved == self.teacher_classes:
             return
         lists = saved.values() if isinstance(saved, Mapping) else () if saved is None else (None,)
-        if not all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in lists):
+        if not all(isinstance(names, list | tuple) and all(isinstance(name, str) for name in names) for names in lists):
             raise UserError(f"{path}: damaged: the teacher's classes of its run are none")
         there, here = ({} if each is None else each for each in (saved, self.teacher_classes))
         name = next((name for name in self.class_names if there.get(name) != here.get(name)), self.class_names[0])
