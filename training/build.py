@@ -120,7 +120,7 @@ class Models:
     def student_file(self, args: Arguments, data: Data, **info: object) -> dict[str, object]:
         """The student alone, as it is scored: a checkpoint that needs no flags to be used."""
         student = self.average.model if self.average else self.plain
-        content = model_file_dict(args.student, student, data.train_set, info=info)
+        content = model_file_dict(args.student, student, data.train_set, info, args.input_size)
         return content | ({"qat": self.student.ranges()} if isinstance(self.student, FakeQuantModel) else {})
 
     def load(self, checkpoint: Mapping, path: Path) -> None:
@@ -195,7 +195,8 @@ def _make_teacher(args: Arguments, recipe: Recipe, data: Data, device: torch.dev
         if fitted.class_map is not None:
             source.append(fitted.class_map.groups)
         said = live if fitted.class_map is None else MappedTeacher(live, fitted.class_map)
-        data.score_against(label_split(data.val_set, said, source, args.cache_dir, device))
+        own_size = fitted.model.input_size
+        data.score_against(label_split(data.val_set, said, source, args.cache_dir, device, own_size))
     teacher = _run_or_cached(args, recipe, data, fitted, device)
     if fitted.class_map is None and args.min_confidence == 0:
         return teacher
@@ -224,6 +225,12 @@ def _run_or_cached(
         )
         if cached:
             return cached
+    own_size = fitted.model.input_size
+    if own_size not in (0, args.input_size):
+        print(
+            f"remark: {name} was trained at working size {own_size}, and live it sees the student's crops: with "
+            f"--cache-teacher it sees whole pictures at its own size, with --input-size {own_size} both see the same"
+        )
     return LiveTeacher(fold_batchnorm(fitted.model).to(device), args.amp, name)
 
 

@@ -91,7 +91,7 @@ def build_data(args: Arguments, *, resumed: bool) -> Data:
     problem = None
     sources: list[str] = []
     with distributed.main_first():  # it counts what is in the data
-        train_set, val_set = build_split(args, args.train_split), build_split(args, args.val_split)
+        train_set, val_set = training_split(args), build_split(args, args.val_split)
         if args.labels is not None or args.unlabelled:
             train_set, sources = with_pictures(args, train_set, val_set)
         if distributed.is_main() and not args.dry_run:  # which has looked already
@@ -101,6 +101,11 @@ def build_data(args: Arguments, *, resumed: bool) -> Data:
     if args.decode_cache and not args.dry_run:
         with distributed.main_first():  # it fills the cache
             train_set = _of_files(train_set, train_set.files, args.decode_cache)
+    if distributed.is_main() and args.crop_size > args.input_size > 0:
+        print(
+            f"remark: pictures of {args.input_size} pixels on the longer side do not fill a crop of {args.crop_size}; "
+            f"the rest is padding, and --crop-size {args.input_size} takes less time"
+        )
     mixed = [f"{train_set.num_labelled} labelled"] if 0 < train_set.num_labelled < len(train_set) else []
     images = fingerprint([*train_set.ids, *map(str, train_set.layout.labels.key), *mixed])
     val_images = fingerprint([*val_set.ids, *map(str, val_set.layout.labels.key)])
@@ -111,6 +116,13 @@ def build_data(args: Arguments, *, resumed: bool) -> Data:
         for line in sources:
             print(line)
     return Data(train_set, val_set, make_sampler(args, train_set), images, val_images, sources)
+
+
+def training_split(args: Arguments) -> SegmentationDataset:
+    """The split that is trained on, at the working size; the one that is scored on stays native, as its masks do."""
+    dataset = build_split(args, args.train_split)
+    dataset.input_size = args.input_size
+    return dataset
 
 
 def make_sampler(args: Arguments, train_set: SegmentationDataset) -> EpochSampler:
@@ -176,7 +188,9 @@ def draw_labelled(files: SplitFiles, count: int, seed: int, where: str) -> Split
 
 
 def _of_files(dataset: SegmentationDataset, files: SplitFiles, decode_cache: Path | None = None) -> SegmentationDataset:
-    return SegmentationDataset(dataset.layout, dataset.split, decode_cache=decode_cache, files=files)
+    return SegmentationDataset(
+        dataset.layout, dataset.split, decode_cache=decode_cache, files=files, input_size=dataset.input_size
+    )
 
 
 # -- what they are good for --------------------------------------------------------------------------
