@@ -162,6 +162,7 @@ def create_model(
     if whole:
         try:
             load_whole(model, state, file.origin)
+            model.input_size = (file.checkpoint or {}).get("input_size", 0)
             print(f"{name}: all weights from {file.origin}{_unnamed(file)}")
             return model
         except ClassCountError as error:

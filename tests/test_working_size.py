@@ -15,11 +15,14 @@ from torch.nn import functional as F
 from torch.utils.data import default_collate
 from torchmetrics.classification import MulticlassJaccardIndex
 
+import quantize
 import zoo
 from basics.batch import prepare_batch
 from basics.checkpoint import load_file, save_atomic
 from basics.errors import UserError
 from basics.grids import working_shape
+from comparison.plan import load_plan
+from comparison.scoring import score_run, score_teacher
 from dataset import SegmentationDataset, build_dataset
 from deploy.segmenter import load_segmenter
 from kd.distiller import LiveTeacher
@@ -28,7 +31,7 @@ from networks import working_size
 from networks.base import SegmentationModel
 from networks.model_file import FORMAT, model_file_dict
 from networks.working_size import WorkingSize, at_working_size, resize_rows, working_size_of
-from scoring.protocol import evaluate_model
+from scoring.protocol import evaluate_model, protocol_text
 from segdata.decode_cache import room_needed
 from segdata.transforms import TrainTransform
 from tests.conftest import assert_one_line_error
@@ -328,6 +331,60 @@ def test_a_run_trains_scores_and_saves_at_its_working_size(root, tmp_path, run_s
         train(root, tmp_path / "files", "--resume", "auto", "--epochs", 2, "--input-size", 48)
 
 
+def test_weights_of_another_working_size_are_remarked(root, checkpoint, tmp_path, capsys):
+    more = ["--student-weights", checkpoint, "--max-steps", 1]
+    assert train(root, tmp_path / "other", *more) == 0
+    assert "was trained at working size 48, and this run's is 40: --input-size 48" in capsys.readouterr().out
+    assert train(root, tmp_path / "same", *more, "--input-size", 48) == 0
+    assert "remark" not in capsys.readouterr().out
+
+
+def test_calibration_sees_pictures_at_the_working_size(root, checkpoint):
+    """The sizes that the network will see in use, and the pixels of the data set at that size."""
+    words = [str(checkpoint), "--dataset", "folder", "--data-dir", str(root), "--calibration-images", "4"]
+    args = quantize.get_args_parser().parse_args(words)
+    images = list(quantize.calibration_images(args, list(CLASSES), 48))
+    data = build_dataset("folder", root, "train")
+    assert [image.shape[-2:] for image in images] == [working_shape(*size, 48) for size in SIZES]
+    expected = (sized(data, 48)[1]["image"] / 255 - MEAN) / STD
+    torch.testing.assert_close(images[1][0], expected)
+
+
+def test_a_comparison_knows_the_working_size_of_its_students(root, tmp_path, monkeypatch):
+    """What was scored at another size is not taken for this one; the teacher is scored at its own."""
+    monkeypatch.chdir(tmp_path)
+    data = build_dataset("folder", root, "val")
+    path = tmp_path / "plan.toml"
+    path.write_text(
+        f"""students = ["tiny"]
+[common]
+dataset = "folder"
+data_dir = "{root.as_posix()}"
+device = "cpu"
+workers = 0
+input_size = 48
+[methods.baseline]
+[teacher]
+teacher = "tiny"
+teacher_weights = "teacher.pth"
+"""
+    )
+    save_atomic(model_file_dict("tiny", lively_tiny(), data), Path("teacher.pth"))
+    plan = load_plan(path, tmp_path)
+    (run,) = plan.runs
+    run.folder.mkdir(parents=True)
+    save_atomic(model_file_dict("tiny", lively_tiny(), data, input_size=48), run.folder / "best.pth")
+    (run.folder / "config.json").write_text('{"starts": [{}]}')
+    (run.folder / "metrics.csv").write_text("epoch,epoch_s\n1,1\n")
+    student, teacher = score_run(run, plan, data), score_teacher(plan, data)
+    assert teacher is not None
+    assert "working size 48" in student.row["protocol"] and "working" not in teacher.row["protocol"]
+    alone = evaluate_model(WorkingSize(lively_tiny(), 48), data, CPU, progress=False)
+    assert student.miou == pytest.approx(alone.scores.miou) and student.miou != teacher.miou
+    kept = json.loads((run.folder / "scores_best.json").read_text())
+    assert kept["made_from"]["protocol"] == protocol_text(0, 48) != protocol_text()
+
+
 def test_what_makes_no_sense_is_refused(root, tmp_path):
     for more, message in ((["--input-size", 20], "at least 32"), (["--eval-tile", 64], "nothing to cut")):
         with pytest.raises(UserError, match=message):
@@ -337,7 +394,7 @@ def test_what_makes_no_sense_is_refused(root, tmp_path):
 def test_a_dry_run_counts_the_memory_and_the_disk_of_the_working_size(root, tmp_path, capsys):
     assert train(root, tmp_path, "--dry-run", "--decode-cache", tmp_path / "cache") == 0
     said = capsys.readouterr().out
-    assert re.search(r"to score 1 picture of 90x60 at working size 40", said)
+    assert re.search(r"about \S+ GB to score 1 picture of \d+x\d+ at working size 40", said)
     layout, files = (lambda data: (data.layout, data.files))(build_dataset("folder", root, "train"))
     for input_size in (0, 40):
         expected = 4 * sum(h * w for h, w in (working_shape(*size, input_size) for size in SIZES))

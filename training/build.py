@@ -160,6 +160,11 @@ def build_models(args: Arguments, recipe: Recipe, data: Data, device: torch.devi
     with distributed.main_first():  # it fetches weights and fills the teacher's cache; the other ranks find them
         classes, names = data.train_set.num_classes, data.train_set.class_names
         student = create_model(args.student, classes, args.student_weights, names).to(device)
+        if student.input_size not in (0, args.input_size):
+            print(
+                f"remark: {args.student_weights} was trained at working size {student.input_size}, and this run's is "
+                f"{args.input_size or 'native'}: --input-size {student.input_size} goes on as it was"
+            )
         if recipe.needs_teacher:
             teacher = _make_teacher(args, recipe, data, device)
     plain = distributed.synchronize_batchnorm(student, device)
