@@ -32,11 +32,11 @@ from networks.base import SegmentationModel
 from networks.model_file import FORMAT, model_file_dict
 from networks.working_size import WorkingSize, at_working_size, resize_rows, working_size_of
 from scoring.protocol import evaluate_model, protocol_text
-from segdata.decode_cache import room_needed
 from segdata.transforms import TrainTransform
 from tests.conftest import assert_one_line_error
 from tests.tiny import TinyModel
 from train_kd import get_args_parser, main
+from training import doctor
 from training.agreement import label_split
 from zoo import ModelSpec
 
@@ -282,6 +282,16 @@ def test_tiles_mean_nothing_at_a_working_size(root, checkpoint, run_script, scri
     assert not (tmp_path / "out").exists()
 
 
+def test_pictures_of_any_size_are_predicted(root, checkpoint, run_script, monkeypatch, tmp_path):
+    """Beyond Pillow's limit, of which --tile would be the way out."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    command = [root / "images" / "val" / "0.png", "--save", "mask", "--output-dir", tmp_path, "--device", "cpu"]
+    run_script("predict.py", *command, "--checkpoint", checkpoint)
+    (mask,) = (tmp_path / "mask").glob("*.png")
+    monkeypatch.undo()
+    assert Image.open(mask).size == (90, 60)
+
+
 def test_an_older_program_refuses_a_file_with_a_working_size(root, checkpoint):
     """And takes one without; a damaged size is refused by this one."""
     data = build_dataset("folder", root, "train")
@@ -391,14 +401,19 @@ def test_what_makes_no_sense_is_refused(root, tmp_path):
             train(root, tmp_path, *more)
 
 
-def test_a_dry_run_counts_the_memory_and_the_disk_of_the_working_size(root, tmp_path, capsys):
+def test_a_dry_run_counts_the_memory_and_the_disk_of_the_working_size(root, tmp_path, capsys, monkeypatch):
+    asked = []
+    bytes_of, room_of = doctor.scoring_bytes, doctor.room_needed
+    monkeypatch.setattr(doctor, "scoring_bytes", lambda *a: asked.append(working_size_of(a[0])) or bytes_of(*a))
+    monkeypatch.setattr(doctor, "room_needed", lambda *a: asked.append(a[4]) or room_of(*a))
     assert train(root, tmp_path, "--dry-run", "--decode-cache", tmp_path / "cache") == 0
     said = capsys.readouterr().out
     assert re.search(r"about \S+ GB to score 1 picture of \d+x\d+ at working size 40", said)
-    layout, files = (lambda data: (data.layout, data.files))(build_dataset("folder", root, "train"))
+    assert asked == [40, 40]
+    data = build_dataset("folder", root, "train")
     for input_size in (0, 40):
         expected = 4 * sum(h * w for h, w in (working_shape(*size, input_size) for size in SIZES))
-        assert room_needed(layout, "train", files, tmp_path / "cache", input_size) == expected
+        assert room_of(data.layout, "train", data.files, tmp_path / "cache", input_size) == expected
 
 
 def test_pictures_without_masks_are_labelled_at_their_own_size(root, checkpoint, tmp_path):
