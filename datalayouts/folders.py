@@ -73,7 +73,7 @@ def folder_layout(name: str, root: Path) -> Layout:
         raise DataError(
             f"{root}: no data set yet, for want of {'; of '.join(search.missing)}. Lists (train.txt, val.txt) may be "
             f"there, too; without them a part of the images is kept for val by chance. What lies there: "
-            f"{_contents(root)}"
+            f"{_contents(root)}{_outlines_hint(root)}"
         )
     return search.layout(name)
 
@@ -289,6 +289,13 @@ def _contents(root: Path, most: int = 10) -> str:
         else:
             shown.append(path.name)
     return ", ".join(shown[:most]) + ", ..." * (len(shown) > most) or "nothing"
+
+
+def _outlines_hint(root: Path) -> str:
+    """What to do where outlines lie in the place of masks."""
+    files = [path for folder in (root, *_folders(root)) for path in Listing(folder).files]
+    found = any(path.suffix.lower() == ".json" for path in files)
+    return "; outlines in .json files are read with --dataset coco or --dataset labelme" if found else ""
 
 
 def _some(names: list[str]) -> str:

@@ -251,8 +251,6 @@ def _announce(name: str, annotations: Annotations, folder: Path) -> None:
     order = "smaller objects lie on top of larger ones" if annotations.smaller_on_top else "later shapes lie on top"
     count = sum(picture.items is not None for picture in annotations.pictures)
     print(f"{name}: {count:,} masks drawn in {folder}; where annotations overlap, {order}")
-    for remark in annotations.remarks.lines():
-        print(f"remark: {remark}")
     older = [path.name for path in sorted(folder.parent.glob(f".masks-{name}-*")) if path != folder]
     if older:
         print(f"remark: masks of earlier annotations can be deleted: {', '.join(older)}")

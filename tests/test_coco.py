@@ -571,8 +571,7 @@ def test_harmless_shapes_are_left_out_with_a_remark(tmp_path, capsys):
     assert "annotation 101: has a polygon of fewer than three points" in points and "(1 more: " in points
     assert "annotation 103 on p: is so thin or small" in thin
     assert "annotation 104 on p: reaches beyond the picture" in beyond
-    said = capsys.readouterr().out
-    assert all(f"remark: {remark}\n" in said for remark in layout.remarks)
+    assert "remark" not in capsys.readouterr().out, "who asked for the layout says them, once"
     noted = next(tmp_path.glob(".masks-*/remarks.txt")).read_text(encoding="utf-8").splitlines()
     assert noted == layout.remarks == find_coco(tmp_path).remarks
 

@@ -1,7 +1,8 @@
 """Behind ``train_kd.py --dry-run``: look at everything a run needs, write nothing, say all that is wrong at once.
 
 (What was counted of the data is kept beside them, as whoever counts it keeps it: see `datachecks.census`. A class map
-that must be filled in is written to be filled in: see `kd.class_matching`.)
+that must be filled in is written to be filled in: see `kd.class_matching`; a split by chance is: see
+`datalayouts.splitting`.)
 
 Where nothing is wrong the run is built as it would be for training, and two of its images go through one
 step: what that keeps for the backward pass tells how much memory a whole batch will want.
