@@ -12,7 +12,7 @@ A sample is a dict:
     image  uint8   (3, H, W)  RGB; normalised later, on the device (`basics.batch.prepare_batch`)
     mask   int64   (H, W)     classes 0..C-1, 255 = void; all 255 where the image has no mask
     valid  bool    (H, W)     False where the crop reached beyond the image
-    box    float32 (4,)       (x0, y0, x1, y1) the crop's window in pixels of the original image
+    box    float32 (4,)       (x0, y0, x1, y1) the crop's window in pixels of the original image, at any working size
     flip   bool               whether the window was mirrored
     jitter float32 (3,)       factors of brightness, contrast, saturation, still to be applied (`basics.batch`); if any
     index  int, id str, size int64 (2,) = original (H, W)
@@ -22,6 +22,7 @@ A sample is a dict:
 from __future__ import annotations
 
 import argparse
+import copy
 import functools
 import hashlib
 import json
@@ -43,11 +44,11 @@ from datalayouts.labelme import find_labelme
 from datalayouts.published import find_ade20k, find_cityscapes, find_voc
 from datalayouts.setup import set_up
 from datalayouts.splitting import DEFAULT_SHARE, with_val_split
-from segdata.decode_cache import DecodeCache, open_cache
+from segdata.decode_cache import DecodeCache, Shape, open_cache
 from segdata.layouts import Layout, SplitFiles
 from segdata.reading import check_sizes, read_image
 from segdata.sampler import EpochSampler, seeded
-from segdata.transforms import full_sample
+from segdata.transforms import full_sample, to_original, to_working_size
 
 __all__ = [
     "DATASETS",
@@ -82,6 +83,8 @@ class SegmentationDataset(Dataset[dict]):
         decode_cache: read from a file of decoded pixels (`segdata.decode_cache`), made on first use;
             a path names the folder to keep it in.
         files: other files than the split's: fewer, or more without masks.
+        input_size: the working size: images and masks are brought to so many pixels on the longer side before the
+            transform sees them; 0: native.
 
     Raises:
         DataError: a list or a pair is missing or malformed; also on reading a damaged file, whether
@@ -95,8 +98,10 @@ class SegmentationDataset(Dataset[dict]):
         transform: Callable | None = None,
         decode_cache: bool | str | Path | None = None,
         files: SplitFiles | None = None,
+        input_size: int = 0,
     ):
         self.layout = layout
+        self.input_size = input_size
         self.split = split
         self.transform = transform
         self.files, self._own_files = files or layout.files(split), files is None
@@ -106,7 +111,7 @@ class SegmentationDataset(Dataset[dict]):
         self._cache: DecodeCache | None = None
         if decode_cache:
             folder = None if decode_cache is True else Path(decode_cache)
-            self._cache = open_cache(layout, split, self.files, self._read_files, folder)
+            self._cache = open_cache(layout, split, self.files, self._read_files, folder, input_size)
 
     @property
     def ids(self) -> list[str]:
@@ -150,20 +155,38 @@ class SegmentationDataset(Dataset[dict]):
         """The sample at an index, or at ``(index, seed)`` with its augmentation drawn from that seed alone."""
         index, seed = key if isinstance(key, tuple) else (key, None)
         index = range(len(self))[index]  # IndexError past the end, as a sequence must
-        image, mask = self._read(index)
+        image, mask, size = self._read(index)
         if self.transform is None:
             sample = full_sample(image, mask)
         else:
             with seeded(seed):
                 sample = self.transform(image, mask)
-        sample |= {"index": index, "id": self.ids[index], "size": torch.tensor(mask.shape)}
+        if self.input_size:
+            height, width = mask.shape
+            sample["box"] = to_original(sample["box"], (height, width), size)
+        sample |= {"index": index, "id": self.ids[index], "size": torch.tensor(size)}
         if 0 < self.num_labelled < len(self):
             sample["labelled"] = index < self.num_labelled
         return sample
 
-    def _read(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The stored pair, image uint8 (3, H, W) and mask uint8 (H, W); from a cache it is a view of the file."""
-        return self._cache.read(index) if self._cache else self._read_files(index)
+    def whole(self, input_size: int = 0) -> SegmentationDataset:
+        """The same images, whole: at native size, or at another working size."""
+        same = copy.copy(self)
+        same.transform = None
+        if input_size != self.input_size:
+            same.input_size, same._cache = input_size, None  # what is cached is of another size
+        return same
+
+    def _read(self, index: int) -> tuple[torch.Tensor, torch.Tensor, Shape]:
+        """The pair at working size, image uint8 (3, h, w) and mask uint8 (h, w), and the native (H, W).
+
+        From a cache the pair is a view of the file.
+        """
+        if self._cache:
+            return *self._cache.read(index), self._cache.sizes[index]
+        image, mask = self._read_files(index)
+        height, width = mask.shape
+        return *to_working_size(image, mask, self.input_size), (height, width)
 
     def _read_files(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Decode image and mask and check them against each other."""

@@ -5,8 +5,9 @@
     python evaluate.py checkpoints/RUN/best.pth ptq_int8.onnx qat_int8.onnx --agreement
     python evaluate.py checkpoints/RUN/best.pth --submission voc_test.tgz        # for VOC's evaluation server
 
-Architecture, classes and normalisation come from the checkpoint. The protocol: native resolution, one
-scale, no flip; logits are resized to the mask, never the mask to the logits; only 255 is left out.
+Architecture, classes, normalisation and working size come from the checkpoint. The protocol: native resolution, or
+the checkpoint's working size, one scale, no flip; logits are resized to the mask, never the mask to the logits; only
+255 is left out.
 The column "score" is 4 * mIoU / (1 + millions of parameters), with mIoU in 0..1.
 """
 

@@ -33,6 +33,7 @@ from deploy.predictor import Options, Predictor
 from deploy.results import KINDS
 from deploy.segmenter import load_segmenter
 from deploy.speed import parse_size, print_speed
+from scoring.protocol import check_untiled
 
 DEFAULT_STUDENT = Path(__file__).resolve().parent / "checkpoints" / "animals" / "student.pth"
 
@@ -87,8 +88,9 @@ def main(args: argparse.Namespace) -> int | None:
         predictor: Predictor = make_labeller(args, options)
     else:
         checkpoint = args.checkpoint or DEFAULT_STUDENT
-        folder = args.output_dir or checkpoint.parent / "predictions"
-        predictor = Predictor(load_segmenter(checkpoint, args.device), folder, options)
+        segmenter = load_segmenter(checkpoint, args.device)
+        check_untiled(str(checkpoint), segmenter.input_size, "--tile", args.tile)
+        predictor = Predictor(segmenter, args.output_dir or checkpoint.parent / "predictions", options)
     if args.fps is not None:
         print_speed(predictor.segmenter, args.fps or [(512, 512)])
     if interactive:

@@ -42,10 +42,11 @@ from zoo import load_checkpoint_model
 LEAST_AGREEMENT = 0.9
 
 
-def calibration_images(args: argparse.Namespace, class_names: list[str]) -> Iterator[torch.Tensor]:
-    """Images spread over the training split, at native size: normalised (1, 3, H, W), one after the other."""
+def calibration_images(args: argparse.Namespace, class_names: list[str], input_size: int = 0) -> Iterator[torch.Tensor]:
+    """Images spread over the training split, at working size: normalised (1, 3, H, W), one after the other."""
     dataset = build_split(args, args.train_split)
     check_classes(str(args.checkpoint), class_names, dataset)
+    dataset.input_size = input_size
     count = min(args.calibration_images, len(dataset))
     for number in tqdm(range(count), desc="calibrate", unit="img", leave=False, disable=None):
         yield normalize(dataset[number * len(dataset) // count]["image"][None])
@@ -57,7 +58,7 @@ def make_int8(model: SegmentationModel, checkpoint: ModelFile, args: argparse.Na
         print("INT8 with the ranges of quantization-aware training")
         return load_fake_quant(model, checkpoint).to_int8().eval()
     print(f"INT8 post-training, ranges from {args.calibration_images} images of {args.dataset}/{args.train_split}")
-    return quantize_calibrated(model, calibration_images(args, checkpoint["class_names"]))
+    return quantize_calibrated(model, calibration_images(args, checkpoint["class_names"], checkpoint["input_size"]))
 
 
 def write_files(deployed: Deployed, onnx_path: Path, pt2_path: Path) -> None:

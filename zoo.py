@@ -162,6 +162,7 @@ def create_model(
     if whole:
         try:
             load_whole(model, state, file.origin)
+            model.input_size = (file.checkpoint or {}).get("input_size", 0)
             print(f"{name}: all weights from {file.origin}{_unnamed(file)}")
             return model
         except ClassCountError as error:
@@ -280,6 +281,7 @@ def _whole_model(name: str, num_classes: int, file: WeightsFile) -> Segmentation
             f"{first_names(state)}, a {name} {first_names(model.state_dict())}"
         )
     load_whole(model, state, file.origin)
+    model.input_size = (file.checkpoint or {}).get("input_size", 0)
     return model.eval().requires_grad_(False)
 
 

@@ -16,6 +16,16 @@ def pad_to_stride(images: torch.Tensor, stride: int) -> torch.Tensor:
     return F.pad(images, (0, -width % stride, 0, -height % stride))
 
 
+def working_shape(height: int, width: int, input_size: int) -> tuple[int, int]:
+    """(H, W) of a picture that is brought to ``input_size`` on the longer side, its proportions kept; 0: its own."""
+    longer = max(height, width)
+    if not input_size:
+        return height, width
+    # In whole numbers, halves rounded up; a strip keeps a row of pixels.
+    rows, columns = (max(1, (2 * side * input_size + longer) // (2 * longer)) for side in (height, width))
+    return rows, columns
+
+
 def upsample_logits(logits: torch.Tensor, logit_stride: int, size: Sequence[int]) -> torch.Tensor:
     """Strided logits (N, C, h, w) -> (N, C, H, W): bilinear by the whole stride, then cropped to ``size`` (H, W)."""
     if logit_stride > 1:

@@ -82,8 +82,11 @@ def plain_words(lines: Sequence[Line]) -> list[str]:
 
 
 def protocol(comparison: Comparison) -> str:
-    """The protocol of all scores, in evaluate.py's words."""
-    return comparison.results[0].row["protocol"]
+    """The protocol of all scores, in evaluate.py's words; the teacher's, too, where it has another working size."""
+    said, teacher = comparison.results[0].row["protocol"], comparison.teacher
+    if teacher is None or teacher.row["protocol"] == said:
+        return said
+    return f"{said}; the teacher: {teacher.row['protocol'].partition(': ')[2]}"
 
 
 def made_with(comparison: Comparison) -> list[tuple[str, str]]:

@@ -149,7 +149,7 @@ def score_run(run: Run, plan: Plan, dataset: SegmentationDataset) -> Result:
         return segmenter.name, segmenter.model, segmenter.parameters
 
     kept = run.folder / f"scores_{plan.report.checkpoint}.json"
-    scored = _score(run.name, kept, _digest(path), load, run, dataset)
+    scored = _score(run.name, kept, _digest(path), load, run, dataset, run.args.input_size)
     metrics: list[dict[str, Any]] = read_metrics(run.folder / METRICS)
     starts = json.loads((run.folder / CONFIG).read_text(encoding="utf-8"))["starts"]
     seconds = sum(row["epoch_s"] for row in metrics)
@@ -174,15 +174,21 @@ def score_teacher(plan: Plan, dataset: SegmentationDataset) -> Scored | None:
     return _score("teacher", plan.folder / "scores_teacher.json", made_from, load, plan.runs[0], dataset)
 
 
-def _score(label: str, kept: Path, digest: str, load: Load, run: Run, dataset: SegmentationDataset) -> Scored:
-    """What ``kept`` holds, if it was made from the same weights and files; otherwise scored anew and kept."""
+def _score(
+    label: str, kept: Path, digest: str, load: Load, run: Run, dataset: SegmentationDataset, input_size: int = 0
+) -> Scored:
+    """What ``kept`` holds, if it was made from the same weights and files; otherwise scored anew and kept.
+
+    Args:
+        input_size: the working size of the student; a teacher's is a part of what it was made from.
+    """
     made_from = {
         "format": FORMAT,
         "weights": digest,
         "data set": f"{dataset.name}/{dataset.split}",
         "classes": dataset.class_names,
         "sources": fingerprint([json.dumps(source) for source in describe_sources(dataset.layout, dataset.files)]),
-        "protocol": protocol_text(run.args.eval_tile),
+        "protocol": protocol_text(run.args.eval_tile, input_size),
     }
     known = _read_json(kept)
     if known.get("made_from") == made_from:
@@ -191,7 +197,7 @@ def _score(label: str, kept: Path, digest: str, load: Load, run: Run, dataset: S
     print(f"scoring {label} on {dataset.name}/{dataset.split}", flush=True)
     images = ImageScores(dataset)
     batch_size, tile = run.args.eval_batch_size, run.args.eval_tile
-    with explain_memory(f"{memory_advice(batch_size, tile, '--eval-batch-size')}, in [common]"):
+    with explain_memory(f"{memory_advice(batch_size, tile, '--eval-batch-size', input_size)}, in [common]"):
         evaluation = evaluate_model(
             model,
             dataset,

@@ -35,6 +35,7 @@ from deploy.teachers import FittedTeacher, TeacherChoice, load_teacher_for
 from kd.class_map import NEVER, ClassMap
 from kd.class_matching import read_groups
 from networks.cost import count_parameters
+from networks.working_size import at_working_size
 from segdata.class_tables import read_class_table
 from segdata.drawing import colour_table
 from segdata.inputs import Source
@@ -97,7 +98,8 @@ def load_labeller(choice: TeacherChoice, min_confidence: float = 0.0, device: st
     if len(names) > VOID:
         raise UserError(f"{choice.label}: {len(names)} classes, and a mask holds at most {VOID}: pass a --class-map")
     target = pick_device(device)
-    network = teacher.model if teacher.class_map is None else _WithVoid(teacher.model, teacher.class_map)
+    sized = at_working_size(teacher.model, teacher.model.input_size)
+    network = sized if teacher.class_map is None else _WithVoid(sized, teacher.class_map)
     palette = colour_table(distinct_palette(names)).tolist()  # 256 of them, so that void has its own, too
     parameters = count_parameters(teacher.model) or 0
     return LabellingSegmenter(

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from basics.errors import UserError
 from networks.model_file import ModelFile
 
-CARD_FORMAT = 1
+CARD_FORMAT = 2  # of cards with a working size, which a program that does not know of it must not read; others are 1
 
 Input = Literal["normalized", "uint8"]
 Output = Literal["logits", "mask"]
@@ -28,6 +28,8 @@ class ModelCard:
         output: ``logits`` (N, C, H, W) or ``mask`` (N, H, W), the most likely class.
         precision: of the arithmetic.
         parameters: number of parameters of the network.
+        input_size: the working size: pictures are brought to so many pixels on the longer side before they go in, and
+            what comes out is brought back to their own size, both by whoever runs the file; 0: neither.
     """
 
     model: str
@@ -39,7 +41,8 @@ class ModelCard:
     input: Input = "normalized"
     output: Output = "logits"
     precision: Precision = "fp32"
-    format: int = CARD_FORMAT
+    input_size: int = 0
+    format: int = 1
 
     def to_metadata(self) -> dict[str, str]:
         """As ONNX keeps it: strings by name, everything but strings as JSON."""
@@ -55,6 +58,8 @@ class ModelCard:
         choices = {name: get_args(kind) for name, kind in kinds.items() if get_origin(kind) is Literal}
         values: dict[str, Any] = {}
         for name, kind in kinds.items():
+            if name == "input_size" and name not in metadata:  # a file from before there was one
+                continue
             if name not in metadata:
                 raise UserError(
                     f"{origin}: its metadata has no {name!r}, so not a file of export.py or quantize.py: "
@@ -74,6 +79,7 @@ class ModelCard:
         cls, checkpoint: ModelFile, parameters: int, *, input: Input, output: Output, precision: Precision
     ) -> ModelCard:
         """The card of a checkpoint's network in the form that is asked for."""
+        input_size = checkpoint.get("input_size", 0)
         return cls(
             model=checkpoint["model"],
             class_names=checkpoint["class_names"],
@@ -84,4 +90,6 @@ class ModelCard:
             input=input,
             output=output,
             precision=precision,
+            input_size=input_size,
+            format=CARD_FORMAT if input_size else 1,
         )

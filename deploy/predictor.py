@@ -64,7 +64,7 @@ class Options:
 
     Attributes:
         kinds: of `KINDS`, what to write.
-        tile: see `Segmenter.predict`; with it pictures may be of any size.
+        tile: see `Segmenter.predict`; with it, or with a working size, pictures may be of any size.
         max_frames: of each video or camera.
         all_pages: every page of a TIFF and every frame of an animation, rather than the first.
         sound: whether videos keep theirs.
@@ -108,12 +108,13 @@ class Predictor:
             tally.fail(DataError(message))
         for message in found.left_out:
             tally.note(message)
+        advice = "make the picture smaller" if self.segmenter.input_size else "cut the picture into tiles: --tile 512"
         start = time.monotonic()
         bar = tqdm(found.sources, unit="img", desc="predict", disable=len(found.sources) < 2 or None, leave=False)
         try:
             for source in bar:
                 try:
-                    with explain_memory("cut the picture into tiles: --tile 512"):
+                    with explain_memory(advice):
                         (self.video if source.is_video else self.picture)(source, tally)
                 except DataError as error:
                     tally.fail(error)
@@ -127,7 +128,8 @@ class Predictor:
 
     def picture(self, source: Source, tally: Tally) -> None:
         """Read, segment and write a picture, or the pages and frames of one."""
-        with PictureFile(source.path, any_size=self.options.tile > 0) as file:
+        any_size = self.options.tile > 0 or self.segmenter.input_size > 0  # neither has it in memory as a whole
+        with PictureFile(source.path, any_size=any_size) as file:
             if file.pages == 1:
                 self._write(source, source.name, file.page(0))
                 tally.pictures += 1

@@ -25,6 +25,8 @@ from basics.tiling import blended_blocks
 from deploy.exporting import LEAST_SIZE
 from deploy.formats import format_of, load_exported, stored_bytes
 from networks.cost import count_parameters
+from networks.working_size import WorkingSize, at_working_size, working_size_of
+from scoring.protocol import check_untiled
 from zoo import load_checkpoint_model
 
 
@@ -46,8 +48,9 @@ class Segmenter:
     """A trained network ready for use.
 
     Attributes:
-        model: normalised images (N, 3, H, W) -> logits (N, C, H, W), in eval mode.
-        name: the architecture, and the precision where it is not float32.
+        model: normalised images (N, 3, H, W) -> logits (N, C, H, W), in eval mode; a
+            `networks.working_size.WorkingSize` where it has a working size.
+        name: the architecture, the precision where it is not float32, and the working size where it has one.
         class_names, palette: of the classes it knows.
         parameters: number of parameters.
         file_bytes: size of the file it came from.
@@ -62,11 +65,18 @@ class Segmenter:
     file_bytes: int
     device: torch.device
 
+    @property
+    def input_size(self) -> int:
+        """Its working size, in pixels on the longer side; 0: it sees pictures at their own size."""
+        return working_size_of(self.model)
+
     @torch.inference_mode()
     def logits(self, images: torch.Tensor) -> torch.Tensor:
         """uint8 ``images`` (N, 3, H, W) of any size -> logits (N, C, H, W) on the device; small ones are padded."""
         height, width = images.shape[-2:]
         images = normalize(images.to(self.device))
+        if self.input_size:
+            return self.model(images)
         pad = (0, max(0, LEAST_SIZE - width), 0, max(0, LEAST_SIZE - height))
         return self.model(F.pad(images, pad))[..., :height, :width]
 
@@ -84,7 +94,7 @@ class Segmenter:
             confidence: how likely it is, too.
 
         Raises:
-            UserError: there is no confidence to be had of this file.
+            UserError: there is no confidence to be had of this file, or nothing to cut into tiles at its working size.
         """
         height, width = image.shape[-2:]
         rows = self.bands(lambda top, bottom: image[:, top:bottom], (height, width), tile, confidence)
@@ -115,6 +125,11 @@ class Segmenter:
                 f"{self.name}: this file gives masks, not logits, and no mask tells how sure it is: export it again "
                 "without --argmax, or leave out the confidence"
             )
+        check_untiled(self.name, self.input_size, "the tiles", tile)
+        if isinstance(self.model, WorkingSize):
+            for top, logits in self.model.bands(lambda *rows: normalize(read_rows(*rows)[None].to(self.device)), size):
+                yield top, _decide(logits[0], confidence)
+            return
         if not tile or max(size) <= tile:
             yield 0, _decide(self.logits(read_rows(0, size[0])[None])[0], confidence)
             return
@@ -154,11 +169,12 @@ def load_segmenter(path: str | Path, device: str = "auto") -> Segmenter:
                 f"{path}: {path.suffix} files run on the CPU here; use --device cpu, or the .onnx or .pth file"
             )
         target = torch.device("cpu")
-    model = load_exported(path, target)
-    card = model.card
+    exported = load_exported(path, target)
+    card = exported.card
     name = card.model if card.precision == "fp32" else f"{card.model} {card.precision}"
+    name, model = _sized(name, exported, card.input_size)
     size = stored_bytes(path)
-    return Segmenter(model, name, card.class_names, card.palette, card.parameters, size, model.device)
+    return Segmenter(model, name, card.class_names, card.palette, card.parameters, size, exported.device)
 
 
 def _from_checkpoint(path: Path, device: torch.device) -> Segmenter:
@@ -169,5 +185,11 @@ def _from_checkpoint(path: Path, device: torch.device) -> Segmenter:
         from deploy.quantized import load_fake_quant
 
         model, name = load_fake_quant(model, checkpoint), f"{name} qat"
+    name, network = _sized(name, model, checkpoint["input_size"])
     names, palette = checkpoint["class_names"], checkpoint["palette"]
-    return Segmenter(model, name, names, palette, parameters, path.stat().st_size, device)
+    return Segmenter(network, name, names, palette, parameters, path.stat().st_size, device)
+
+
+def _sized(name: str, model: nn.Module, input_size: int) -> tuple[str, nn.Module]:
+    """Name and network at its working size, if it has one."""
+    return f"{name} at {input_size}" if input_size else name, at_working_size(model, input_size)

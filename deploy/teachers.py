@@ -22,6 +22,7 @@ from torch import nn
 from kd.class_map import ClassMap
 from kd.class_matching import BUILT_IN, map_file, match_classes
 from networks.base import SegmentationModel
+from networks.working_size import at_working_size
 from segdata.class_groups import shown
 from zoo import FILES, load_any_teacher, published_classes_of, teacher_name
 
@@ -79,8 +80,9 @@ class FittedTeacher:
     class_map: ClassMap | None
 
     def as_network(self) -> nn.Module:
-        """The network that gives logits of the data's classes; without a map the teacher itself."""
-        return self.model if self.class_map is None else MappedNetwork(self.model, self.class_map)
+        """The network that gives logits of the data's classes, at its working size; without a map the teacher alone."""
+        model = at_working_size(self.model, self.model.input_size)
+        return model if self.class_map is None else MappedNetwork(model, self.class_map)
 
 
 class MappedNetwork(nn.Module):
@@ -94,7 +96,7 @@ class MappedNetwork(nn.Module):
         decides_only: it cannot say some class, so that its logits make no cross-entropy.
     """
 
-    def __init__(self, model: SegmentationModel, class_map: ClassMap):
+    def __init__(self, model: nn.Module, class_map: ClassMap):
         super().__init__()
         self.model, self.class_map = model, class_map
         self.decides_only = bool(class_map.unknown)

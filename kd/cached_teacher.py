@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypedDict
 
@@ -26,18 +26,17 @@ from kd.distiller import FirstWord, LiveTeacher, TeacherOutput, pad_batch
 from kd.projection import Projection
 
 AGREEMENT_CROPS = 32
+ROUNDING = 1e-4  # of a stored cell; a pixel of a crop, which is no error, is more than that
 
 
 class TrainingSplit(Protocol):
     """What a cache asks of the images it is made for; `dataset.SegmentationDataset` is one.
 
     Attributes:
-        transform: makes a training sample of an image and its mask; None gives the whole image.
         list_name: what the list of its images is called.
     """
 
     name: str
-    transform: Callable | None
 
     @property
     def list_name(self) -> str: ...
@@ -46,6 +45,9 @@ class TrainingSplit(Protocol):
     def ids(self) -> list[str]: ...
 
     def image_path(self, index: int) -> Path: ...
+
+    def whole(self, input_size: int = 0) -> TrainingSplit:
+        """The same images, whole: at native size, or at so many pixels on the longer side."""
 
     def __len__(self) -> int: ...
 
@@ -59,10 +61,13 @@ class InOrder(Dataset):
     def __init__(self, split: TrainingSplit, ids: Sequence[str]):
         places = {name: place for place, name in enumerate(split.ids)}
         self.split, self.ids, self.places = split, list(ids), [places[name] for name in ids]
-        self.name, self.transform, self.list_name = split.name, split.transform, split.list_name
+        self.name, self.list_name = split.name, split.list_name
 
     def image_path(self, index: int) -> Path:
         return self.split.image_path(self.places[index])
+
+    def whole(self, input_size: int = 0) -> InOrder:
+        return InOrder(self.split.whole(input_size), self.ids)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -101,6 +106,9 @@ class CachedTeacher:
         self.folder, self.manifest = folder, manifest
         self.first_word = FirstWord(f"{made_from['teacher']} (from its cache {folder})")
         self.reader = CacheReader(folder, made_from)
+        # A teacher with a working size was shown its own: sizes (H, W) that a box must be brought to.
+        shown = [made_from["images"][place][1:3] for place in self._places] if made_from.get("input_size") else None
+        self._shown = None if shown is None else torch.tensor(shown, dtype=torch.float32)
         self.stride = made_from["pad"]
         maps = made_from["maps"]
         self.logit_stride = maps["logits"][1]
@@ -130,6 +138,10 @@ class CachedTeacher:
         height, width = batch["image"].shape[-2:]
         indices = [self._places[index] for index in batch["index"].tolist()]
         boxes = batch["box"].cpu() / stride  # in cells
+        if self._shown is not None:
+            boxes = boxes * (self._shown[batch["index"].cpu()] / batch["size"].cpu()).flip(1).repeat(1, 2)
+        cells = height // stride, width // stride
+        boxes = _without_rounding(boxes, cells)
         shapes = [self.reader.layout.shape(name, index)[1:] for index in indices]
         columns = [_span(box[0], box[2], shape[1]) for box, shape in zip(boxes.tolist(), shapes, strict=True)]
         rows = [_span(box[1], box[3], shape[0]) for box, shape in zip(boxes.tolist(), shapes, strict=True)]
@@ -141,11 +153,25 @@ class CachedTeacher:
         cropped = roi_align(
             windows.to(device, non_blocking=True),
             rois.to(device, non_blocking=True),
-            (height // stride, width // stride),
+            cells,
             aligned=True,  # half-pixel centres
         )
         flip = batch["flip"].to(device, non_blocking=True).view(-1, 1, 1, 1)
         return torch.where(flip, cropped.flip(-1), cropped)
+
+
+def _without_rounding(boxes: torch.Tensor, cells: tuple[int, int]) -> torch.Tensor:
+    """``boxes`` (N, 4) with n stored cells for each of ``cells`` (h, w), give or take float32's rounding, take no more.
+
+    roi_align samples ceil(n) points a side: a hair more than n would be one point more. Boxes in whole pixels are exact
+    as they are, and left alone.
+    """
+    across = torch.tensor([cells[1], cells[0]])
+    each = (boxes[:, 2:] - boxes[:, :2]) / across
+    nearest = each.round()
+    is_error = (each != nearest) & ((each - nearest).abs() < ROUNDING)
+    ends = torch.where(is_error, boxes[:, :2] + nearest * (1 - ROUNDING) * across, boxes[:, 2:])
+    return torch.cat([boxes[:, :2], ends], dim=1)
 
 
 def _span(low: float, high: float, size: int) -> tuple[int, int]:

@@ -15,7 +15,6 @@ the files.
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import math
@@ -35,7 +34,7 @@ from basics.batch import MEAN, STD, prepare_batch
 from basics.checkpoint import save_atomic
 from basics.errors import UserError, choose
 from basics.files import digest_of_ends, file_bytes
-from basics.grids import to_stride
+from basics.grids import to_stride, working_shape
 from basics.record_file import write_manifest
 from kd.cache_store import (
     BUILDING,
@@ -163,16 +162,21 @@ def describe(
         "dtype": dtype,
         "projection": {"kind": "mean and principal components", "dims": DIMS, "images": PROJECTION_IMAGES},
         "maps": maps,
-        "images": [_describe_image(dataset, index) for index in range(len(dataset))],
+        "images": [_describe_image(dataset, index, model.input_size) for index in range(len(dataset))],
+        **({"input_size": model.input_size} if model.input_size else {}),
     }
 
 
-def _describe_image(dataset: TrainingSplit, index: int) -> list[str | int]:
-    """[id, height, width, bytes of the file, the turn it was given, if any, and a digest of its beginning and end]."""
+def _describe_image(dataset: TrainingSplit, index: int, input_size: int) -> list[str | int]:
+    """[id, height, width, bytes of the file, the turn it was given, if any, and a digest of its beginning and end].
+
+    Height and width are those that the teacher is shown.
+    """
     path = dataset.image_path(index)
     header = read_header(path)
     turned = [] if header.orientation == UPRIGHT else [f", turned from EXIF orientation {header.orientation}"]
-    return [dataset.ids[index], header.height, header.width, path.stat().st_size, *turned, ENDS + digest_of_ends(path)]
+    shown = working_shape(header.height, header.width, input_size)
+    return [dataset.ids[index], *shown, path.stat().st_size, *turned, ENDS + digest_of_ends(path)]
 
 
 def weights_sha256(model: nn.Module) -> str:
@@ -220,8 +224,7 @@ class CacheBuilder:
         self.maps: dict[str, list[int]] = here["maps"]  # name -> [channels, stride]
         self.taps = [name for name in self.maps if name != "logits"]
         self.teacher = LiveTeacher(fold_batchnorm(model).to(device), name=here["teacher"])
-        self.dataset, self.full = dataset, copy.copy(dataset)
-        self.full.transform = None
+        self.dataset, self.full = dataset, dataset.whole(here.get("input_size", 0))
 
     def build(self, batch_size: int, workers: int) -> None:
         """Write what is missing, measure the agreement with the teacher, and declare the cache whole."""

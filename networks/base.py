@@ -25,6 +25,7 @@ class SegmentationModel(nn.Module, ABC):
         tap_strides: pixels per cell of each named feature map.
         num_classes: channels of the logits.
         class_names: of the classes it speaks of, where it brings them; None: those of the data set.
+        input_size: the working size it was trained for, in pixels on the longer side; 0: the pictures' own.
         model_args: what the model was built with besides ``num_classes``; saved with its weights.
         min_train_batch: images a batch needs in training mode.
         backbone_prefix: what the backbone's tensors are called in the model's own state_dict.
@@ -37,6 +38,7 @@ class SegmentationModel(nn.Module, ABC):
     tap_strides: dict[str, int]
     num_classes: int
     class_names: list[str] | None = None
+    input_size: int = 0
     backbone: nn.Module
     model_args: dict[str, object]
     min_train_batch: int = 1

@@ -17,7 +17,7 @@ from basics.batch import MEAN, STD
 from basics.errors import UserError
 from networks.base import SegmentationModel
 
-FORMAT = 1
+FORMAT = 2  # of files with a working size, which a program that does not know of it must not read; others are 1
 
 
 class ModelFile(TypedDict):
@@ -29,6 +29,7 @@ class ModelFile(TypedDict):
         model_args: what the network was built with besides the number of classes.
         class_names, palette: of the data set it was trained on; a colour is three of 0..255.
         mean, std: of the normalisation, for RGB values in 0..1.
+        input_size: the working size, pixels on the longer side of what the network sees; 0: the picture's own.
         state_dict: the weights.
         info: how they came about, for people.
     """
@@ -40,6 +41,7 @@ class ModelFile(TypedDict):
     palette: list[list[int]]
     mean: list[float]
     std: list[float]
+    input_size: int
     state_dict: Mapping[str, torch.Tensor]
     info: dict[str, object]
 
@@ -55,24 +57,29 @@ class Labelled(Protocol):
 
 
 def model_file_dict(
-    name: str, model: SegmentationModel, dataset: Labelled, info: Mapping[str, object] | None = None
+    name: str,
+    model: SegmentationModel,
+    dataset: Labelled,
+    info: Mapping[str, object] | None = None,
+    input_size: int = 0,
 ) -> ModelFile:
     """A checkpoint that needs no flags to be used, with a copy of the weights."""
     return {
-        "format": FORMAT,
+        "format": FORMAT if input_size else 1,
         "model": name,
         "model_args": dict(model.model_args),
         "class_names": [str(name) for name in dataset.class_names],
         "palette": [[int(value) for value in colour] for colour in dataset.palette],
         "mean": list(MEAN),
         "std": list(STD),
+        "input_size": input_size,
         "state_dict": {key: value.detach().to("cpu", copy=True) for key, value in model.state_dict().items()},
         "info": dict(info or {}),
     }
 
 
 def check_model_file(content: Mapping, path: str | Path, check_name: Callable[[str], object]) -> ModelFile:
-    """``content`` itself, if it has every entry of a `ModelFile`, each of its kind.
+    """``content``, if it has every entry of a `ModelFile`, each of its kind; without a working size it is native.
 
     Args:
         check_name: raises a `UserError` unless there is a model of that name.
@@ -80,6 +87,7 @@ def check_model_file(content: Mapping, path: str | Path, check_name: Callable[[s
     Raises:
         UserError: naming ``path`` and what is wrong.
     """
+    content = {"input_size": 0, **content}
     kinds = {key: get_origin(kind) or kind for key, kind in get_type_hints(ModelFile).items()}
     faulty = [key for key, kind in kinds.items() if not isinstance(content.get(key), kind)]
     if faulty:
@@ -96,6 +104,8 @@ def check_model_file(content: Mapping, path: str | Path, check_name: Callable[[s
         raise UserError(f"{path}: damaged: {len(names)} class names, {len(palette)} colours")
     if not all(isinstance(name, str) for name in names) or not all(_is_colour(colour) for colour in palette):
         raise UserError(f"{path}: damaged: a class name that is no text, or a colour that is not three of 0..255")
+    if checkpoint["input_size"] < 0:
+        raise UserError(f"{path}: damaged: a working size of {checkpoint['input_size']} pixels")
     numbers = [*checkpoint["mean"], *checkpoint["std"]]
     if len(numbers) != 6 or not all(isinstance(value, float | int) and math.isfinite(value) for value in numbers):
         raise UserError(f"{path}: damaged: mean and std must be three numbers each")

@@ -74,6 +74,8 @@ class OnnxTeacher(SegmentationModel):
         self._input = OnnxInput(self.path, self._session)
         metadata = self._session.get_modelmeta().custom_metadata_map
         self.class_names = self._read_list(metadata, "class_names")
+        size = metadata.get("input_size", "0")
+        self.input_size = int(size) if size.isdecimal() else 0
         mean, std = self._read_list(metadata, "mean") or MEAN, self._read_list(metadata, "std") or STD
         # ImageNet-normalised values to the file's own: one multiplication and one addition.
         scale = torch.tensor([i / own for i, own in zip(STD, std, strict=True)])

@@ -12,9 +12,11 @@ from basics.memory import LiveBytes
 from basics.tiling import blended_bands, fits
 
 
-def memory_advice(batch_size: int, tile: int, batch_option: str) -> str:
-    """What to do when memory runs out while scoring."""
+def memory_advice(batch_size: int, tile: int, batch_option: str, input_size: int = 0) -> str:
+    """What to do when memory runs out while scoring, with a network of this working size."""
     lower = [f"lower {batch_option}"] if batch_size > 1 else []
+    if input_size:  # what is large then are the pictures and their logits at native size
+        return " or ".join([*lower, "make the largest pictures smaller, and their masks"])
     return " or ".join([*lower, f"lower --eval-tile from {tile}" if tile else "score in tiles: --eval-tile 512"])
 
 

@@ -1,4 +1,4 @@
-"""The protocol behind every score: a network on a whole split at native size, one integer confusion matrix.
+"""The protocol behind every score: a network on a whole split, masks at native size, one integer confusion matrix.
 
 evaluation = evaluate_model(model, dataset, device)
 evaluation.scores.miou, evaluation.protocol
@@ -28,18 +28,27 @@ from basics.signals import Stopped, StopSignal, ignore_stop_signals
 from basics.tiling import blended_bands, fits
 from dataset import SegmentationDataset
 from networks.class_names import class_difference, list_classes
+from networks.working_size import working_size_of
 from scoring.metrics import ConfusionMatrix, Scores
 from segdata.reading import image_size
 
-PROTOCOL = (
-    "native resolution, single scale, no flip, logits resized to the mask, void (255) left out, background counted"
-)
+PROTOCOL = "single scale, no flip, logits resized to the mask, void (255) left out, background counted"
 WARMUP_IMAGES = 3
 
 
-def protocol_text(tile: int = 0) -> str:
-    """The protocol in words; ``tile`` as for `evaluate_model`."""
-    return PROTOCOL + (f", larger pictures in blended tiles of {tile} pixels a side" if tile else "")
+def protocol_text(tile: int = 0, input_size: int = 0) -> str:
+    """The protocol in words; ``tile`` as for `evaluate_model`, ``input_size`` the network's working size."""
+    size = f"working size {input_size}, masks at native resolution" if input_size else "native resolution"
+    return f"{size}, {PROTOCOL}" + (f", larger pictures in blended tiles of {tile} pixels a side" if tile else "")
+
+
+def check_untiled(label: str, input_size: int, option: str, tile: int) -> None:
+    """A `UserError` for tiles and a working size, at which no picture is too large."""
+    if tile and input_size:
+        raise UserError(
+            f"{label}: sees every picture at its working size, {input_size} pixels on the longer side, and there is "
+            f"nothing to cut: leave out {option}"
+        )
 
 
 @dataclass(frozen=True)
@@ -132,13 +141,13 @@ def evaluate_model(
     like the scores, does not depend on the batch size. In a distributed run, where all ranks must call
     it, each image is seen by one rank, and each rank gets the scores of all. ``watcher`` is shown every
     prediction. Pictures with a side longer than ``tile`` pixels are scored in tiles, as predict.py runs
-    them; 0: none are.
+    them; 0: none are. A `networks.working_size.WorkingSize` is scored at its working size.
 
     Raises:
         Stopped: ``stop`` was requested before the last image.
         UserError: the split has no labelled pixel, or the network's outputs are not finite: there is no score.
     """
-    was_training = model.training
+    protocol, was_training = protocol_text(tile, working_size_of(model)), model.training
     model.eval()
     loader = _make_loader(dataset, device, batch_size, workers)
     network, counts = _TimedNetwork(model, device, amp), _Counts(dataset.num_classes, device)
@@ -161,7 +170,7 @@ def evaluate_model(
         scores=scores,
         loss=math.nan if getattr(model, "decides_only", False) else loss,
         ms_per_image=network.median_ms(),
-        protocol=f"{dataset.name}/{dataset.split}, {len(dataset)} images: {protocol_text(tile)}",
+        protocol=f"{dataset.name}/{dataset.split}, {len(dataset)} images: {protocol}",
     )
 
 

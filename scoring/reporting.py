@@ -14,8 +14,9 @@ from basics.memory import explain_memory
 from basics.tiling import check_tile
 from dataset import SegmentationDataset, add_data_arguments
 from networks.cost import count_parameters
+from networks.working_size import working_size_of
 from scoring.memory import memory_advice
-from scoring.protocol import Agreement, evaluate_model
+from scoring.protocol import Agreement, check_untiled, evaluate_model
 from scoring.tables import SummaryRow, format_class_table, summary_row
 
 
@@ -62,9 +63,10 @@ def report(
     if args.batch_size < 1 or args.workers < 0:
         raise UserError("--batch-size must be at least 1, --workers at least 0")
     check_tile("--eval-tile", args.eval_tile)
+    check_untiled(label, working_size_of(model), "--eval-tile", args.eval_tile)
     device = device or pick_device(args.device)
     check_amp(device, args.amp)
-    with explain_memory(memory_advice(args.batch_size, args.eval_tile, "--batch-size")):
+    with explain_memory(memory_advice(args.batch_size, args.eval_tile, "--batch-size", working_size_of(model))):
         evaluation = evaluate_model(
             model,
             dataset,

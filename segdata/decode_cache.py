@@ -1,9 +1,9 @@
 """Decoded images and masks of a split in one file, memory-mapped: for many epochs on few cores.
 
-A record of the file is the image's bytes (H, W, 3) and the mask's (H, W) at native size, upright. Beside it lies a
-manifest with the samples' sizes and with what they were made from: names, sizes and modification times of the source
-files. The manifest is written last and the cache's name is a digest of the sources, so that a cache is whole and fits,
-or is not used.
+A record of the file is the image's bytes (H, W, 3) and the mask's (H, W), upright, at native size or, where a training
+has one, at its working size, which takes less room and less time. Beside it lies a manifest with the images' native
+sizes and with what they were made from: names, sizes and modification times of the source files. The manifest is
+written last and the cache's name is a digest of the sources, so that a cache is whole and fits, or is not used.
 """
 
 from __future__ import annotations
@@ -21,11 +21,13 @@ import torch
 
 from basics.errors import UserError
 from basics.files import free_bytes, require_room
+from basics.grids import working_shape
 from basics.record_file import RecordFile, read_manifest, record_offsets, write_manifest
 from segdata.layouts import Layout, SplitFiles
 from segdata.orientation import UPRIGHT
 from segdata.parallel import map_in_order
 from segdata.reading import DataError, image_size, read_header
+from segdata.transforms import to_working_size
 
 FORMAT = 1
 DEFAULT_FOLDER = Path("data/decoded")
@@ -36,11 +38,17 @@ ReadPair = Callable[[int], tuple[torch.Tensor, torch.Tensor]]
 
 
 class DecodeCache:
-    """Read access to a finished cache of images of these ``shapes`` (H, W); made by `open_cache`."""
+    """Read access to a finished cache; made by `open_cache`.
 
-    def __init__(self, path: Path, shapes: list[Shape]):
-        self.shapes = shapes
-        self.file = RecordFile(path, record_offsets(map(_record_bytes, shapes)))
+    Args:
+        sizes: native (H, W) of the images.
+        input_size: the working size that they are kept at; 0: native.
+    """
+
+    def __init__(self, path: Path, sizes: list[Shape], input_size: int = 0):
+        self.sizes = sizes
+        self.shapes = [working_shape(height, width, input_size) for height, width in sizes]
+        self.file = RecordFile(path, record_offsets(map(_record_bytes, self.shapes)))
 
     def read(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Image uint8 (3, H, W) in channels-last memory and mask uint8 (H, W), both views of the file.
@@ -54,7 +62,12 @@ class DecodeCache:
 
 
 def open_cache(
-    layout: Layout, split: str, files: SplitFiles, read_pair: ReadPair, folder: Path | None = None
+    layout: Layout,
+    split: str,
+    files: SplitFiles,
+    read_pair: ReadPair,
+    folder: Path | None = None,
+    input_size: int = 0,
 ) -> DecodeCache:
     """The decoded cache of a split, built first if there is none for just these files.
 
@@ -62,31 +75,34 @@ def open_cache(
         read_pair: gives the checked pair of an index, as `SegmentationDataset._read_files` does.
         folder: where caches lie (default: data/decoded). Two runs may share it: both may build, and
             the first to finish puts its file in place.
+        input_size: keep them at this working size; 0: native.
 
     Raises:
         UserError: a source file is faulty, there is no room, or the folder cannot be written.
     """
     folder = Path(folder or DEFAULT_FOLDER)
-    data, sources = _locate(layout, split, files, folder)
-    cache = _load(data, sources, files)
+    data, sources = _locate(layout, split, files, folder, input_size)
+    cache = _load(data, sources, files, input_size)
     if cache is not None:
         return cache
     try:
         _remove_unturned(data)
         folder.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(folder)
-        cache = _build(data, files, read_pair)
+        cache = _build(data, files, read_pair, input_size)
     except OSError as error:
         raise UserError(f"--decode-cache: {folder} cannot be written: {error.strerror or error}") from None
     about = {"format": FORMAT, "upright": True, "data_set": layout.name, "split": split}
-    about["root"] = str(layout.root.resolve())
-    write_manifest(data.with_suffix(".json"), about | {"shapes": cache.shapes, "sources": sources})
+    about |= {"root": str(layout.root.resolve())} | ({"input_size": input_size} if input_size else {})
+    write_manifest(data.with_suffix(".json"), about | {"shapes": cache.sizes, "sources": sources})
     return cache
 
 
-def room_needed(layout: Layout, split: str, files: SplitFiles, folder: Path) -> int:
+def room_needed(layout: Layout, split: str, files: SplitFiles, folder: Path, input_size: int = 0) -> int:
     """Bytes that `open_cache` would write; 0 if the cache is there."""
-    return 0 if _load(*_locate(layout, split, files, folder), files) else sum(map(_record_bytes, _shapes(files)))
+    if _load(*_locate(layout, split, files, folder, input_size), files, input_size):
+        return 0
+    return sum(_record_bytes(working_shape(*size, input_size)) for size in _sizes(files))
 
 
 def check_room(folder: Path, needed: int) -> None:
@@ -94,15 +110,16 @@ def check_room(folder: Path, needed: int) -> None:
     require_room(folder, needed, "--decode-cache", "leave the option out or make room")
 
 
-def _locate(layout: Layout, split: str, files: SplitFiles, folder: Path) -> tuple[Path, list[list]]:
+def _locate(layout: Layout, split: str, files: SplitFiles, folder: Path, input_size: int) -> tuple[Path, list[list]]:
     """The data file's path in ``folder``, and the sources its name is made of."""
     sources = describe_sources(layout, files)
-    digest = hashlib.sha256(json.dumps([FORMAT, layout.class_names, sources]).encode()).hexdigest()[:16]
+    about = [FORMAT, layout.class_names, sources, *([input_size] if input_size else [])]
+    digest = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
     return folder / f"{layout.name}_{split}_{digest}.bin", sources
 
 
-def _shapes(files: SplitFiles) -> list[Shape]:
-    """(H, W) of each image, from the files' headers."""
+def _sizes(files: SplitFiles) -> list[Shape]:
+    """Native (H, W) of each image, from the files' headers."""
     sizes = map(image_size, files.images)
     return [(height, width) for width, height in sizes]
 
@@ -129,13 +146,13 @@ def describe_sources(layout: Layout, files: SplitFiles) -> list[list]:
     return described + layout.labels.key
 
 
-def _load(data: Path, sources: list[list], files: SplitFiles) -> DecodeCache | None:
+def _load(data: Path, sources: list[list], files: SplitFiles, input_size: int) -> DecodeCache | None:
     """The cache if manifest and file are whole and of just these sources, otherwise None."""
     try:
         about = read_manifest(data.with_suffix(".json"))
         if about["format"] != FORMAT or about["sources"] != sources:
             return None
-        cache = DecodeCache(data, [(int(height), int(width)) for height, width in about["shapes"]])
+        cache = DecodeCache(data, [(int(height), int(width)) for height, width in about["shapes"]], input_size)
         # One that was made before pictures were turned is good if there was none to turn.
         turned = about.get("upright") or all(read_header(path).orientation == UPRIGHT for path in files.images)
         return cache if turned and cache.file.is_whole() else None
@@ -153,16 +170,16 @@ def _remove_unturned(data: Path) -> None:
         data.unlink(missing_ok=True)
 
 
-def _build(data: Path, files: SplitFiles, read_pair: ReadPair) -> DecodeCache:
+def _build(data: Path, files: SplitFiles, read_pair: ReadPair, input_size: int) -> DecodeCache:
     """Decode everything into ``data`` by way of a temporary file."""
-    cache = DecodeCache(data, _shapes(files))
+    cache = DecodeCache(data, _sizes(files), input_size)
     total = int(cache.file.offsets[-1])
     free = free_bytes(data.parent)
     print(f"decoded cache: {len(files.ids):,} images, {total / 1e9:.2f} GB in {data} ({free / 1e9:.1f} GB free)")
     check_room(data.parent, total)
 
     def encode(index: int) -> bytes:
-        image, mask = read_pair(index)
+        image, mask = to_working_size(*read_pair(index), input_size)
         return image.permute(1, 2, 0).contiguous().numpy().tobytes() + mask.contiguous().numpy().tobytes()
 
     # Written as a stream: on a full disk that is an error, where a memory map would be a crash.

@@ -15,6 +15,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from basics.batch import MEAN, VOID
+from basics.grids import working_shape
 
 FILL = tuple(round(255 * channel) for channel in MEAN)  # normalises to about 0, as zero padding would
 
@@ -29,6 +30,22 @@ def full_sample(image: torch.Tensor, mask: torch.Tensor) -> dict:
         "box": torch.tensor([0, 0, width, height], dtype=torch.float32),
         "flip": False,
     }
+
+
+def to_working_size(image: torch.Tensor, mask: torch.Tensor, input_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """``image`` uint8 (3, H, W) and ``mask`` uint8 (H, W) at ``input_size`` on the longer side; 0: as they are."""
+    height, width = mask.shape
+    shape = working_shape(height, width, input_size)
+    if shape == (height, width):
+        return image, mask
+    window = (0, 0, width, height)
+    return cut_image(image, window, shape), cut_mask(mask, window, shape)[0]
+
+
+def to_original(box: torch.Tensor, shape: tuple[int, int], size: tuple[int, int]) -> torch.Tensor:
+    """A ``box`` (4,) in pixels of a picture at ``shape`` (H, W), in those of the original at ``size`` (H, W)."""
+    across, down = size[1] / shape[1], size[0] / shape[0]
+    return box * torch.tensor([across, down, across, down])
 
 
 class TrainTransform:

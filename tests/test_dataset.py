@@ -669,7 +669,7 @@ def test_an_interrupted_or_impossible_build_leaves_nothing(voc, tmp_path, monkey
 
 def test_the_cache_copies_on_write(voc, tmp_path):
     data = build_dataset("voc", voc, "train", decode_cache=tmp_path)
-    image, _ = data._read(0)
+    image, *_ = data._read(0)
     before = image.clone()
     image.zero_()
     assert torch.equal(build_dataset("voc", voc, "train", decode_cache=tmp_path)._read(0)[0], before)

@@ -84,7 +84,7 @@ def test_resumed_run(golden, expected, capsys):
     assert main(get_args_parser().parse_args(training_arguments(FOLDER, "--resume", "auto"))) == 0
     assert "GB to write" not in capsys.readouterr().out  # no cache was built
     after = load_file(golden / "run" / "last.pth")
-    assert after.keys() == before.keys() and after["training"].keys() >= before["training"].keys()
+    assert after.keys() >= before.keys() and after["training"].keys() >= before["training"].keys()
     assert any((after["state_dict"][name] - value).abs().max() > 1e-4 for name, value in before["state_dict"].items())
     torch.testing.assert_close(after["state_dict"], expected["state_dict"], **CLOSE)
     with (golden / "run" / "metrics.csv").open() as file:

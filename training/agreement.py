@@ -21,6 +21,7 @@ from basics.grids import upsample_logits
 from basics.memory import explain_memory
 from dataset import SegmentationDataset
 from kd.distiller import Teacher, TeacherOutput, pad_batch
+from networks.working_size import resize_rows
 from segdata.labels import IndexLabels
 from segdata.layouts import SplitFiles
 from segdata.pictures import palette_image
@@ -28,13 +29,19 @@ from segdata.pictures import palette_image
 
 @torch.inference_mode()
 def label_split(
-    dataset: SegmentationDataset, teacher: Teacher, made_from: list[object], folder: Path, device: torch.device
+    dataset: SegmentationDataset,
+    teacher: Teacher,
+    made_from: list[object],
+    folder: Path,
+    device: torch.device,
+    input_size: int = 0,
 ) -> SegmentationDataset:
     """The split with masks of what the teacher says, as index PNGs in a folder of their own below ``folder``.
 
     Args:
         teacher: a live one, in the student's classes.
         made_from: plain values that tell it from others.
+        input_size: the working size at which it is shown the pictures; 0: native.
     """
     pictures = zip(dataset.ids, dataset.files.images, strict=True)
     ends = [[name, path.stat().st_size, digest_of_ends(path)] for name, path in pictures]
@@ -43,7 +50,7 @@ def label_split(
     place = folder / f"{dataset.name}_{dataset.split}_said_{digest}"
     paths = [place / f"{index:06d}.png" for index in range(len(dataset))]
     todo = [index for index, path in enumerate(paths) if not path.is_file()]
-    loader = DataLoader(dataset, batch_size=1, sampler=todo, generator=torch.Generator())
+    loader = DataLoader(dataset.whole(input_size), batch_size=1, sampler=todo, generator=torch.Generator())
     for batch in tqdm(loader, desc=f"{dataset.split}: what the teacher says", unit="img", leave=False, disable=None):
         with explain_memory("the teacher looks at whole validation pictures: bring masks for them, or smaller ones"):
             mask = classes_said(teacher, prepare_batch(batch, device))[0]
@@ -55,16 +62,21 @@ def label_split(
 
 
 def classes_said(teacher: Teacher, batch: dict) -> np.ndarray:
-    """The student's class that a teacher decides for at each pixel of a prepared batch, uint8 (N, H, W).
+    """The student's class that a teacher decides for at each pixel of a batch's original pictures, uint8 (N, H, W).
 
     255 where what it says means none of them.
     """
-    size = batch["image"].shape[-2:]
+    height, width = batch["size"][0].tolist()
     told: TeacherOutput = teacher(pad_batch(batch, teacher.stride))
-    classes = upsample_logits(told.logits.float(), teacher.logit_stride, size).max(1)[1]
+
+    def at_pixels(cells: torch.Tensor) -> torch.Tensor:
+        shown = upsample_logits(cells.float(), teacher.logit_stride, batch["image"].shape[-2:])
+        return resize_rows(shown, (height, width), 0, height)
+
+    classes = at_pixels(told.logits).max(1)[1]
     if told.classes is not None:
         classes = torch.tensor(told.classes, device=classes.device)[classes]
     if told.speaks is not None:
-        heard = upsample_logits(told.speaks[:, None].float(), teacher.logit_stride, size)[:, 0] >= 0.5
+        heard = at_pixels(told.speaks[:, None])[:, 0] >= 0.5
         classes = torch.where(heard, classes, VOID)
     return classes.to(torch.uint8).cpu().numpy()

@@ -24,6 +24,7 @@ from deploy.teachers import CLASS_MAP_HELP
 from kd.cache_store import DTYPES
 from kd.losses import LOSSES, PRESETS
 from kd.teacher_cache import DEFAULT_FOLDER as TEACHER_FOLDER
+from networks.working_size import LEAST_SIDE
 from segdata.decode_cache import DEFAULT_FOLDER as DECODED_FOLDER
 from training.flags import Flag, Scope, fault_of_bounds, flag, parser_options
 from training.optim import OPTIMIZERS, SCHEDULES
@@ -166,12 +167,21 @@ class Arguments(argparse.Namespace):
     optimizer: str = flag("optimization", "budget", "adamw", choices=OPTIMIZERS)
     schedule: str = flag("optimization", "budget", "poly", choices=sorted(SCHEDULES))
     warmup_epochs: float = flag("optimization", "budget", 1.0, least=0)
+    input_size: int = flag(
+        "optimization",
+        "budget",
+        0,
+        "the working size: pictures are brought to N pixels on the longer side for training, scoring and prediction "
+        "(docs/working_size.md); 0: their own size",
+        least=0,
+        metavar="N",
+    )
     crop_size: int = flag("optimization", "budget", 384, "side of the square training crop, pixels", least=32)
     scale_range: list[float] = flag(
         "optimization",
         "budget",
         [0.5, 2.0],
-        "images are magnified by a factor drawn from this range before the crop (0.5 2)",
+        "images, at their working size, are magnified by a factor drawn from this range before the crop (0.5 2)",
         nargs=2,
         metavar=("LOW", "HIGH"),
     )
@@ -336,6 +346,10 @@ def check_arguments(args: Arguments) -> None:
         faults.append(f"--scale-range must be two factors from 0.1 to 10, the lower first, not {low:g} {high:g}")
     if 0 < args.eval_tile < LEAST_TILE:
         faults.append(f"--eval-tile must be at least {LEAST_TILE} pixels (or 0, for no tiles), not {args.eval_tile}")
+    if 0 < args.input_size < LEAST_SIDE:
+        faults.append(f"--input-size must be at least {LEAST_SIDE} pixels (or 0, for native), not {args.input_size}")
+    if args.input_size and args.eval_tile:
+        faults.append("--input-size leaves no picture larger than itself, and --eval-tile nothing to cut: give one")
     smallest = min(args.batch_size, args.freeze_batch_size or args.batch_size)
     if args.labelled_per_batch and args.labelled_per_batch >= smallest:
         faults.append(f"--labelled-per-batch {args.labelled_per_batch} leaves a batch of {smallest} no other pictures")

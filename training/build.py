@@ -121,7 +121,7 @@ class Models:
     def student_file(self, args: Arguments, data: Data, **info: object) -> dict[str, object]:
         """The student alone, as it is scored: a checkpoint that needs no flags to be used."""
         student = self.average.model if self.average else self.plain
-        content = model_file_dict(args.student, student, data.train_set, info=info)
+        content = model_file_dict(args.student, student, data.train_set, info, args.input_size)
         return content | ({"qat": self.student.ranges()} if isinstance(self.student, FakeQuantModel) else {})
 
     def load(self, checkpoint: Mapping, path: Path) -> None:
@@ -161,6 +161,11 @@ def build_models(args: Arguments, recipe: Recipe, data: Data, device: torch.devi
     with distributed.main_first():  # it fetches weights and fills the teacher's cache; the other ranks find them
         classes, names = data.train_set.num_classes, data.train_set.class_names
         student = create_model(args.student, classes, args.student_weights, names).to(device)
+        if student.input_size not in (0, args.input_size):
+            print(
+                f"remark: {args.student_weights} was trained at working size {student.input_size}, and this run's is "
+                f"{args.input_size or 'native'}: --input-size {student.input_size} goes on as it was"
+            )
         if recipe.needs_teacher:
             teacher = _make_teacher(args, recipe, data, device)
     plain = distributed.synchronize_batchnorm(student, device)
@@ -202,7 +207,8 @@ def _make_teacher(args: Arguments, recipe: Recipe, data: Data, device: torch.dev
         if fitted.class_map is not None:
             source.append(fitted.class_map.groups)
         said = live if fitted.class_map is None else MappedTeacher(live, fitted.class_map)
-        data.score_against(label_split(data.val_set, said, source, args.cache_dir, device))
+        own_size = fitted.model.input_size
+        data.score_against(label_split(data.val_set, said, source, args.cache_dir, device, own_size))
     teacher = _run_or_cached(args, recipe, data, fitted, device)
     if fitted.class_map is None and args.min_confidence == 0:
         return teacher
@@ -231,6 +237,12 @@ def _run_or_cached(
         )
         if cached:
             return cached
+    own_size = fitted.model.input_size
+    if own_size not in (0, args.input_size):
+        print(
+            f"remark: {name} was trained at working size {own_size}, and live it sees the student's crops: with "
+            f"--cache-teacher it sees whole pictures at its own size, with --input-size {own_size} both see the same"
+        )
     return LiveTeacher(fold_batchnorm(fitted.model).to(device), args.amp, name)
 
 

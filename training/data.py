@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch.utils.data import DataLoader
@@ -91,7 +92,7 @@ def build_data(args: Arguments, *, resumed: bool) -> Data:
     problem = None
     sources: list[str] = []
     with distributed.main_first():  # it counts what is in the data
-        train_set, val_set = build_split(args, args.train_split), build_split(args, args.val_split)
+        train_set, val_set = training_split(args), build_split(args, args.val_split)
         whole = train_set  # what is judged: a draw of few masks may lack any class
         if args.labels is not None or args.unlabelled:
             train_set, sources = with_pictures(args, train_set, val_set)
@@ -102,7 +103,12 @@ def build_data(args: Arguments, *, resumed: bool) -> Data:
     if args.decode_cache and not args.dry_run:
         with distributed.main_first():  # it fills the cache
             files = None if train_set is whole else train_set.files
-            train_set = SegmentationDataset(whole.layout, whole.split, decode_cache=args.decode_cache, files=files)
+            train_set = _of_files(whole, files, args.decode_cache)
+    if distributed.is_main() and args.crop_size > args.input_size > 0:
+        print(
+            f"remark: pictures of {args.input_size} pixels on the longer side do not fill a crop of {args.crop_size}; "
+            f"the rest is padding, and --crop-size {args.input_size} takes less time"
+        )
     images, val_images = fingerprint_of(train_set), fingerprint_of(val_set)
     seen = distributed.gather((images, val_images, train_set.class_names, resumed))
     if any(other != seen[0] for other in seen):
@@ -124,6 +130,13 @@ def fingerprint_of(dataset: SegmentationDataset) -> str:
     """A short name for a split's list of images, of what their masks mean, and of how many have one."""
     some = [f"{dataset.num_labelled} labelled"] if dataset.num_labelled < len(dataset) else []
     return fingerprint([*dataset.ids, *map(str, dataset.layout.labels.key), *some])
+
+
+def training_split(args: Arguments) -> SegmentationDataset:
+    """The split that is trained on, at the working size; the one that is scored on stays native, as its masks do."""
+    dataset = build_split(args, args.train_split)
+    dataset.input_size = args.input_size
+    return dataset
 
 
 def make_sampler(args: Arguments, train_set: SegmentationDataset) -> EpochSampler:
@@ -173,7 +186,7 @@ def with_pictures(
         files = SplitFiles([*files.ids, *others.ids], [*files.images, *others.images], files.masks or None)
     if not files.ids:
         raise UserError("--labels 0 leaves no picture to train on: name some with --unlabelled")
-    return SegmentationDataset(train_set.layout, train_set.split, files=files), lines
+    return _of_files(train_set, files), lines
 
 
 def draw_labelled(files: SplitFiles, count: int, seed: int, where: str) -> SplitFiles:
@@ -186,6 +199,14 @@ def draw_labelled(files: SplitFiles, count: int, seed: int, where: str) -> Split
         raise UserError(f"--labels {count}: {where} has only {len(files.ids)} images with masks")
     generator = torch.Generator().manual_seed(mix_seed(seed, LABELS_STREAM))
     return files.part(sorted(torch.randperm(len(files.ids), generator=generator)[:count].tolist()))
+
+
+def _of_files(
+    dataset: SegmentationDataset, files: SplitFiles | None, decode_cache: Path | None = None
+) -> SegmentationDataset:
+    return SegmentationDataset(
+        dataset.layout, dataset.split, decode_cache=decode_cache, files=files, input_size=dataset.input_size
+    )
 
 
 # -- what they are good for --------------------------------------------------------------------------

@@ -33,13 +33,14 @@ from dataset import SegmentationDataset, build_split
 from deploy.teachers import TeacherChoice, load_teacher_for
 from kd.distiller import MappedTeacher
 from networks.weights import read_weights
+from networks.working_size import at_working_size
 from scoring.memory import memory_advice, scoring_bytes
 from segdata.decode_cache import check_room, room_needed
 from segdata.parallel import map_in_order
 from segdata.reading import image_size
 from segdata.transforms import TrainTransform
 from training.arguments import Arguments, check_arguments
-from training.data import with_pictures
+from training.data import training_split, with_pictures
 from training.recipe import make_recipe, name_run
 from training.runlog import METRICS, read_metrics
 from training.trainer import Trainer
@@ -99,9 +100,10 @@ def examine(args: Arguments) -> int:
     device = findings.look("device", pick_device, args.device)
     if device is not None:
         findings.look("device", check_device, device, args.amp)
-    splits = {}
-    for role, split in (("train", args.train_split), ("val", args.val_split)):
-        splits[role] = findings.look("data", build_split, args, split)
+    splits = {
+        "train": findings.look("data", training_split, args),
+        "val": findings.look("data", build_split, args, args.val_split),
+    }
     if splits["train"] and splits["val"] and (args.labels is not None or args.unlabelled):
         found = findings.look("data", with_pictures, args, splits["train"], splits["val"])
         splits["train"], lines = found or (None, [])
@@ -209,7 +211,7 @@ def check_batches(args: Arguments, dataset: SegmentationDataset) -> str:
 
 
 def check_decode_cache(folder: Path, dataset: SegmentationDataset) -> str:
-    needed = room_needed(dataset.layout, dataset.split, dataset.files, folder)
+    needed = room_needed(dataset.layout, dataset.split, dataset.files, folder, dataset.input_size)
     check_room(folder, needed)
     return f"{needed / GB:.2f} GB to write in {folder}" if needed else f"is there, in {folder}"
 
@@ -317,16 +319,17 @@ def check_scoring_memory(trainer: Trainer) -> str:
     batches = {size: min(count, args.eval_batch_size) for size, count in sizes.items()}  # of equal sizes
     width, height = max(batches, key=lambda size: size[0] * size[1] * batches[size])
     images = batches[width, height]
-    what = f"to score {images} picture{'s' * (images > 1)} of {width}x{height}" + (
-        f" in tiles of {args.eval_tile}" if args.eval_tile else ""
-    )
-    needed = scoring_bytes(trainer.models.plain, dataset.num_classes, (height, width), images, args.eval_tile)
+    what = f"to score {images} picture{'s' * (images > 1)} of {width}x{height}"
+    if args.eval_tile or args.input_size:
+        what += f" in tiles of {args.eval_tile}" if args.eval_tile else f" at working size {args.input_size}"
+    network = at_working_size(trainer.models.plain, args.input_size)
+    needed = scoring_bytes(network, dataset.num_classes, (height, width), images, args.eval_tile)
     if needed is None:
         return f"not known what it takes {what}"
     if trainer.device.type == "cpu":  # what the loader has read lies in the same memory
         needed += BYTES_PER_PIXEL * width * height * images * (3 + 2 * args.workers)  # sample, batch, batch before
     needed = int(HEADROOM * (lasting_bytes(trainer) + needed))
-    advice = memory_advice(args.eval_batch_size, args.eval_tile, "--eval-batch-size")
+    advice = memory_advice(args.eval_batch_size, args.eval_tile, "--eval-batch-size", args.input_size)
     return _compare_memory(needed, what, trainer.device, advice)
 
 

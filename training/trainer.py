@@ -26,6 +26,7 @@ from basics.files import lock_folder
 from basics.memory import explain_memory
 from basics.signals import Stopped, StopSignal
 from kd.distiller import Recipe
+from networks.working_size import at_working_size
 from scoring.memory import memory_advice
 from scoring.protocol import Evaluation, evaluate_model, protocol_text
 from training.arguments import Arguments
@@ -190,9 +191,10 @@ class Trainer:
     def evaluate(self, stop: StopSignal) -> Evaluation:
         """Score the student on the validation split; raises `Stopped` after a signal."""
         args = self.args
-        with explain_memory(memory_advice(args.eval_batch_size, args.eval_tile, "--eval-batch-size")):
+        advice = memory_advice(args.eval_batch_size, args.eval_tile, "--eval-batch-size", args.input_size)
+        with explain_memory(advice):
             return evaluate_model(
-                self.models.scored,
+                at_working_size(self.models.scored, args.input_size),
                 self.data.val_set,
                 self.device,
                 batch_size=args.eval_batch_size,
@@ -281,7 +283,8 @@ class Trainer:
         """Write report.txt and say where everything is."""
         progress, data = self.progress, self.data
         parameters = sum(parameter.numel() for parameter in self.student.parameters())
-        protocol = f"{data.val_set.name}/{data.val_set.split}: {protocol_text(self.args.eval_tile)}{data.goal.note}"
+        said = protocol_text(self.args.eval_tile, self.args.input_size)
+        protocol = f"{data.val_set.name}/{data.val_set.split}: {said}{data.goal.note}"
         sections = report_sections(progress, self.log.rows(), parameters, data.goal, protocol, data.describe())
         self.log.write_report(sections)
         self.log.close()
