@@ -13,6 +13,7 @@ from kd.class_map import ClassMap
 from kd.class_matching import BUILT_IN, known_list, match_classes, read_groups
 from networks.class_lists import CITYSCAPES, VOC, ade20k
 from segdata.class_groups import REST, find_name
+from tests.conftest import ROOT
 
 TEACHER = [
     "wall",
@@ -262,3 +263,14 @@ def test_a_map_for_data_with_fewer_classes():
     """What such data lack is no background of theirs: nobody knows what they made of it."""
     class_map = match(["background", "person", "dog"], PANOPTIC, "coco_voc")
     assert class_map.known == (0, 1, 2) and {"cat", "car", "tie"} <= set(class_map.unheard)
+
+
+def test_the_map_that_the_page_shows_fits_ade20k(tmp_path):
+    """The example is for the teacher of the commands around it."""
+    page = (ROOT / "docs" / "teachers.md").read_text(encoding="utf-8")
+    text = page.partition("```toml\n")[2].partition("```")[0]
+    (tmp_path / "map.toml").write_text(text, encoding="utf-8")
+    names = read_groups(str(tmp_path / "map.toml")).names
+    class_map, _ = match_classes(names, list(ade20k()), "net", "mine", str(tmp_path / "map.toml"))
+    assert class_map is not None and class_map.unknown == ["kerb"]
+    assert class_map.groups["vehicle"] == ["car", "bus", "truck"] and len(class_map.groups["background"]) > 100
