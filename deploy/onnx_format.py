@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch.export import ExportedProgram
 
@@ -50,8 +49,6 @@ def save_onnx(program: ExportedProgram, card: ModelCard, path: Path) -> None:
     assert onnx_program is not None  # with dynamo=True
     model = onnx_program.model
     _name_axes(model, card)
-    if card.precision == "int8":
-        _unsigned_weights(model)
     # Where in the Python source each node comes from: half of a small network's file, with local paths in it.
     for node in model.graph.all_nodes():
         node.metadata_props.clear()
@@ -74,22 +71,6 @@ def _name_axes(model: onnx_ir.Model, card: ModelCard) -> None:
     free = ("batch", "height", "width")
     model.graph.inputs[0].shape = onnx_ir.Shape((free[0], 3, *free[1:]))
     model.graph.outputs[0].shape = onnx_ir.Shape(free if card.output == "mask" else (free[0], classes, *free[1:]))
-
-
-def _unsigned_weights(model: onnx_ir.Model) -> None:
-    """Store INT8 weights as uint8 with a zero point of 128: the same numbers.
-
-    On x86 CPUs without VNNI, ONNX Runtime's kernels for signed weights add pairs of products in 16 bits,
-    which overflow; those for unsigned weights do not.
-    """
-    import onnx_ir
-
-    for value in model.graph.initializers.values():
-        if value.dtype == onnx_ir.DataType.INT8:
-            assert value.const_value is not None  # an initializer's
-            shifted = (value.const_value.numpy().astype(np.int16) + 128).astype(np.uint8)
-            value.const_value = onnx_ir.tensor(shifted, name=value.name)
-            value.dtype = onnx_ir.DataType.UINT8
 
 
 class OnnxModel(ExportedModel):
