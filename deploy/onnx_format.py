@@ -49,6 +49,8 @@ def save_onnx(program: ExportedProgram, card: ModelCard, path: Path) -> None:
     assert onnx_program is not None  # with dynamo=True
     model = onnx_program.model
     _name_axes(model, card)
+    if card.precision == "int8":
+        _own_zero_points(model)
     # Where in the Python source each node comes from: half of a small network's file, with local paths in it.
     for node in model.graph.all_nodes():
         node.metadata_props.clear()
@@ -71,6 +73,24 @@ def _name_axes(model: onnx_ir.Model, card: ModelCard) -> None:
     free = ("batch", "height", "width")
     model.graph.inputs[0].shape = onnx_ir.Shape((free[0], 3, *free[1:]))
     model.graph.outputs[0].shape = onnx_ir.Shape(free if card.output == "mask" else (free[0], classes, *free[1:]))
+
+
+def _own_zero_points(model: onnx_ir.Model) -> None:
+    """Give each INT8 weight a zero point that it shares with no other.
+
+    Where ONNX Runtime has to turn signed weights into unsigned ones (`int8_overflows`), it stumbles over shared ones.
+    """
+    import onnx_ir
+
+    for node in model.graph.all_nodes():
+        weight = node.inputs[0] if node.op_type == "DequantizeLinear" and len(node.inputs) == 3 else None
+        if weight is not None and weight.is_initializer() and weight.dtype == onnx_ir.DataType.INT8:
+            shared = node.inputs[2]
+            assert shared is not None and shared.const_value is not None and weight.name
+            name = f"{weight.name}_zero_point"
+            own = onnx_ir.val(name, const_value=onnx_ir.tensor(shared.const_value.numpy(), name=name))
+            model.graph.register_initializer(own)
+            node.replace_input_with(2, own)
 
 
 class OnnxModel(ExportedModel):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import tempfile
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,14 +55,21 @@ def open_session(
     options.intra_op_num_threads = torch.get_num_threads()
     if share_cores:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    if int8_overflows():
-        options.add_session_config_entry("session.x64quantprecision", "1")
+    exact = int8_overflows()
+    options.add_session_config_entry("session.x64quantprecision", "1" if exact else "0")
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)
     wanted = ("CPUExecutionProvider",) if device == "cpu" else ("CUDAExecutionProvider", "CPUExecutionProvider")
     providers = [name for name in wanted if name in onnxruntime.get_available_providers()]
     try:
-        return onnxruntime.InferenceSession(content or str(path), options, providers=providers)
+        try:
+            return onnxruntime.InferenceSession(content or str(path), options, providers=providers)
+        except Exception:
+            if not exact:
+                raise
+            # It cannot turn the weights of every file into unsigned ones: then as it runs that file by itself.
+            options.add_session_config_entry("session.x64quantprecision", "0")
+            return onnxruntime.InferenceSession(content or str(path), options, providers=providers)
     except Exception as error:  # ONNX Runtime's own classes share no base
         reason = str(error).strip().splitlines()[0][:200]
         raise UserError(f"{path}: not an ONNX file that ONNX Runtime can run: {reason}") from error
@@ -76,7 +84,7 @@ def int8_overflows() -> bool:
     """
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return False
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    capabilities: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     return not any(capabilities.get(name) for name in ("avx512_vnni", "avx_vnni"))
 
 
