@@ -9,8 +9,9 @@ A checkpoint of an ordinary run is quantized post-training: the ranges of its ac
 of the training split. A checkpoint of a --qat run brings its ranges along and needs no images.
 
 Two files are written: FILE.onnx, which ONNX Runtime executes with integer kernels, and beside it
-FILE.pt2, which PyTorch executes with oneDNN's on x86. Both are run and compared before they get their
-names. Speeds: export.py --int8 FILE.onnx.
+FILE.pt2, which PyTorch executes with oneDNN's on x86. Both are scored on pictures of the validation split
+before they get their names; --max-drop says how many points of mIoU they may lose. What INT8 gains, and
+where: docs/int8.md. Speeds: export.py --int8 FILE.onnx.
 """
 
 from __future__ import annotations
@@ -26,20 +27,14 @@ from basics.batch import normalize
 from basics.errors import UserError, run_cli
 from dataset import add_data_arguments, build_split
 from deploy.arguments import add_form_arguments, check_output, make_deployed
-from deploy.export_checks import Difference, compare, require_agreement
-from deploy.exporting import Deployed, export_program
-from deploy.formats import write_exported
-from deploy.pt2_format import Pt2Model
-from deploy.quantized import GraphModel, load_fake_quant, quantize_calibrated
+from deploy.calibration import quantize_calibrated
+from deploy.int8_files import write_int8
+from deploy.int8_score import RealPictures
+from deploy.quantized import GraphModel, load_fake_quant
 from networks.base import SegmentationModel
 from networks.model_file import ModelFile
-from networks.onnx_session import executed_operators, integer_layers
 from scoring.protocol import check_classes
 from zoo import load_checkpoint_model
-
-# Engines round a sum that lies half-way between two integers either way, and in a deep network such a step
-# goes on to others. A wrong scale or zero point, which this is to find, leaves no more than chance.
-LEAST_AGREEMENT = 0.9
 
 
 def calibration_images(args: argparse.Namespace, class_names: list[str], input_size: int = 0) -> Iterator[torch.Tensor]:
@@ -61,31 +56,19 @@ def make_int8(model: SegmentationModel, checkpoint: ModelFile, args: argparse.Na
     return quantize_calibrated(model, calibration_images(args, checkpoint["class_names"], checkpoint["input_size"]))
 
 
-def write_files(deployed: Deployed, onnx_path: Path, pt2_path: Path) -> None:
-    """Write both files, each checked before it gets its name; print what came of it."""
-    differences: list[Difference] = []
-
-    def same_masks(path: Path) -> None:
-        differences[:] = compare(deployed, path)
-        require_agreement(differences, LEAST_AGREEMENT)
-
-    def integer_onnx(path: Path) -> None:
-        same_masks(path)
-        layers, total = integer_layers(executed_operators(path))
-        if not layers:
-            raise UserError("ONNX Runtime executes not one layer of the INT8 file with integers: file not written")
-        print(f"{onnx_path}: ONNX Runtime executes {layers} of {total} layers with integer kernels")
-
-    def integer_pt2(path: Path) -> None:
-        same_masks(path)
-        kernels = Pt2Model(path).integer_kernels
-        print(f"{pt2_path}: PyTorch executes {kernels} layers with integer kernels on this machine")
-
-    program = export_program(deployed)
-    for path, check in ((onnx_path, integer_onnx), (pt2_path, integer_pt2)):
-        write_exported(program, deployed.card, path, check)
-        worst = min(difference.agreement for difference in differences)
-        print(f"  {path.stat().st_size / 1e6:.2f} MB, decides as its simulation does at {100 * worst:.2f} % of pixels")
+def real_pictures(network: SegmentationModel, checkpoint: ModelFile, args: argparse.Namespace) -> RealPictures | None:
+    """What to score the files on; None, said aloud, where it is not wanted or not to be had."""
+    if not args.score_images:
+        return None
+    try:
+        dataset = build_split(args, args.val_split)
+        check_classes(str(args.checkpoint), checkpoint["class_names"], dataset)
+        return RealPictures(network, dataset, args.score_images, checkpoint["input_size"])
+    except UserError as error:
+        if args.max_drop is not None:
+            raise
+        print(f"warning: what INT8 loses is not measured: {error}")
+        return None
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -96,6 +79,8 @@ def get_args_parser() -> argparse.ArgumentParser:
     )
     add_form_arguments(parser)
     parser.add_argument("--calibration-images", type=int, default=64, help="of the training split (64)")
+    parser.add_argument("--score-images", type=int, default=32, help="of the validation split; 0: not scored (32)")
+    parser.add_argument("--max-drop", type=float, metavar="POINTS", help="refuse files that lose more mIoU (0..100)")
     add_data_arguments(parser)
     return parser
 
@@ -105,9 +90,15 @@ def main(args: argparse.Namespace) -> None:
     check_output(output, (".onnx",))
     if args.calibration_images < 1:
         raise UserError(f"--calibration-images must be at least 1, not {args.calibration_images}")
+    if args.score_images < 0 or (args.max_drop is not None and not args.score_images):
+        raise UserError("--score-images must be at least 0, and more than 0 with --max-drop")
     model, checkpoint = load_checkpoint_model(args.checkpoint)
-    deployed = make_deployed(model, checkpoint, args, make_int8(model, checkpoint, args))
-    write_files(deployed, output, output.with_suffix(".pt2"))
+    int8 = make_int8(model, checkpoint, args)
+    # A --qat checkpoint is what it was trained to be only with its rounding.
+    reference = load_fake_quant(model, checkpoint) if "qat" in checkpoint else model
+    pictures = real_pictures(reference, checkpoint, args)
+    deployed = make_deployed(model, checkpoint, args, int8)
+    write_int8(deployed, pictures, args.max_drop, output)
     parameters = deployed.card.parameters
     fp32 = 4 * parameters / 1e6
     share = output.stat().st_size / 1e6 / fp32

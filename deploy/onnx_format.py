@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch.export import ExportedProgram
 
@@ -53,7 +52,7 @@ def save_onnx(program: ExportedProgram, card: ModelCard, path: Path, options: Ex
     if options.size is None:
         _name_axes(model, card)
     if card.precision == "int8":
-        _unsigned_weights(model)
+        _own_zero_points(model)
     spell_out_hard_sigmoid(model)
     if opset < EXPORTER_OPSET:
         lower_opset(model, opset)
@@ -100,20 +99,22 @@ def _name_axes(model: onnx_ir.Model, card: ModelCard) -> None:
     model.graph.outputs[0].shape = onnx_ir.Shape(free if card.output == "mask" else (free[0], classes, *free[1:]))
 
 
-def _unsigned_weights(model: onnx_ir.Model) -> None:
-    """Store INT8 weights as uint8 with a zero point of 128: the same numbers.
+def _own_zero_points(model: onnx_ir.Model) -> None:
+    """Give each INT8 weight a zero point that it shares with no other.
 
-    On x86 CPUs without VNNI, ONNX Runtime's kernels for signed weights add pairs of products in 16 bits,
-    which overflow; those for unsigned weights do not.
+    Where ONNX Runtime has to turn signed weights into unsigned ones (`int8_overflows`), it stumbles over shared ones.
     """
     import onnx_ir
 
-    for value in model.graph.initializers.values():
-        if value.dtype == onnx_ir.DataType.INT8:
-            assert value.const_value is not None  # an initializer's
-            shifted = (value.const_value.numpy().astype(np.int16) + 128).astype(np.uint8)
-            value.const_value = onnx_ir.tensor(shifted, name=value.name)
-            value.dtype = onnx_ir.DataType.UINT8
+    for node in model.graph.all_nodes():
+        weight = node.inputs[0] if node.op_type == "DequantizeLinear" and len(node.inputs) == 3 else None
+        if weight is not None and weight.is_initializer() and weight.dtype == onnx_ir.DataType.INT8:
+            shared = node.inputs[2]
+            assert shared is not None and shared.const_value is not None and weight.name
+            name = f"{weight.name}_zero_point"
+            own = onnx_ir.val(name, const_value=onnx_ir.tensor(shared.const_value.numpy(), name=name))
+            model.graph.register_initializer(own)
+            node.replace_input_with(2, own)
 
 
 class OnnxModel(ExportedModel):

@@ -7,13 +7,16 @@ The scheme is the one that integer kernels of ONNX Runtime and oneDNN expect: ac
 scale and zero point, weights int8, symmetric, with one scale an output channel. Quantized are the inputs,
 the weights and the outputs (after BatchNorm and ReLU) of convolutions and linear layers, and sums and
 concatenations of feature maps. The last layer's output, the logits, stays float.
+
+After training, what goes into hardswish or hardsigmoid has a range that ends where these functions change no more,
+-3 and 3: a normalised map reaches far below, and its steps are better spent above.
 """
 
 from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeGuard
 
 import torch
@@ -32,7 +35,6 @@ try:
     from torchao.quantization.pt2e import (
         FakeQuantize,
         FusedMovingAvgObsFakeQuantize,
-        HistogramObserver,
         MovingAverageMinMaxObserver,
         MovingAveragePerChannelMinMaxObserver,
         PerChannelMinMaxObserver,
@@ -52,6 +54,8 @@ LAYERS = (
 BATCH_NORM = (aten.batch_norm.default,)
 RELU = (aten.relu.default, aten.relu_.default)
 SUMS = (aten.add.Tensor, aten.add_.Tensor)
+HARDSWISH = (aten.hardswish.default, aten.hardswish_.default)
+HARDSIGMOID = (aten.hardsigmoid.default, aten.hardsigmoid_.default)
 DROPOUT = (aten.dropout.default, aten.dropout_.default, aten.feature_dropout.default)
 
 # Positions in the arguments of aten.batch_norm and aten.dropout.
@@ -59,6 +63,25 @@ BN_VARIANCE, BN_TRAINING, BN_MOMENTUM, BN_EPS, DROPOUT_TRAINING = 4, 5, 6, 7, 2
 # Below this scale a tensor counts as constant. A channel of zeros would otherwise get a scale so small that its
 # bias, which ONNX Runtime counts in units of input scale times weight scale, leaves 32 bits.
 LEAST_SCALE = 2**-12
+
+
+AVERAGING = 1 / 16  # of a picture's extremes, in the running mean that makes the range of an activation
+
+
+class BeforeHardswish(MovingAverageMinMaxObserver):
+    """The range of what goes into hardswish, which is 0 below -3."""
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        super().forward(values.clamp(min=-3))
+        return values
+
+
+class BeforeHardsigmoid(MovingAverageMinMaxObserver):
+    """The range of what goes into hardsigmoid, which is 0 below -3 and 1 above 3."""
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        super().forward(values.clamp(-3, 3))
+        return values
 
 
 class TrainedRange(FusedMovingAvgObsFakeQuantize):
@@ -86,9 +109,11 @@ class LayerQuantizer(Quantizer):
             # kernels know none for weights.
             weights = FakeQuantize.with_args(observer=MovingAveragePerChannelMinMaxObserver, eps=LEAST_SCALE)
         else:
-            activations = HistogramObserver.with_args(eps=LEAST_SCALE)
+            activations = _calibrated(MovingAverageMinMaxObserver)
             weights = PerChannelMinMaxObserver.with_args(eps=LEAST_SCALE)
-        self.activations = QuantizationSpec(torch.uint8, activations, 0, 255, torch.per_tensor_affine)
+        self.activations = _activations(activations)
+        narrowed = {} if training else {HARDSWISH: BeforeHardswish, HARDSIGMOID: BeforeHardsigmoid}
+        self.narrowed = {names: _activations(_calibrated(observer)) for names, observer in narrowed.items()}
         self.weights = {
             axis: QuantizationSpec(torch.int8, weights, -127, 127, torch.per_channel_symmetric, ch_axis=axis)
             for axis in (0, 1)
@@ -116,7 +141,13 @@ class LayerQuantizer(Quantizer):
                 last = users[0]
                 self._annotate(last, {}, None)
         if last is not logits:
-            last.meta["quantization_annotation"].output_qspec = self.activations
+            last.meta["quantization_annotation"].output_qspec = self._output(last)
+
+    def _output(self, layer: Node) -> QuantizationSpec:
+        """How a layer's output is rounded, which depends on what follows."""
+        users = {user.target for user in layer.users if "sym_size" not in str(user.target)}
+        fitting = (spec for functions, spec in self.narrowed.items() if users and users <= set(functions))
+        return next(fitting, self.activations)
 
     @staticmethod
     def _annotate(node: Node, inputs: dict[Node, QuantizationSpec], output: QuantizationSpec | None) -> None:
@@ -124,6 +155,14 @@ class LayerQuantizer(Quantizer):
 
     def validate(self, model: GraphModule) -> None:
         """Every node may be annotated or not: nothing to check."""
+
+
+def _calibrated(observer: type[MovingAverageMinMaxObserver]) -> Callable:
+    return observer.with_args(averaging_constant=AVERAGING, eps=LEAST_SCALE)
+
+
+def _activations(observer: Callable) -> QuantizationSpec:
+    return QuantizationSpec(torch.uint8, observer, 0, 255, torch.per_tensor_affine)
 
 
 def _joined_maps(node: Node) -> list[Node]:

@@ -1,22 +1,21 @@
-"""Any network of this project with INT8 arithmetic: simulated while it trains, or calibrated afterwards.
+"""Any network of this project with the rounding of INT8 in its training (train_kd.py --qat).
 
-    student = FakeQuantModel(student)             # trains with the rounding of INT8 (train_kd.py --qat)
+    student = FakeQuantModel(student)
     int8 = student.to_int8()
-    int8 = quantize_calibrated(student, batches)  # post-training: ranges from a few batches of images
 
 `deploy/quantization.py` says what is quantized and needs torchao; this module imports it only where used.
+INT8 after training: `deploy/calibration.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import nn
 from torch.fx import GraphModule
 
 from basics.errors import UserError
-from basics.grids import pad_to_stride
 from networks.base import SegmentationModel
 
 MAX_CELLS = 1024  # cells of the coarsest grid a side: 16384 pixels at stride 16
@@ -147,28 +146,3 @@ def load_fake_quant(source: SegmentationModel, checkpoint: Mapping) -> FakeQuant
     model = FakeQuantModel(source)
     model.load_ranges(checkpoint["qat"])
     return model.eval()
-
-
-@torch.no_grad()
-def quantize_calibrated(model: SegmentationModel, batches: Iterable[torch.Tensor]) -> GraphModel:
-    """Post-training quantization: the INT8 form of ``model``, which stays as it is.
-
-    Args:
-        model: a trained network.
-        batches: normalised images (N, 3, H, W) of any size, as the network will see them in use; the
-            ranges of its activations are taken from them.
-
-    Raises:
-        UserError: the network cannot be captured, or there were no images.
-    """
-    from deploy.quantization import convert_calibrated, prepare_calibration
-
-    graph = prepare_calibration(capture(model))
-    device = next(model.parameters()).device
-    seen = 0
-    for images in batches:
-        graph(pad_to_stride(images.to(device), model.stride))
-        seen += len(images)
-    if not seen:
-        raise UserError("calibration needs at least one image")
-    return GraphModel(model, convert_calibrated(graph)).to("cpu").eval()

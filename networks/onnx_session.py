@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import platform
 import tempfile
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +22,12 @@ LAYER_KERNELS = (*INTEGER_KERNELS, "Conv", "FusedConv", "ConvTranspose", "MatMul
 
 
 def open_session(
-    path: str | Path, content: bytes | None = None, *, device: str = "auto", optimized: Path | None = None
+    path: str | Path,
+    content: bytes | None = None,
+    *,
+    device: str = "auto",
+    share_cores: bool = False,
+    optimized: Path | None = None,
 ) -> InferenceSession:
     """An ONNX Runtime session for a file, or for the changed ``content`` of it.
 
@@ -28,6 +35,8 @@ def open_session(
         path: the file.
         content: run this in place of what is in the file.
         device: ``auto`` takes ONNX Runtime's CUDA kernels where this build and machine have them, ``cpu`` not.
+        share_cores: leave the cores to others between two runs, as beside a training and its loaders. Otherwise ONNX
+            Runtime's threads wait for the next run awake, which is faster for one picture after another.
         optimized: where to write the graph as the runtime will execute it.
 
     Raises:
@@ -44,17 +53,39 @@ def open_session(
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # errors come as exceptions; warnings are about what the user cannot influence
     options.intra_op_num_threads = torch.get_num_threads()
-    # Its idle threads would otherwise spin and take the cores from PyTorch's.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if share_cores:
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    exact = int8_overflows()
+    options.add_session_config_entry("session.x64quantprecision", "1" if exact else "0")
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)
     wanted = ("CPUExecutionProvider",) if device == "cpu" else ("CUDAExecutionProvider", "CPUExecutionProvider")
     providers = [name for name in wanted if name in onnxruntime.get_available_providers()]
     try:
-        return onnxruntime.InferenceSession(content or str(path), options, providers=providers)
+        try:
+            return onnxruntime.InferenceSession(content or str(path), options, providers=providers)
+        except Exception:
+            if not exact:
+                raise
+            # It cannot turn the weights of every file into unsigned ones: then as it runs that file by itself.
+            options.add_session_config_entry("session.x64quantprecision", "0")
+            return onnxruntime.InferenceSession(content or str(path), options, providers=providers)
     except Exception as error:  # ONNX Runtime's own classes share no base
         reason = str(error).strip().splitlines()[0][:200]
         raise UserError(f"{path}: not an ONNX file that ONNX Runtime can run: {reason}") from error
+
+
+def int8_overflows() -> bool:
+    """Whether ONNX Runtime's kernels for uint8 activations and int8 weights add in 16 bits here, which overflows.
+
+    So they do on x86 without VNNI's instructions. The runtime can take uint8 weights with a zero point of 128 instead
+    (``session.x64quantprecision``): right everywhere, but slower where there is no need. An older
+    PyTorch does not say what the processor has: then it counts as one without.
+    """
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return False
+    capabilities: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+    return not any(capabilities.get(name) for name in ("avx512_vnni", "avx_vnni"))
 
 
 def executed_operators(path: str | Path) -> Counter[str]:

@@ -70,7 +70,7 @@ class OnnxTeacher(SegmentationModel):
             raise UserError(f"{path}: no such file")
         self.weights_sha256 = file_sha256(self.path)
         self.backbone = nn.Identity()
-        self._session = open_session(self.path)
+        self._session = open_session(self.path, share_cores=True)
         self._input = OnnxInput(self.path, self._session)
         metadata = self._session.get_modelmeta().custom_metadata_map
         self.class_names = self._read_list(metadata, "class_names")
@@ -230,14 +230,16 @@ class OnnxTeacher(SegmentationModel):
         if not blocks:
             return {}
         names = list(dict.fromkeys([*blocks, *([last] if last else [])]))
-        session = open_session(self.path, onnx_graph.with_outputs(model, names))
+        session = open_session(self.path, onnx_graph.with_outputs(model, names), share_cores=True)
         probe = self._input.probe
         probed = dict(zip(names, self._run(noise(probe), names, session), strict=True))
         taps = choose_taps({name: probed[name] for name in blocks}, probe)
         if taps:
             if last and exact_stride(probed[last].shape, probe):
                 taps["decoder"] = last
-            self._session = open_session(self.path, onnx_graph.with_outputs(model, list(taps.values())))
+            self._session = open_session(
+                self.path, onnx_graph.with_outputs(model, list(taps.values())), share_cores=True
+            )
         return taps
 
     # -- running it ----------------------------------------------------------------------------

@@ -16,6 +16,7 @@ import zoo
 from basics.checkpoint import load_file
 from dataset import build_dataset
 from deploy.formats import load_exported
+from deploy.segmenter import load_segmenter
 from kd.distiller import Recipe
 from kd.teacher_cache import open_teacher_cache
 from tests.conftest import ROOT
@@ -63,6 +64,16 @@ def test_onnx_file(expected):
     model = load_exported(FOLDER / "student.onnx")
     assert model.card.class_names == list(CLASSES) and model.card.model == "golden"
     torch.testing.assert_close(model(fixed_images())[..., ::6, ::6], expected["logits"], **CLOSE)
+
+
+@pytest.mark.parametrize("name", ["qat.pth", "qat.onnx"])
+def test_int8(name):
+    """A checkpoint with ranges, and the file with unsigned weights that was made of it."""
+    pytest.importorskip("torchao" if name == "qat.pth" else "onnxruntime")
+    model = load_segmenter(FOLDER / name, "cpu").model
+    expected = load_file(FOLDER / "expected_int8.pth")["logits"]
+    with torch.no_grad():
+        torch.testing.assert_close(model(fixed_images())[..., ::6, ::6], expected, **CLOSE)
 
 
 def test_teacher_cache(expected):

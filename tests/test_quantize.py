@@ -21,7 +21,8 @@ from tests.small import DROPOUT, EPS, MOMENTUM, SmallStudent, in_zoo, lively, sm
 pytest.importorskip("torchao")
 
 from deploy import graphs, quantization, torch_internals
-from deploy.quantized import FakeQuantModel, capture, quantize_calibrated
+from deploy.calibration import quantize_calibrated
+from deploy.quantized import FakeQuantModel, capture
 
 
 @pytest.fixture
@@ -329,9 +330,10 @@ def int8_files(qat_run, demo_student, demo_data, tmp_path_factory):
     parse = quantize.get_args_parser().parse_args
     qat = [str(qat_run / "whole" / "run" / "best.pth"), "--output", str(folder / "qat.onnx"), "--uint8"]
     ptq = [str(demo_student), "--output", str(folder / "ptq.onnx"), "--calibration-images", "8"]
+    data = ["--dataset", "demo", "--data-dir", str(demo_data)]
     with contextlib.redirect_stdout(printed):
-        quantize.main(parse(qat))
-        quantize.main(parse([*ptq, "--dataset", "demo", "--data-dir", str(demo_data)]))
+        quantize.main(parse([*qat, *data]))
+        quantize.main(parse([*ptq, *data]))
     return folder, printed.getvalue()
 
 
@@ -365,6 +367,78 @@ def test_quantize_and_score_side_by_side(int8_files, qat_run, demo_student, demo
     assert rows[4]["miou"] == pytest.approx(rows[3]["miou"], abs=0.05)
     assert rows[0]["parameters"] == rows[1]["parameters"]
     assert rows[1]["file_mb"] * 1e6 == (folder / "qat.onnx").stat().st_size
+
+
+def test_both_files_are_scored_on_pictures(int8_files):
+    """Beside the network they were made from: a --qat checkpoint with its rounding, which its files keep."""
+    printed = int8_files[1]
+    shown = re.findall(
+        r"(\w+\.\w+): mIoU [\d.]+ -> [\d.]+ % \(([-+.\d]+) points\), ([\d.]+) % .* on \d+ pictures of demo/val", printed
+    )
+    assert [name for name, _, _ in shown] == ["qat.onnx", "qat.pt2", "ptq.onnx", "ptq.pt2"]
+    assert all(abs(float(points)) < 1 and float(alike) > 98 for _, points, alike in shown)
+
+
+def test_no_file_loses_more_than_is_allowed(int8_files, demo_student, demo_data, tmp_path):
+    import quantize
+
+    output = tmp_path / "a.onnx"
+    words = [str(demo_student), "--output", str(output), "--calibration-images", "2", "--score-images", "3"]
+    words += ["--dataset", "demo", "--data-dir", str(demo_data), "--max-drop", "-50"]
+    with pytest.raises(UserError, match=r"points of mIoU, more than --max-drop -50: .*a\.onnx not written; train for"):
+        quantize.main(quantize.get_args_parser().parse_args(words))
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_pictures_a_file_is_written_and_the_lack_said(qat_run, tmp_path, capsys):
+    import quantize
+
+    words = [
+        str(qat_run / "whole" / "run" / "best.pth"),
+        "--output",
+        str(tmp_path / "a.onnx"),
+        "--data-dir",
+        str(tmp_path),
+    ]
+    parse = quantize.get_args_parser().parse_args
+    with pytest.raises(UserError):
+        quantize.main(parse([*words, "--max-drop", "1"]))
+    assert not list(tmp_path.glob("*.onnx"))
+    quantize.main(parse(words))
+    assert "warning: what INT8 loses is not measured" in capsys.readouterr().out
+    assert (tmp_path / "a.onnx").is_file()
+
+
+@pytest.mark.parametrize(("overflows", "type_name"), [(False, "INT8"), (True, "UINT8")])
+def test_weights_are_signed_unless_the_processor_overflows(int8_files, monkeypatch, tmp_path, overflows, type_name):
+    """As ONNX Runtime will execute them."""
+    import onnx
+
+    from networks import onnx_session
+
+    monkeypatch.setattr(onnx_session, "int8_overflows", lambda: overflows)
+    onnx_session.open_session(int8_files[0] / "qat.onnx", device="cpu", optimized=tmp_path / "as_run.onnx")
+    graph = onnx.load(tmp_path / "as_run.onnx").graph
+    weights = {node.input[3] for node in graph.node if node.op_type == "QLinearConv"}
+    kinds = {onnx.TensorProto.DataType.Name(value.data_type) for value in graph.initializer if value.name in weights}
+    assert kinds == {type_name}
+
+
+@pytest.mark.parametrize(
+    ("machine", "capabilities", "overflows"),
+    [
+        ("x86_64", {"avx2": True, "avx512_vnni": False}, True),
+        ("AMD64", {"avx2": True, "avx_vnni": True}, False),
+        ("x86_64", {"avx512_vnni": True}, False),
+        ("arm64", {}, False),
+    ],
+)
+def test_which_processors_overflow(monkeypatch, machine, capabilities, overflows):
+    from networks import onnx_session
+
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    assert onnx_session.int8_overflows() is overflows
 
 
 @pytest.mark.skipif(platform.machine().lower() not in ("x86_64", "amd64"), reason="oneDNN's INT8 kernels are for x86")
@@ -471,6 +545,8 @@ def test_mistakes_of_quantize(demo_student, demo_data, tmp_path):
         quantize.main(parse([str(demo_student), "--output", str(tmp_path / "a.pth")]))
     with pytest.raises(UserError, match="--calibration-images"):
         quantize.main(parse([str(demo_student), "--calibration-images", "0"]))
+    with pytest.raises(UserError, match="--score-images"):
+        quantize.main(parse([str(demo_student), "--score-images", "0", "--max-drop", "1"]))
     with pytest.raises(UserError, match="exported already"):
         quantize.main(parse([str(tmp_path / "a.onnx")]))
     save_atomic(small_checkpoint(), tmp_path / "other.pth")

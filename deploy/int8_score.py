@@ -1,0 +1,85 @@
+"""What INT8 costs, on real pictures: a network and its INT8 files scored side by side."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from basics.batch import normalize
+from basics.errors import UserError
+from dataset import SegmentationDataset
+from networks.working_size import at_working_size
+from scoring.metrics import ConfusionMatrix, Scores
+
+
+@dataclass(frozen=True)
+class Cost:
+    """A file against the network it was made from, on the same pictures.
+
+    Attributes:
+        before, after: mIoU of the network and of the file, in 0..1.
+        agreement: share of pixels, void ones included, that both decide alike.
+        pictures: which ones, in words.
+    """
+
+    before: float
+    after: float
+    agreement: float
+    pictures: str
+
+    @property
+    def drop(self) -> float:
+        """Points of mIoU (0..100) that the file loses; negative where it gains."""
+        return 100 * (self.before - self.after)
+
+    def __str__(self) -> str:
+        return (
+            f"mIoU {100 * self.before:.1f} -> {100 * self.after:.1f} % ({-self.drop:+.1f} points), "
+            f"{100 * self.agreement:.2f} % of pixels decided alike, on {self.pictures}"
+        )
+
+
+class RealPictures:
+    """Pictures with masks, spread over a split, and what a network decides for them.
+
+    Args:
+        network: normalised images (N, 3, H, W) to logits (N, C, H, W); on the CPU.
+        dataset: the split; whole pictures at native size.
+        count: of pictures, or all where there are fewer.
+        input_size: the network's working size; masks are compared at native size.
+
+    Raises:
+        UserError: not one pixel of these pictures is labelled.
+    """
+
+    def __init__(self, network: nn.Module, dataset: SegmentationDataset, count: int, input_size: int = 0) -> None:
+        dataset.require_masks()
+        self.input_size = input_size
+        count = min(count, len(dataset))
+        self.dataset = dataset
+        self.indices = [number * len(dataset) // count for number in range(count)]
+        self.name = f"{count} pictures of {dataset.name}/{dataset.split}"
+        self.masks, scores = self._run(network)
+        if not scores.pixels:
+            raise UserError(f"{self.name}: not one labelled pixel, so nothing to score INT8 on")
+        self.miou = scores.miou
+
+    def cost(self, file: nn.Module) -> Cost:
+        """What the network loses as ``file``."""
+        masks, scores = self._run(file)
+        same = sum(int((ours == theirs).sum()) for ours, theirs in zip(self.masks, masks, strict=True))
+        return Cost(self.miou, scores.miou, same / sum(mask.numel() for mask in masks), self.name)
+
+    @torch.inference_mode()
+    def _run(self, network: nn.Module) -> tuple[list[torch.Tensor], Scores]:
+        network = at_working_size(network, self.input_size)
+        masks, confusion = [], ConfusionMatrix(self.dataset.num_classes)
+        for index in tqdm(self.indices, desc="score", unit="img", leave=False, disable=None):
+            sample = self.dataset[index]
+            mask = network(normalize(sample["image"][None])).max(1)[1][0]
+            confusion.update(mask, sample["mask"])
+            masks.append(mask.to(torch.uint8))
+        return masks, confusion.scores()

@@ -1,0 +1,154 @@
+"""INT8 after training: what the calibration of `deploy/calibration.py` does to a graph, against hand computation."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from basics.errors import UserError
+from tests.small import SmallStudent, lively
+
+pytest.importorskip("torchao")
+
+from deploy import calibration, quantization
+from deploy.int8_score import RealPictures
+from deploy.quantized import capture
+
+
+def pictures(seed=0):
+    return torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(seed))
+
+
+class Swish(SmallStudent):
+    """The small student with both functions of MobileNetV3 that saturate, each behind a layer."""
+
+    def __init__(self, num_classes):
+        super().__init__(num_classes)
+        self.squash = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Hardsigmoid())
+        self.stem = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Hardswish())
+
+    def _forward_padded(self, images):
+        return super()._forward_padded(self.stem(10 * images) * self.squash(10 * images))
+
+
+@pytest.fixture(scope="module")
+def calibrated():
+    student = lively(Swish(3))
+    graph = quantization.prepare_calibration(capture(student))
+    with torch.no_grad():
+        for seed in range(4):
+            graph(pictures(seed))
+    return student, graph
+
+
+def test_ranges_end_where_hardswish_and_hardsigmoid_change_no_more(calibrated):
+    student, graph = calibrated
+    ranges = {
+        user: (observer.min_val.item(), observer.max_val.item())
+        for node, observer in calibration.observed(graph)
+        if not calibration.is_of_weights(observer)
+        for user in node.users
+    }
+    swishes = [found for user, found in ranges.items() if "hardswish" in str(user.target)]
+    gates = [found for user, found in ranges.items() if "hardsigmoid" in str(user.target)]
+    assert len(swishes) == 3 and len(gates) == 2
+    assert min(low for low, _ in swishes) == -3 and max(high for _, high in swishes) > 3
+    assert (min(low for low, _ in gates), max(high for _, high in gates)) == (-3, 3)
+    with torch.no_grad():  # they would reach further
+        assert student.stem[0](10 * pictures()).min() < -3.5 and student.squash[0](10 * pictures()).max() > 3.5
+
+
+def test_biases_take_back_what_rounded_weights_add_to_the_mean(calibrated):
+    student, graph = copy.deepcopy(calibrated)
+    conv = student.stem[0]
+    scale = conv.weight.detach().abs().amax((1, 2, 3), keepdim=True) / 127
+    rounded = (conv.weight.detach() / scale).round() * scale
+    batches = [pictures(seed) for seed in range(3)]
+    error = (rounded - conv.weight.detach())[..., 0, 0]
+    shift = sum(torch.einsum("oi,nihw->nohw", error, 10 * x).mean((0, 2, 3)) for x in batches)
+    before = conv.bias.detach().clone()
+    with torch.no_grad():
+        calibration.correct_biases(graph, batches)
+    corrected = graph.get_buffer("corrected_bias_0")  # of the first layer
+    torch.testing.assert_close(corrected, before - shift / 3, rtol=1e-3, atol=1e-6)
+    assert not torch.equal(corrected, before)
+    assert torch.equal(conv.bias, before)  # the network's own
+
+
+def test_a_map_that_rounding_spoils_stays_float():
+    """A range ten thousand times too wide: 256 steps leave nothing of the map."""
+    student = lively(SmallStudent(3))
+    graph = quantization.prepare_calibration(capture(student))
+    with torch.no_grad():
+        graph(pictures())
+        observed = calibration.observed(graph)
+        names = {str(node.target) for node, observer in observed if not calibration.is_of_weights(observer)}
+        victim = min(names)
+        graph.get_submodule(victim).max_val.mul_(10_000)
+        assert victim in calibration.harmful_roundings(graph, [pictures()])
+        expected = calibration.Rounding(graph, names - {victim}).run(pictures())[0]
+        calibration.leave_float(graph, {victim})
+        assert victim not in {str(node.target) for node in graph.graph.nodes}
+        torch.testing.assert_close(calibration.Rounding(graph, names).run(pictures())[0], expected)
+
+
+def test_what_is_simulated_is_what_is_converted(calibrated):
+    _, graph = copy.deepcopy(calibrated)
+    with torch.no_grad():
+        everything = {str(node.target) for node, _ in calibration.observed(graph)}
+        expected = calibration.Rounding(graph, everything).run(pictures())[0]
+        got = quantization.convert_calibrated(graph)(pictures())[0]
+    assert (got - expected).abs().mean() < 0.01 * expected.std()
+
+
+# -- scores ---------------------------------------------------------------------------------------
+
+
+class Pictures:
+    """Two pictures of four pixels, of classes 0 and 1."""
+
+    name, split, num_classes = "tiny", "val", 2
+
+    def __init__(self, masks=((0, 0, 1, 1), (0, 1, 1, 255))):
+        self.masks = masks
+
+    def __len__(self):
+        return 2
+
+    def require_masks(self):
+        pass
+
+    def __getitem__(self, index):
+        mask = torch.tensor(self.masks[index], dtype=torch.uint8).view(2, 2)
+        return {"image": torch.zeros(3, 2, 2, dtype=torch.uint8), "mask": mask}
+
+
+class Says(nn.Module):
+    """Gives one mask after the other, whatever it is shown."""
+
+    def __init__(self, *masks):
+        super().__init__()
+        self.masks = iter(masks)
+
+    def forward(self, images):
+        mask = torch.tensor(next(self.masks)).view(1, 2, 2)
+        return nn.functional.one_hot(mask, 2).movedim(-1, 1).float()
+
+
+def test_cost_in_points_of_miou_and_agreement():
+    real = RealPictures(Says((0, 0, 1, 1), (0, 1, 1, 0)), Pictures(), 5)
+    assert real.miou == 1
+    cost = real.cost(Says((0, 0, 1, 0), (0, 1, 1, 1)))
+    # class 0: 3 of 4, class 1: 3 of 4; two of eight pixels decided otherwise, one of them void
+    assert cost.drop == pytest.approx(25)
+    assert cost.agreement == 6 / 8
+    assert (
+        str(cost) == "mIoU 100.0 -> 75.0 % (-25.0 points), 75.00 % of pixels decided alike, on 2 pictures of tiny/val"
+    )
+
+
+def test_pictures_without_a_labelled_pixel_are_refused():
+    void = Pictures(((255,) * 4, (255,) * 4))
+    with pytest.raises(UserError, match="2 pictures of tiny/val: not one labelled pixel"):
+        RealPictures(Says((0, 0, 0, 0), (0, 0, 0, 0)), void, 2)
