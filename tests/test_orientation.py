@@ -216,8 +216,9 @@ def test_a_teacher_cache_is_told_what_was_turned(tmp_path, orientation):
     data = build_dataset("folder", make_folder(tmp_path, orientation, (32, 32)), "train")
     here = describe(TinyModel(2), "tiny", data, [], "fp16")
     before = [["0", 32, 32, data.image_path(0).stat().st_size]]
-    if orientation == 1:
-        assert here["images"][:1] == before
+    if orientation == 1:  # nothing of a turn; a cache of old, without the digest of the file's ends, serves
+        assert [image[:-1] for image in here["images"][:1]] == before
+        assert differences(here | {"images": [image[:4] for image in here["images"]]}, here) == []
         return
     assert here["images"][0][:4] == before[0]
     old = here | {"images": [image[:4] for image in here["images"]]}
