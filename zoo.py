@@ -286,10 +286,13 @@ def _whole_model(name: str, num_classes: int, file: WeightsFile) -> Segmentation
 
 
 def teacher_name(name: str, weights: str) -> str:
-    """What to call the teacher of these arguments: a file goes by its own name."""
+    """What to call the teacher of these arguments: a file goes by its own name, one of a run by the run's."""
     if weights.endswith(".onnx"):
         return Path(weights).stem
-    return Path(name).stem if Path(name).suffix in FILES else sources.short_name(name)
+    file = Path(name)
+    if file.suffix not in FILES:
+        return sources.short_name(name)
+    return file.resolve().parent.name if file.stem in ("best", "last") else file.stem
 
 
 def _read_teacher(name: str, weights: str) -> WeightsFile:
