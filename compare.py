@@ -17,7 +17,7 @@ from pathlib import Path
 
 from basics.errors import UserError, choose, run_cli
 from basics.files import replacing, write_text
-from comparison.budgets import BUDGETS, budgets_png, has_budgets
+from comparison.budgets import BUDGETS, budgets_png
 from comparison.markdown import to_markdown
 from comparison.plan import Plan, Run, check_files, load_plan
 from comparison.report import to_html
@@ -69,7 +69,7 @@ def write_results(comparison: Comparison, folder: Path) -> None:
     for name, text in files.items():
         write_text(folder / name, text)
     names = list(files)
-    if has_budgets(comparison.plan):
+    if comparison.plan.has_budgets:
         with replacing(folder / BUDGETS) as temporary:
             temporary.write_bytes(budgets_png(comparison, lines))
         names.append(BUDGETS)

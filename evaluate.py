@@ -47,8 +47,8 @@ def main(args: argparse.Namespace) -> None:
         return
     dataset = build_split(args, args.val_split)
     dataset.require_masks()
-    if said := teacher_masks.warning(f"{dataset.name}/{dataset.split}", dataset.files.masks or []):
-        print(said)
+    if said := teacher_masks.unmended(dataset.files.masks or []):
+        print(teacher_masks.warning(f"{dataset.name}/{dataset.split}", len(said), len(dataset)))
     for path in (args.json, args.csv):
         if path is not None and path.is_dir():
             raise UserError(f"{path}: a folder; name a file for the results")

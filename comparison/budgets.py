@@ -20,11 +20,6 @@ GREY = "#666666"
 BUDGETS = "labels.png"
 
 
-def has_budgets(plan: Plan) -> bool:
-    """Whether the plan asks the same of several numbers of masks."""
-    return len(plan.groups) > len(plan.students)
-
-
 def budgets_png(comparison: Comparison, lines: Sequence[Line]) -> bytes:
     """Mean score over seeds with its standard deviation, by number of masks; one panel a student."""
     plan = comparison.plan

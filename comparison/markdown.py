@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from comparison.budgets import BUDGETS, budgets_words, has_budgets
+from comparison.budgets import BUDGETS, budgets_words
 from comparison.notes import commands, made_with, plain_words, protocol, reading_notes
 from comparison.scoring import Comparison
 from comparison.statistics import Line
@@ -35,7 +35,7 @@ def to_markdown(comparison: Comparison, lines: Sequence[Line]) -> str:
         f"# {escape(comparison.plan.name)}",
         *map(escape, plain_words(lines)),
         table(titles, cells, {title for title in titles if is_text(title)}),
-        *([f"![{escape(budgets_words(comparison, lines))}]({BUDGETS})"] if has_budgets(comparison.plan) else []),
+        *([f"![{escape(budgets_words(comparison, lines))}]({BUDGETS})"] if comparison.plan.has_budgets else []),
         f"Protocol: {escape(protocol(comparison))}.",
         "\n".join(f"- {escape(note)}" for note in reading_notes(comparison)),
         "## IoU % by class, mean over seeds",

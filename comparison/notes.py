@@ -38,7 +38,7 @@ def reading_notes(comparison: Comparison) -> list[str]:
         "training: h:mm:ss of optimizer steps, median over seeds; validation and the making of a teacher's cache are "
         "not in it.",
     ]
-    if len(plan.groups) > len(plan.students):
+    if plan.has_budgets:
         notes.append(
             "labels: so many masks of the training split, drawn from the run's seed, a larger draw holding a smaller "
             "one; all budgets have the same number of steps."

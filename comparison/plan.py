@@ -143,6 +143,11 @@ class Plan:
     report: ReportOptions
 
     @property
+    def has_budgets(self) -> bool:
+        """Whether it asks the same of several numbers of masks."""
+        return len(self.groups) > len(self.students)
+
+    @property
     def args(self) -> Arguments:
         """The arguments that all runs share."""
         return self.runs[0].args

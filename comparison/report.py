@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from basics.batch import VOID
-from comparison.budgets import budgets_png, budgets_source, budgets_words, has_budgets
+from comparison.budgets import budgets_png, budgets_source, budgets_words
 from comparison.charts import STYLES, Curve, bars_svg, curves_svg, gains_svg, make_curve, swatch
 from comparison.markup import Cell, Column, Element, details, element, table, write
 from comparison.notes import commands, made_with, plain_words, protocol, reading_notes
@@ -96,7 +96,7 @@ def _result(comparison: Comparison, lines: Sequence[Line]) -> list[Element]:
 
 def _budgets(comparison: Comparison, lines: Sequence[Line]) -> list[Element]:
     """The chart of score over masks, if there are several numbers of them."""
-    if not has_budgets(comparison.plan):
+    if not comparison.plan.has_budgets:
         return []
     source, words = budgets_source(budgets_png(comparison, lines)), budgets_words(comparison, lines)
     caption = "Mean over seeds and standard deviation, by number of masks; every run takes the same number of steps."

@@ -68,7 +68,7 @@ LAST_COLUMNS: tuple[Column, ...] = (
 
 def columns_of(plan: Plan) -> tuple[Column, ...]:
     """The table's columns; chosen classes only where the plan chooses some, labels where it has several budgets."""
-    first = [column for column in FIRST_COLUMNS if column[0] != "labels" or len(plan.groups) > len(plan.students)]
+    first = [column for column in FIRST_COLUMNS if column[0] != "labels" or plan.has_budgets]
     columns = tuple(first) + _miou_columns(
         "mIoU %", "difference to baseline", HELPS, lambda line: line.miou, lambda line: line.difference
     )

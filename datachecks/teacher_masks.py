@@ -47,13 +47,9 @@ def unmended(paths: Iterable[Path]) -> list[Path]:
     return [path for path, changed in zip(suspects, mended, strict=True) if not changed]
 
 
-def warning(where: str, paths: Iterable[Path]) -> str | None:
-    """What to say of a score against these masks; None where no teacher wrote any of them."""
-    paths = list(paths)
-    count = len(unmended(paths))
-    if not count:
-        return None
+def warning(where: str, count: int, total: int) -> str:
+    """What to say of a score against ``total`` masks of which ``count`` are as a teacher wrote them."""
     return (
-        f"warning: {where}: {count:,} of {len(paths):,} masks are as a teacher wrote them; as far as these go the score"
+        f"warning: {where}: {count:,} of {total:,} masks are as a teacher wrote them; as far as these go the score"
         " is agreement with the teacher, and no mIoU; mend them, or list mended ones in val.txt"
     )

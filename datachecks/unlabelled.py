@@ -1,7 +1,7 @@
 """`--unlabelled DIR|SPLIT`: pictures without masks that join a training, for the teacher to speak of.
 
 A picture that is trained on with its mask, or scored on, does not join, whether it lies there as the same file or as a
-copy; nor does one that cannot be read. Both are said.
+copy; nor does one whose header cannot be read. Both are said.
 """
 
 from __future__ import annotations
