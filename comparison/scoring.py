@@ -31,8 +31,8 @@ from scoring.metrics import image_miou
 from scoring.protocol import check_classes, evaluate_model, protocol_text
 from scoring.tables import SummaryRow, summary_row
 from segdata.decode_cache import describe_sources
+from training.made_from import fingerprint
 from training.runlog import CONFIG, METRICS, read_metrics
-from training.state import fingerprint
 from zoo import build_model, load_any_teacher
 
 FORMAT = 1

@@ -33,10 +33,11 @@ from training.agreement import label_split
 from training.arguments import Arguments
 from training.average import AveragedStudent
 from training.data import Data, scale_of
+from training.made_from import MadeFrom
 from training.optim import Optimization, make_optimizer, make_scheduler
 from training.runlog import METRICS, RunLog, read_metrics
 from training.stages import Stage, Stages
-from training.state import MadeFrom, RunState, part_random_streams
+from training.state import RunState, part_random_streams
 from zoo import create_model, load_model_state, model_file_dict
 
 
@@ -255,7 +256,7 @@ def made_from(args: Arguments, recipe: Recipe, data: Data, models: Models) -> Ma
         files["teacher network"] = network
     teacher, names = models.distiller.teacher, data.train_set.class_names
     groups = teacher.class_map.groups if isinstance(teacher, MappedTeacher) else None
-    return MadeFrom(args.as_plain(), data.images, data.val_images, names, files, groups)
+    return MadeFrom(args.as_plain(), data.images, data.val_images, names, files, groups, data.goal.key)
 
 
 # -- optimization ------------------------------------------------------------------------------------

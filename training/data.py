@@ -22,8 +22,8 @@ from segdata.sampler import Mixture, mix_seed
 from segdata.transforms import TrainTransform
 from training.arguments import Arguments
 from training.goal import AGREEMENT, MIOU, Goal
+from training.made_from import fingerprint
 from training.stages import Stage
-from training.state import fingerprint
 
 LABELS_STREAM = 0x1ABE15  # parts the draw of --labels from the other draws of a seed
 
