@@ -30,7 +30,7 @@ from basics.errors import UserError
 from basics.files import can_write, nearest, write_text
 from segdata.layouts import Layout, SplitFiles
 from segdata.parallel import map_in_order
-from segdata.reading import DataError, Header, load_mask, read_header, read_palette, size_fault
+from segdata.reading import DataError, Header, load_mask, read_header, read_image, read_palette, size_fault
 
 FORMAT = 1
 FOLDER = ".census"
@@ -63,7 +63,12 @@ class MaskRecord(NamedTuple):
 
 
 class PictureRecord(NamedTuple):
-    """What an image's header says (see `segdata.reading.Header`), and the hash of the file if it was ever wanted."""
+    """What an image's header says (see `segdata.reading.Header`).
+
+    Attributes:
+        sha256: of the file, if it was ever wanted.
+        decodes: the whole file was read once, and was sound.
+    """
 
     bytes: int
     mtime_ns: int
@@ -73,6 +78,7 @@ class PictureRecord(NamedTuple):
     mode: str
     bands: int
     sha256: str | None = None
+    decodes: bool = False
 
     @property
     def header(self) -> Header:
@@ -222,6 +228,16 @@ class Census:
             self._changed = True
         return {path: self._pictures[self._name(path)].sha256 or "" for path in paths}
 
+    def damaged(self, paths: Sequence[Path]) -> dict[Path, str]:
+        """What is wrong with those of the images, all of them with a record, that cannot be decoded, in one line."""
+        todo = [path for path in paths if not self._pictures[self._name(path)].decodes]
+        faults = map_in_order(_decoding_fault, todo, "looking for damage", len(todo))
+        found = dict(zip(todo, faults, strict=True))
+        for path in (path for path, fault in found.items() if not fault):
+            self._pictures[self._name(path)] = self._pictures[self._name(path)]._replace(decodes=True)
+            self._changed = True
+        return {path: fault for path, fault in found.items() if fault}
+
     def _read(self, task: tuple[Path, bool, os.stat_result]) -> MaskRecord | PictureRecord | Unreadable:
         path, is_mask, found = task
         try:
@@ -288,6 +304,14 @@ def _palette_colours(path: Path, labels: np.ndarray) -> str:
         for number in used.tolist()
         if number < len(colours) and times[colours[number]] == 1
     )
+
+
+def _decoding_fault(path: Path) -> str:
+    try:
+        read_image(path)
+    except DataError as error:
+        return str(error)
+    return ""
 
 
 def _of_split(

@@ -1,7 +1,8 @@
 """`--unlabelled DIR|SPLIT`: pictures without masks that join a training, for the teacher to speak of.
 
 A picture that is trained on with its mask, or scored on, does not join, whether it lies there as the same file or as a
-copy; nor does one whose header cannot be read. Both are said.
+copy; nor does one that cannot be read, to its last row: nobody looks after every picture of a camera, and one half
+written must not end a training. Both are said.
 """
 
 from __future__ import annotations
@@ -90,9 +91,11 @@ def _new_ones(census: Census, there: SplitCensus, known: Sequence[SplitCensus]) 
     left_out = [(other.name, set(census.shared_images(there, other))) for other in known]
     dropped = set().union(*(names for _, names in left_out))
     new = [(name, path) for name, path in readable if name not in dropped]
+    damaged = census.damaged([path for _, path in new])
+    new = [(name, path) for name, path in new if path not in damaged]
     notes = [f"{len(names):,} are in {place}" for place, names in left_out if names]
-    if there.faults:
-        notes.append(f"{len(there.faults):,} cannot be read, first {there.faults[0]}")
+    if faults := [*there.faults, *damaged.values()]:
+        notes.append(f"{len(faults):,} cannot be read, first {faults[0]}")
     line = f"{len(new):,} of {len(there.files.ids):,} pictures in {there.name}"
     line += f" ({'; '.join(notes)}: left out)" if notes else ""
     return SplitFiles([name for name, _ in new], [path for _, path in new], None), line

@@ -81,6 +81,18 @@ def test_what_is_learnt_or_scored_does_not_join_as_a_copy_either(demo_data, tmp_
     assert "1 are in train" in line and "1 are in val" in line and "1 cannot be read" in line and "broken.jpg" in line
 
 
+def test_pictures_that_end_in_the_middle_do_not_join(demo_data, tmp_path):
+    """Their headers are good, and a training would end at them."""
+    for number, name in enumerate(("whole.jpg", "cut.jpg", "cut.png", "cut.webp")):
+        picture(tmp_path / name, number, (200, 160))
+        if name.startswith("cut"):
+            content = (tmp_path / name).read_bytes()
+            (tmp_path / name).write_bytes(content[: len(content) // 2])
+    for _ in range(2):  # also when the census knows them
+        files, (line,) = find(demo_data, tmp_path)
+        assert files.ids == ["whole"] and "3 cannot be read" in line and "cut." in line
+
+
 def test_ids_are_unique_whatever_files_are_called(demo_data, tmp_path):
     taken = find_layout("demo", demo_data).files("train").ids[0]
     for number, name in enumerate((f"{taken}.png", "a.jpg", "a.png")):
@@ -297,11 +309,14 @@ def test_masks_of_a_teacher_make_agreement_until_they_are_mended(photos, run_scr
     capsys.readouterr()
     assert main(arguments(labelled, photos.parent / "out", *train)) == 0
     assert "agreement with the teacher" in capsys.readouterr().out
-    shutil.rmtree(photos.parent / "out")
     mended = build_dataset("folder", labelled, "val").mask_path(0)
     pixels = np.asarray(Image.open(mended)).copy()
     pixels[:3] = 1
     Image.fromarray(pixels).save(mended)
+    for more in ([], ["--allow-changed"]):
+        with pytest.raises(UserError, match=r"was scored by agreement, and its validation masks now make that miou"):
+            main(arguments(labelled, photos.parent / "out", *train, "--resume", "auto", *more))
+    shutil.rmtree(photos.parent / "out")
     assert main(arguments(labelled, photos.parent / "out", *train)) == 0
     out = capsys.readouterr().out
     assert "2 of 3 masks are as a teacher wrote them" in out and "mIoU" in rows_text(photos.parent / "out" / "run")
