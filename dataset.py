@@ -44,7 +44,7 @@ from datalayouts.labelme import find_labelme
 from datalayouts.published import find_ade20k, find_cityscapes, find_voc
 from datalayouts.setup import set_up
 from datalayouts.splitting import DEFAULT_SHARE, with_val_split
-from segdata.decode_cache import DecodeCache, Shape, open_cache
+from segdata.decode_cache import DecodedFiles, Shape, open_cache
 from segdata.layouts import Layout, SplitFiles
 from segdata.reading import check_sizes, read_image
 from segdata.sampler import EpochSampler, seeded
@@ -108,7 +108,7 @@ class SegmentationDataset(Dataset[dict]):
         self.name, self.root = layout.name, layout.root
         self.class_names, self.palette = layout.class_names, layout.palette
         self.num_classes = len(layout.class_names)
-        self._cache: DecodeCache | None = None
+        self._cache: DecodedFiles | None = None
         if decode_cache:
             folder = None if decode_cache is True else Path(decode_cache)
             self._cache = open_cache(layout, split, self.files, self._read_files, folder, input_size)
@@ -183,19 +183,18 @@ class SegmentationDataset(Dataset[dict]):
         From a cache the pair is a view of the file.
         """
         if self._cache:
-            return *self._cache.read(index), self._cache.sizes[index]
-        image, mask = self._read_files(index)
+            return *self._cache.read(index), self._cache.size(index)
+        image, mask = self._read_files(self.image_path(index), self.mask_path(index))
         height, width = mask.shape
         return *to_working_size(image, mask, self.input_size), (height, width)
 
-    def _read_files(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Decode image and mask and check them against each other."""
-        image = read_image(self.image_path(index))
-        path = self.mask_path(index)
-        if path is None:
+    def _read_files(self, image_path: Path, mask_path: Path | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Decode image and mask and check them against each other; without a mask all is void."""
+        image = read_image(image_path)
+        if mask_path is None:
             return image, torch.full(image.shape[1:], VOID, dtype=torch.uint8)
-        mask = self.layout.read_labels(path)
-        check_sizes(image, mask, self.image_path(index), path)
+        mask = self.layout.read_labels(mask_path)
+        check_sizes(image, mask, image_path, mask_path)
         return image, torch.from_numpy(mask)
 
 

@@ -4,6 +4,9 @@ A record of the file is the image's bytes (H, W, 3) and the mask's (H, W), uprig
 has one, at its working size, which takes less room and less time. Beside it lies a manifest with the images' native
 sizes and with what they were made from: names, sizes and modification times of the source files. The manifest is
 written last and the cache's name is a digest of the sources, so that a cache is whole and fits, or is not used.
+
+Trainings with few masks of a split and the rest of it without share the cache of the whole split, whichever masks they
+drew; pictures of other places are cached apart.
 """
 
 from __future__ import annotations
@@ -14,11 +17,12 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 
+from basics.batch import VOID
 from basics.errors import UserError
 from basics.files import free_bytes, require_room
 from basics.grids import working_shape
@@ -34,11 +38,35 @@ DEFAULT_FOLDER = Path("data/decoded")
 STALE_SECONDS = 3600  # a temporary file that nobody wrote to for so long belongs to a run that was killed
 
 Shape = tuple[int, int]  # (H, W)
-ReadPair = Callable[[int], tuple[torch.Tensor, torch.Tensor]]
+Pair = tuple[torch.Tensor, torch.Tensor]
+ReadPair = Callable[[Path, Path | None], Pair]
+
+
+class DecodedFiles:
+    """Decoded images and masks by their index in a list of files; made by `open_cache`.
+
+    Args:
+        records: for each index a cache and the place in it.
+        labelled: how many have masks: the first ones. The others' are void, whatever the caches hold.
+    """
+
+    def __init__(self, records: Sequence[tuple[DecodeCache, int]], labelled: int):
+        self._records, self._labelled = records, labelled
+
+    def size(self, index: int) -> Shape:
+        """The native (H, W)."""
+        cache, place = self._records[index]
+        return cache.sizes[place]
+
+    def read(self, index: int) -> Pair:
+        """See `DecodeCache.read`."""
+        cache, place = self._records[index]
+        image, mask = cache.read(place)
+        return image, mask if index < self._labelled else torch.full_like(mask, VOID)
 
 
 class DecodeCache:
-    """Read access to a finished cache; made by `open_cache`.
+    """Read access to a finished cache.
 
     Args:
         sizes: native (H, W) of the images.
@@ -50,7 +78,7 @@ class DecodeCache:
         self.shapes = [working_shape(height, width, input_size) for height, width in sizes]
         self.file = RecordFile(path, record_offsets(map(_record_bytes, self.shapes)))
 
-    def read(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def read(self, index: int) -> Pair:
         """Image uint8 (3, H, W) in channels-last memory and mask uint8 (H, W), both views of the file.
 
         Nothing is read before a pixel is looked at. Writing to them changes a private copy (copy on write).
@@ -68,11 +96,13 @@ def open_cache(
     read_pair: ReadPair,
     folder: Path | None = None,
     input_size: int = 0,
-) -> DecodeCache:
-    """The decoded cache of a split, built first if there is none for just these files.
+) -> DecodedFiles:
+    """The decoded files of a split, or of some that were chosen from it and from elsewhere.
+
+    What no cache has yet is decoded first.
 
     Args:
-        read_pair: gives the checked pair of an index, as `SegmentationDataset._read_files` does.
+        read_pair: gives the checked pair of an image and a mask, void for None.
         folder: where caches lie (default: data/decoded). Two runs may share it: both may build, and
             the first to finish puts its file in place.
         input_size: keep them at this working size; 0: native.
@@ -81,6 +111,27 @@ def open_cache(
         UserError: a source file is faulty, there is no room, or the folder cannot be written.
     """
     folder = Path(folder or DEFAULT_FOLDER)
+    records: dict[Path, tuple[DecodeCache, int]] = {}
+    for part in _parts(layout, split, files):
+        cache = _open(layout, split, part, read_pair, folder, input_size)
+        records |= {path: (cache, place) for place, path in enumerate(part.images)}
+    return DecodedFiles([records[path] for path in files.images], len(files.masks or []))
+
+
+def _parts(layout: Layout, split: str, files: SplitFiles) -> list[SplitFiles]:
+    """The lists of files that are cached, each in a file of its own: they do not depend on which masks were drawn."""
+    whole = layout.files(split)
+    if not set(whole.images) <= set(files.images):
+        whole = files.labelled if files.masks else SplitFiles([], [], None)
+    mine = set(whole.images)
+    others = sorted((path, name) for path, name in zip(files.images, files.ids, strict=True) if path not in mine)
+    rest = SplitFiles([name for _, name in others], [path for path, _ in others], None)
+    return [part for part in (whole, rest) if part.ids]
+
+
+def _open(
+    layout: Layout, split: str, files: SplitFiles, read_pair: ReadPair, folder: Path, input_size: int
+) -> DecodeCache:
     data, sources = _locate(layout, split, files, folder, input_size)
     cache = _load(data, sources, files, input_size)
     if cache is not None:
@@ -99,10 +150,13 @@ def open_cache(
 
 
 def room_needed(layout: Layout, split: str, files: SplitFiles, folder: Path, input_size: int = 0) -> int:
-    """Bytes that `open_cache` would write; 0 if the cache is there."""
-    if _load(*_locate(layout, split, files, folder, input_size), files, input_size):
-        return 0
-    return sum(_record_bytes(working_shape(*size, input_size)) for size in _sizes(files))
+    """Bytes that `open_cache` would write; 0 if all is there."""
+    absent = [
+        part
+        for part in _parts(layout, split, files)
+        if not _load(*_locate(layout, split, part, folder, input_size), part, input_size)
+    ]
+    return sum(_record_bytes(working_shape(*size, input_size)) for part in absent for size in _sizes(part))
 
 
 def check_room(folder: Path, needed: int) -> None:
@@ -178,8 +232,10 @@ def _build(data: Path, files: SplitFiles, read_pair: ReadPair, input_size: int) 
     print(f"decoded cache: {len(files.ids):,} images, {total / 1e9:.2f} GB in {data} ({free / 1e9:.1f} GB free)")
     check_room(data.parent, total)
 
+    masks = [*(files.masks or []), *[None] * len(files.ids)]  # none for those that have none
+
     def encode(index: int) -> bytes:
-        image, mask = to_working_size(*read_pair(index), input_size)
+        image, mask = to_working_size(*read_pair(files.images[index], masks[index]), input_size)
         return image.permute(1, 2, 0).contiguous().numpy().tobytes() + mask.contiguous().numpy().tobytes()
 
     # Written as a stream: on a full disk that is an error, where a memory map would be a crash.

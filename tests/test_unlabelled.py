@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -132,6 +133,26 @@ def test_label_budgets_are_nested_and_differ_by_seed(demo_data):
     assert draws[5].ids == draw_labelled(files, 5, 0, "x").ids != draw_labelled(files, 5, 1, "x").ids
     with pytest.raises(UserError, match="--labels 17: x has only 16 images"):
         draw_labelled(files, 17, 0, "x")
+
+
+def test_draws_of_masks_share_what_was_decoded(demo_data, tmp_path):
+    """One cache of the split whatever was drawn, one for pictures of other places; both serve what the files say."""
+    for number in range(3):
+        picture(tmp_path / "more" / f"{number}.png", number)
+    cache = tmp_path / "decoded"
+    for seed, labels in ((0, 3), (1, 5), (1, 0)):
+        words = ["--labels", labels, "--unlabelled", "train", "--unlabelled", tmp_path / "more", "--seed", seed]
+        words += ["--alpha", "1", "--teacher", "compact", "--decode-cache", cache, "--input-size", "32"]
+        args = arguments(demo_data, tmp_path, *map(str, words))
+        cached = build_data(args, resumed=False).train_set
+        direct = build_data(replace(args, decode_cache=None), resumed=False).train_set
+        assert len(cached) == len(direct) == 16 + 3 and cached.num_labelled == labels
+        for index in range(len(direct)):
+            one, other = direct[index, 7], cached[index, 7]
+            assert one["id"] == other["id"] and torch.equal(one["image"], other["image"])
+            assert torch.equal(one["mask"], other["mask"]) and torch.equal(one["box"], other["box"])
+            assert (other["mask"] == 255).all() == (index >= labels)
+    assert len(list(cache.glob("*.bin"))) == 2
 
 
 # -- training ----------------------------------------------------------------------------------------
