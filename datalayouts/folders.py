@@ -243,7 +243,7 @@ class Search:
         if alone and images in own:
             layout.remarks.append(
                 f"{len(alone):,} of {len(pairing.images):,} images in {images} have no mask and are left out, "
-                f"{_some(alone)}"
+                f"{_some(alone)} (train_kd.py --unlabelled {images} takes them in, for a teacher to speak of)"
             )
         if pairing.spare and masks in own:
             spare = [path.name for path in pairing.spare.values()]
