@@ -429,7 +429,8 @@ def test_the_table_of_all_formats(demo_data, best, tmp_path, capsys, stand_in):
     confusion = ConfusionMatrix(data.num_classes)
     for sample in (data[0], data[3]):  # two of six, spread
         confusion.update(load_segmenter(onnx_file, "cpu").mask(sample["image"]).long(), sample["mask"])
-    assert rows["ONNX Runtime fp32"][-2:] == [f"{100 * confusion.scores().miou:.2f}", "100.00"]
+    *_, miou, alike = rows["ONNX Runtime fp32"]
+    assert miou == f"{100 * confusion.scores().miou:.2f}" and float(alike) > 99.9
     assert "2 pictures of demo/val" in "\n".join(table)
     for name, kind in FORMATS.items():
         assert (f"{kind.engine} fp32" in rows) != any(line.startswith(f"left out: {name}: ") for line in table), name

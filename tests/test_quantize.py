@@ -391,7 +391,7 @@ def test_int8_stands_in_the_table_of_formats(int8_files, demo_student, demo_data
     rows = {line.split("  ")[0]: line.split() for line in table.partition("\nruntime ")[2].splitlines()[1:]}
     assert {"torch.export INT8", "torch.export fp32", "ONNX Runtime INT8", "ONNX Runtime fp32"} <= set(rows)
     assert f"{(int8_files[0] / 'ptq.pt2').stat().st_size / 1e6:.2f}" in rows["torch.export INT8"]
-    assert float(rows["torch.export INT8"][-1]) > 98 and rows["torch.export fp32"][-1] == "100.00"
+    assert float(rows["torch.export INT8"][-1]) > 98 and float(rows["torch.export fp32"][-1]) > 99.9
     done = run_script(*command, "--int8", int8_files[0] / "qat.onnx", check=False)
     assert "qat.onnx: not this checkpoint's INT8 form" in done.stderr
 
