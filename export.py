@@ -9,10 +9,11 @@
     python export.py checkpoints/RUN/best.pth --format all --size 256x256 --output DIR --dataset voc   # a table
 
 ONNX, OpenVINO, torch.export's .pt2 and the web page take any batch, height and width (from 32 pixels on) unless
---size says which; all others take one picture of --size. Class names, palette and normalisation are inside: predict.py
-and evaluate.py need nothing else. Before a file gets its name it is run by its own runtime and compared with the
-checkpoint; where they differ nothing is written. Then sizes and speeds are measured, PyTorch, the file and its INT8
-form (from quantize.py) in turn. docs/formats.md says which packages a format needs and how its files are used.
+--size says which; all others take one picture of --size, or of the working size of a student that has one. Class names,
+palette, normalisation and working size are inside: predict.py and evaluate.py need nothing else. Before a file gets its
+name it is run by its own runtime and compared with the checkpoint; where they differ nothing is written. Then sizes and
+speeds are measured, PyTorch, the file and its INT8 form (from quantize.py) in turn. docs/formats.md says which packages
+a format needs and how its files are used.
 """
 
 from __future__ import annotations
@@ -33,15 +34,18 @@ def get_args_parser() -> argparse.ArgumentParser:
     names = ", ".join(FORMATS)
     parser.add_argument("--format", metavar="NAME", help=f"{names} or {ALL} (default: by --output, or onnx)")
     parser.add_argument("--output", type=Path, metavar="FILE", help="default: beside the checkpoint, under its name")
-    parser.add_argument("--size", type=parse_size, metavar="HxW", help="one picture of this size, for good")
+    parser.add_argument("--size", type=parse_size, metavar="HxW", help="one picture of this size, for good "
+                        "(default: any; where the format wants one, the student's working size)")  # fmt: skip
     parser.add_argument("--opset", type=int, metavar="N", help="of ONNX; default: 18, the oldest that PyTorch writes")
     parser.add_argument("--ir-version", type=int, metavar="N", help="of the ONNX file; default: the one of the opset")
     parser.add_argument("--web-runtime", type=Path, metavar="PATH",
                         help="npm package onnxruntime-web, .tgz or folder (default: fetched by npm)")  # fmt: skip
     add_form_arguments(parser)
-    parser.add_argument("--int8", type=Path, metavar="FILE", help="an .onnx of quantize.py, for the table of speeds "
+    parser.add_argument("--int8", type=Path, metavar="FILE", help="a file of quantize.py, for the table of speeds "
                         "(default: OUTPUT_int8.onnx, if there is one)")  # fmt: skip
     parser.add_argument("--rounds", type=int, default=20, help="timed runs of each; 0: no table (20)")
+    parser.add_argument("--score-images", type=int, default=100, metavar="N",
+                        help=f"of the validation split, for the table of --format {ALL} (100)")  # fmt: skip
     add_data_arguments(parser, train=False)
     parser.set_defaults(dataset=None)  # only a table of all formats looks at data, and only if asked to
     return parser

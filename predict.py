@@ -14,8 +14,9 @@ What is written: DIR/mask (class numbers with a palette), DIR/overlay (the class
 DIR/panel (picture and prediction side by side), DIR/confidence (the probability of the class in the mask, 0..255), each
 with the names and subfolders of what came in, and DIR/areas.csv (pixels of each class). Of a video, overlay and panel
 are videos, mask and confidence a picture a frame. A file that cannot be read is reported and skipped; the exit status
-is then 1. docs/prediction.md says more. --checkpoint takes .pth files of train_kd.py, and .onnx and .pt2 files of
-export.py and quantize.py; without it the small student of checkpoints/animals is taken (see the README.md there).
+is then 1. docs/prediction.md says more. --checkpoint takes .pth files of train_kd.py, and whatever export.py and
+quantize.py write (docs/formats.md says which formats run where); without it the small student of checkpoints/animals is
+taken (see the README.md there).
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument("inputs", nargs="*", metavar="INPUT", help="picture, folder, glob, video, URL or camera:N")
     parser.add_argument(
         "--checkpoint", type=Path, metavar="PATH",
-        help=".pth, .onnx or .pt2; default: the student in checkpoints/animals",
+        help=".pth or exported file, of any format; default: the student in checkpoints/animals",
     )  # fmt: skip
     parser.add_argument("--save", nargs="+", choices=KINDS, default=["mask", "overlay"], help="(mask overlay)")
     parser.add_argument("--output-dir", type=Path, metavar="DIR", help="default: predictions/ beside the checkpoint")

@@ -11,7 +11,7 @@ of the training split. A checkpoint of a --qat run brings its ranges along and n
 Two files are written: FILE.onnx, which ONNX Runtime executes with integer kernels, and beside it
 FILE.pt2, which PyTorch executes with oneDNN's on x86. Both are scored on pictures of the validation split
 before they get their names; --max-drop says how many points of mIoU they may lose. What INT8 gains, and
-where: docs/int8.md. Speeds: export.py --int8 FILE.onnx.
+where: docs/int8.md. Whether it is faster on your machine, or for size alone: export.py --int8 FILE.onnx.
 """
 
 from __future__ import annotations
@@ -103,6 +103,10 @@ def main(args: argparse.Namespace) -> None:
     fp32 = 4 * parameters / 1e6
     share = output.stat().st_size / 1e6 / fp32
     print(f"{parameters:,} parameters: {fp32:.2f} MB in float32; {output.name} takes {share:.3f} of that")
+    if "qat" not in checkpoint:
+        fp32_file = args.checkpoint.with_suffix(".onnx")
+        print("whether it is faster here, or for size alone, measures "
+              f"python export.py {args.checkpoint} --output {fp32_file} --int8 {output}")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 
 from basics.errors import UserError
@@ -12,7 +12,8 @@ from deploy.arguments import make_deployed
 from deploy.export_checks import Difference, compare, require_agreement
 from deploy.exporting import LARGEST_SIZE, LEAST_SIZE, Deployed, ExportOptions, Size, export_program
 from deploy.format_table import Made, format_table
-from deploy.formats import FORMATS, Format, choose_format, stored_bytes, write_exported
+from deploy.formats import FORMATS, Format, choose_format, load_exported, stored_bytes, write_exported
+from deploy.int8_score import RealPictures
 from deploy.onnx_format import check_versions
 from deploy.speed import FILE_SIZES, file_table
 from networks.base import SegmentationModel
@@ -47,12 +48,14 @@ def check_arguments(args: argparse.Namespace, kind: Format | None) -> None:
         raise UserError(f"--int8 {args.int8}: no such file")
     if args.int8:
         choose_format(None, args.int8, "--int8")
+    if args.score_images < 1:
+        raise UserError(f"--score-images must be at least 1, not {args.score_images}")
     if kind is None and args.output is None:
         raise UserError(f"--format {ALL} needs --output DIR, the folder for the files")
     if kind is not None and args.dataset:
         raise UserError(f"--dataset is for --format {ALL}, which scores what it makes; evaluate.py scores a file")
-    if kind is not None and kind.one_size and args.size is None:
-        raise UserError(f"a file for {kind.engine} takes pictures of one size: say which with --size, such as 256x256")
+    if kind is not None and kind.plain and (args.uint8 or args.argmax):
+        raise UserError(f"a file for {kind.engine} holds all that it needs: leave out --uint8 and --argmax")
     check_versions(args.opset, args.ir_version)
 
 
@@ -86,30 +89,59 @@ def write_checked(deployed: Deployed, kind: Format, output: Path, options: Expor
     return differences
 
 
-def options_of(args: argparse.Namespace) -> ExportOptions:
-    """What the command line asks of the format."""
-    return ExportOptions(args.size, args.opset, args.ir_version, args.web_runtime)
+def picture_size(size: Size | None, kind: Format, working_size: int) -> Size | None:
+    """The one size of pictures that a file takes, None for any.
+
+    Args:
+        size: what --size says.
+        kind: the format.
+        working_size: the student's, 0 for none; a square of it holds all its pictures, wide or tall.
+
+    Raises:
+        UserError: the format needs one, and nothing says which.
+    """
+    if size is not None or not kind.one_size:
+        return size
+    if not working_size:
+        raise UserError(f"a file for {kind.engine} takes pictures of one size: say which with --size, such as 256x256")
+    return working_size, working_size
 
 
-def deployed_as(kind: Format, network: SegmentationModel, checkpoint: ModelFile, args: argparse.Namespace) -> Deployed:
-    """The network with the input and output that the command line, or the format by its nature, wants."""
-    form = argparse.Namespace(uint8=args.uint8 or kind.whole, argmax=args.argmax or kind.whole)
-    return make_deployed(network, checkpoint, form)
+def timed_sizes(size: Size | None, working_size: int) -> Sequence[Size]:
+    """Of the pictures that files are timed with: their own, the working size, or what is usual."""
+    if size is not None:
+        return (size,)
+    return ((working_size, working_size),) if working_size else FILE_SIZES
+
+
+def warn_of_scale(size: Size | None, working_size: int) -> None:
+    """Say so where a file of ``size`` shows things at another scale than the student learnt them at."""
+    if size is not None and working_size and max(size) != working_size:
+        print(f"warning: the student sees pictures at {working_size} pixels on the longer side; in a file of "
+              f"{size[0]}x{size[1]} things look larger or smaller than it learnt them")  # fmt: skip
+
+
+def options_of(args: argparse.Namespace, size: Size | None) -> ExportOptions:
+    """What the command line asks of the format, for pictures of ``size``."""
+    return ExportOptions(size, args.opset, args.ir_version, args.web_runtime)
 
 
 def export_one(args: argparse.Namespace, kind: Format) -> None:
     """Write the file that ``args`` ask for and print the table of speeds."""
     output = args.output or kind.beside(args.checkpoint)
     network, checkpoint = load_network(args)
-    deployed = deployed_as(kind, network, checkpoint, args)
+    working_size = checkpoint["input_size"]
+    size = picture_size(args.size, kind, working_size)
+    warn_of_scale(size, working_size)
+    deployed = make_deployed(network, checkpoint, args)
     classes = len(checkpoint["class_names"])
     print(f"exporting {args.checkpoint} ({checkpoint['model']}, {classes} classes) for {kind.engine} ...", flush=True)
-    differences = write_checked(deployed, kind, output, options_of(args))
+    differences = write_checked(deployed, kind, output, options_of(args, size))
     if not args.rounds or not differences:
         return
     int8 = args.int8 or output.with_name(f"{output.stem}_int8.onnx")
     files = {"exported": output} | ({"INT8": int8} if args.int8 or int8.is_file() else {})
-    sizes = FILE_SIZES if args.size is None else (args.size,)
+    sizes = timed_sizes(size, working_size)
     print("\n" + file_table(deployed, args.checkpoint, files, args.rounds, sizes))
     if len(files) == 1:
         print(f"for a row of INT8: python quantize.py {args.checkpoint} --output {int8}")
@@ -118,26 +150,46 @@ def export_one(args: argparse.Namespace, kind: Format) -> None:
 def export_all(args: argparse.Namespace) -> None:
     """Write every format into the folder --output and print a table; what cannot be had is left out and said to be."""
     network, checkpoint = load_network(args)
+    working_size = checkpoint["input_size"]
+    warn_of_scale(args.size, working_size)
     dataset = build_split(args, args.val_split) if args.dataset else None
     if dataset is not None:
-        dataset.require_masks()
         check_classes(str(args.checkpoint), checkpoint["class_names"], dataset)
+        dataset.require_masks()
+    deployed = make_deployed(network, checkpoint, args)
+    int8 = int8_files(args.int8, deployed)
     made: dict[str, Made] = {}
     left_out: list[str] = []
     for name, kind in FORMATS.items():
-        # What can stay free stays free, as a user would have it.
-        options = options_of(args) if kind.one_size else replace(options_of(args), size=None)
         output = args.output / f"{args.checkpoint.stem}{kind.suffix or '_' + name}"
         try:
             check_arguments(argparse.Namespace(**vars(args) | {"dataset": None}), kind)
-            differences = write_checked(deployed_as(kind, network, checkpoint, args), kind, output, options)
+            # What can stay free stays free, as a user would have it.
+            size = picture_size(args.size, kind, working_size) if kind.one_size else None
+            differences = write_checked(deployed, kind, output, options_of(args, size))
         except UserError as error:
             left_out.append(f"left out: {name}: {error}")
             print(left_out[-1], flush=True)
             continue
-        made[kind.engine] = Made(output, differences, comparable=not kind.whole or (args.uint8 and args.argmax))
+        made[f"{kind.engine} fp32"] = Made(output, differences)
+    made |= int8
     if args.rounds and made:
-        deployed = make_deployed(network, checkpoint, args)
-        size = args.size or FILE_SIZES[0]
-        table = format_table(deployed, args.checkpoint, made, size=size, rounds=args.rounds, dataset=dataset)
+        pictures = RealPictures(network, dataset, args.score_images, working_size) if dataset else None
+        size = timed_sizes(args.size, working_size)[0]
+        table = format_table(deployed, args.checkpoint, made, size=size, rounds=args.rounds, pictures=pictures)
         print("\n" + table, *left_out, sep="\n")
+
+
+def int8_files(path: Path | None, deployed: Deployed) -> dict[str, Made]:
+    """The INT8 file ``path`` of quantize.py and its other one, if it is still beside it, by what runs them."""
+    paths = {path, path.with_suffix(".onnx"), path.with_suffix(".pt2")} if path else set()
+    made = {}
+    for file in sorted(file for file in paths if file.is_file()):
+        card = load_exported(file).card
+        same_form = (card.input, card.output) == (deployed.card.input, deployed.card.output)
+        if card.precision != "int8" or not same_form or card.class_names != deployed.card.class_names:
+            raise UserError(
+                f"--int8 {file}: not this checkpoint's INT8 form: make it by quantize.py, --uint8 and --argmax as here"
+            )
+        made[f"{choose_format(None, file).engine} INT8"] = Made(file, compare(deployed, file))
+    return made

@@ -10,12 +10,11 @@ import torch
 
 from basics.machine import device_name
 from basics.text import text_table
-from dataset import SegmentationDataset
 from deploy.export_checks import Difference
 from deploy.exporting import Deployed, Size
 from deploy.formats import load_exported, stored_bytes
-from deploy.speed import milliseconds
-from scoring.protocol import evaluate_model
+from deploy.int8_score import RealPictures
+from deploy.speed import milliseconds, size_alone
 
 
 @dataclass(frozen=True)
@@ -25,12 +24,10 @@ class Made:
     Attributes:
         path: of the file or folder.
         differences: from the checkpoint; none if its runtime is not to be had here.
-        comparable: whether it takes and gives what the others do, so that its speed may stand beside theirs.
     """
 
     path: Path
     differences: Sequence[Difference]
-    comparable: bool = True
 
 
 def format_table(
@@ -40,22 +37,23 @@ def format_table(
     *,
     size: Size,
     rounds: int,
-    dataset: SegmentationDataset | None = None,
+    pictures: RealPictures | None = None,
 ) -> str:
     """A line a format, the network as PyTorch runs it first; all are timed in turn, on one picture of ``size``.
 
     Args:
-        deployed: the network in the form that the comparable files have.
+        deployed: the network in the form that the files have.
         checkpoint: its file.
-        made: what was written, by the name of what runs it.
+        made: what was written, by the name of what runs it and the precision.
         rounds: timed runs of each.
-        dataset: labelled pictures, scored at their own size (shrunk to ``size`` where a file has that for good).
+        pictures: labelled ones, on which the network was scored; each file is scored on them, too, at their own or the
+            working size (fitted to that of a file that has one).
     """
-    here = {name: load_exported(file.path) for name, file in made.items() if file.comparable and file.differences}
-    runs = {"PyTorch": deployed} | {name: model.run for name, model in here.items()}
+    here = {name: load_exported(file.path) for name, file in made.items() if file.differences}
+    runs = {"PyTorch fp32": deployed} | {name: model.run for name, model in here.items()}
     times = milliseconds(runs, size, deployed.card.input == "uint8", rounds)
-    titles = ["runtime", "file MB", "agreement %", "max |delta|", "ms"] + (["mIoU %"] if dataset else [])
-    rows = [["PyTorch", f"{stored_bytes(checkpoint) / 1e6:.2f}", "", "", f"{times['PyTorch']:.1f}"]]
+    titles = ["runtime", "file MB", "agreement %", "max |delta|", "ms"]
+    rows = [["PyTorch fp32", f"{stored_bytes(checkpoint) / 1e6:.2f}", "", "", f"{times['PyTorch fp32']:.1f}"]]
     for name, file in made.items():
         worst = ["-", "-"]
         if file.differences:
@@ -63,18 +61,17 @@ def format_table(
             worst = [f"{100 * agreement:.3f}", f"{max(difference.delta for difference in file.differences):.1e}"]
         measured = f"{times[name]:.1f}" if name in times else "-"
         rows.append([name, f"{stored_bytes(file.path) / 1e6:.2f}", *worst, measured])
-    if dataset:
-        from_checkpoint = {"PyTorch": deployed.model} | here
-        for row in rows:
-            row.append(_miou(from_checkpoint[row[0]], dataset) if row[0] in from_checkpoint else "-")
+    lines = []
+    if pictures is not None:
+        titles += ["mIoU %", "decided alike %"]
+        rows[0] += [f"{100 * pictures.miou:.2f}", ""]
+        for row in rows[1:]:
+            cost = pictures.cost(here[row[0]]) if row[0] in here else None
+            row += [f"{100 * cost.after:.2f}", f"{100 * cost.agreement:.2f}"] if cost else ["-", "-"]
+        lines.append(f"mIoU, and decisions as the checkpoint's: {pictures.name}; agreement: made-up pictures")
     height, width = size
-    machine = (
-        f"one picture of {width}x{height}, median of {rounds} runs in turn, "
+    lines.append(
+        f"ms: one picture of {width}x{height}, median of {rounds} runs in turn, "
         f"{torch.get_num_threads()} threads, on {device_name('cpu')}"
     )
-    return "\n".join([text_table(titles, rows), machine])
-
-
-def _miou(model: torch.nn.Module, dataset: SegmentationDataset) -> str:
-    evaluation = evaluate_model(model, dataset, torch.device("cpu"))
-    return f"{100 * evaluation.scores.miou:.2f}"
+    return "\n".join([text_table(titles, rows), *lines, *size_alone([times])])

@@ -37,7 +37,7 @@ class Format:
             `UserError` for a file that is missing, damaged or not of this project.
         cpu_only: whether this project runs them on the CPU alone.
         one_size: whether a file takes pictures of one size, which `ExportOptions.size` must say.
-        whole: whether a file takes raw RGB and gives classes, whatever is asked for.
+        plain: whether a file takes normalised images and gives logits, and nothing else.
         folder: whether a "file" is a folder.
         companions: suffixes of further files with the same stem.
         runs_on: the `sys.platform` that has the runtime; None for all.
@@ -49,7 +49,7 @@ class Format:
     load: Callable[[Path, torch.device], ExportedModel]
     cpu_only: bool = True
     one_size: bool = False
-    whole: bool = False
+    plain: bool = False
     folder: bool = False
     companions: tuple[str, ...] = ()
     runs_on: str | None = None
@@ -77,7 +77,7 @@ FORMATS = {
     "coreml": Format(
         ".mlpackage", "Core ML", save_coreml, _on_cpu(CoreMlModel), one_size=True, folder=True, runs_on="darwin"
     ),
-    "web": Format("", "onnxruntime-web", save_web, _on_cpu(load_web), whole=True, folder=True),
+    "web": Format("", "onnxruntime-web", save_web, _on_cpu(load_web), plain=True, folder=True),
 }
 
 

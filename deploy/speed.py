@@ -62,7 +62,7 @@ def file_table(
 ) -> str:
     """File sizes, and milliseconds from the file's own input to its own output, all networks run in turn.
 
-    An INT8 file that takes or gives something else is left out, and said to be.
+    An INT8 file that takes or gives something else is left out, and said to be. A line says where INT8 is no faster.
 
     Args:
         deployed: the network as PyTorch runs it, in the form that the files have; speed-ups refer to it.
@@ -96,7 +96,26 @@ def file_table(
             row += [f"{times[title]:.1f}", f"{times[first] / times[title]:.2f} x"]
         rows.append(row)
     machine = f"median of {rounds} runs in turn, {torch.get_num_threads()} threads, on {device_name('cpu')}"
-    return "\n".join([text_table(titles, rows), machine, *remarks])
+    return "\n".join([text_table(titles, rows), machine, *size_alone(columns), *remarks])
+
+
+def size_alone(columns: Sequence[Mapping[str, float]]) -> list[str]:
+    """A line for each runtime whose INT8 measures no faster than its own float32.
+
+    Args:
+        columns: milliseconds of each run, by ``RUNTIME fp32`` and ``RUNTIME INT8``; one mapping a picture's size.
+    """
+    lines = []
+    for title in columns[0]:
+        fp32 = f"{title.removesuffix('INT8')}fp32"
+        if not title.endswith(" INT8") or fp32 not in columns[0]:
+            continue
+        ratios = [times[title] / times[fp32] for times in columns]
+        if max(ratios) >= 1:
+            where = "on this machine" if min(ratios) >= 1 else "at some of these sizes"
+            shares = " and ".join(f"{ratio:.2f}" for ratio in ratios)
+            lines.append(f"{title} is for size alone {where}: it takes {shares} x the time of fp32")
+    return lines
 
 
 @torch.inference_mode()

@@ -1,7 +1,7 @@
 """A folder with one page that runs the network in a browser, without a server or a network.
 
     index.html     what `deploy/web/index.html` holds
-    student.js     the network as ONNX (raw RGB in, classes out) and its card
+    student.js     the network as ONNX (normalised images in, logits out) and its card
     runtime.js     ONNX Runtime's WebAssembly, of the npm package onnxruntime-web
     ort.min.js     ONNX Runtime's JavaScript, of the same
 

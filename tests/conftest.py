@@ -14,6 +14,7 @@ import torch
 from hypothesis import settings
 
 from basics.errors import run_cli
+from networks.base import SegmentationModel
 
 ROOT = Path(__file__).resolve().parent.parent
 RunScript = Callable[..., subprocess.CompletedProcess]
@@ -81,6 +82,16 @@ def demo_checkpoint(demo_data, tmp_path_factory) -> Callable[..., Path]:
         return path
 
     return make
+
+
+@pytest.fixture(scope="session")
+def network() -> SegmentationModel:
+    """The network of `tests.small.small_checkpoint`, straight from its class; in eval mode."""
+    from tests.small import SmallStudent, small_checkpoint
+
+    model = SmallStudent(3)
+    model.load_state_dict(small_checkpoint()["state_dict"])
+    return model.eval()
 
 
 def assert_one_line_error(done: subprocess.CompletedProcess, *words: str) -> None:

@@ -10,11 +10,14 @@ import torch
 from PIL import Image
 
 from basics.checkpoint import save_atomic
+from deploy.export_checks import smooth_pictures
+from networks.working_size import WorkingSize
 from segdata.pictures import palette_image
-from tests.small import CLASS_NAMES, PALETTE, SmallStudent, in_zoo, small_checkpoint
-from tests.test_export import by_hand, raw_pictures, run_export
+from tests.small import CLASS_NAMES, PALETTE, in_zoo, small_checkpoint
+from tests.test_export import by_hand, run_export
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "without_this_project.md"
+SIDE = 128  # the working size
 SNIPPETS = dict(re.findall(r"```python (\w+)\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL))
 
 
@@ -24,30 +27,33 @@ def folder(tmp_path_factory):
     pytest.importorskip("onnxscript")
     path = tmp_path_factory.mktemp("use")
     save_atomic(small_checkpoint(), path / "best.pth")
-    picture = raw_pictures(1, 256, 384)[0].permute(1, 2, 0).numpy()
+    picture = smooth_pictures(1, 256, 384)[0].permute(1, 2, 0).numpy()
     Image.fromarray(picture).save(path / "photo.jpg")
     with in_zoo():
         run_export(path / "best.pth", path / "student.onnx")
         run_export(path / "best.pth", path / "raw.onnx", "--uint8", "--argmax")
         run_export(path / "best.pth", path / "fixed.onnx", "--size", "256x384")
         run_export(path / "best.pth", path / "student.pt2")
+        save_atomic(small_checkpoint() | {"input_size": SIDE}, path / "sized.pth")
+        run_export(path / "sized.pth", path / "sized.onnx")
+        run_export(path / "sized.pth", path / "sized_fixed.onnx", "--size", f"{SIDE}x{SIDE}")
+        run_export(path / "sized.pth", path / "sized.pt2")
     yield path
 
 
 @pytest.fixture(scope="module")
-def truth(folder):
-    """The checkpoint's classes of photo.jpg, and its logits of an image of zeros."""
-    model = SmallStudent(3)
-    model.load_state_dict(small_checkpoint()["state_dict"])
+def truth(folder, network):
+    """The checkpoint's classes of photo.jpg, the same at a working size, and its logits of an image of zeros."""
     picture = np.asarray(Image.open(folder / "photo.jpg").convert("RGB")).transpose(2, 0, 1)
+    images = by_hand(torch.from_numpy(picture.copy())[None])
     with torch.no_grad():
-        mask = model.eval()(by_hand(torch.from_numpy(picture.copy())[None])).argmax(1)[0].numpy()
-        return mask, model(torch.zeros(1, 3, 256, 256)).numpy()
+        mask, sized = (run(images).argmax(1)[0].numpy() for run in (network, WorkingSize(network, SIDE)))
+        return mask, sized, network(torch.zeros(1, 3, 256, 256)).numpy()
 
 
-def run(name, folder):
-    """The variables that a snippet leaves."""
-    before, values = Path.cwd(), {}
+def run(name, folder, **values):
+    """The variables that a snippet, which may use ``values``, leaves."""
+    before = Path.cwd()
     os.chdir(folder)
     try:
         exec(SNIPPETS[name], values)
@@ -67,11 +73,34 @@ def test_masks(folder, truth, name, module):
     assert len(np.unique(mask)) > 1
 
 
+@pytest.mark.parametrize(
+    ("name", "module", "least"),
+    # Pillow rounds the small picture to whole levels; a square has grey beside it; OpenCV shrinks in another way.
+    [("sized", "onnxruntime", 0.99), ("sized_opencv", "cv2", 0.95), ("sized_pt2", "torch", 0.9999)],
+)
+def test_masks_at_a_working_size(folder, truth, name, module, least):
+    pytest.importorskip(module)
+    mask = np.asarray(run(name, folder)["mask"])
+    assert mask.shape == (256, 384) and len(np.unique(mask)) > 1
+    assert (mask == truth[1]).mean() > least
+
+
+def test_a_picture_in_a_square(folder):
+    """Of a file of one size, run by ONNX Runtime: cut out is what the picture alone gives, but for its edges."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    before = run("sized", folder)
+    session = onnxruntime.InferenceSession(str(folder / "sized_fixed.onnx"))
+    values = run("sized_square", folder, **before, network=lambda images: session.run(None, {"images": images}))
+    (alone,) = before["session"].run(None, {"images": before["images"]})
+    assert values["logits"].shape == alone.shape == (1, 3, 85, 128)
+    assert (values["logits"].argmax(1) == alone.argmax(1)).mean() > 0.95
+
+
 @pytest.mark.parametrize(("name", "module"), [("openvino", "openvino"), ("pt2", "torch")])
 def test_logits(folder, truth, name, module):
     pytest.importorskip(module)
     values = run(name, folder)
-    np.testing.assert_allclose(np.asarray(values["logits"]), truth[1], atol=1e-4)
+    np.testing.assert_allclose(np.asarray(values["logits"]), truth[2], atol=1e-4)
     assert values.get("names", CLASS_NAMES) == CLASS_NAMES
 
 
@@ -82,4 +111,5 @@ def test_a_mask_is_read(folder):
 
 
 def test_every_snippet_is_run():
-    assert set(SNIPPETS) == {"onnxruntime", "raw", "opencv", "openvino", "pt2", "mask"}
+    plain, sized = {"onnxruntime", "raw", "opencv", "openvino", "pt2"}, {"", "_square", "_opencv", "_pt2"}
+    assert set(SNIPPETS) == plain | {f"sized{name}" for name in sized} | {"mask"}

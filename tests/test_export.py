@@ -13,7 +13,7 @@ from basics.checkpoint import save_atomic
 from basics.errors import UserError, run_cli
 from deploy.exporting import Deployed, export_program
 from deploy.formats import FORMATS, load_exported
-from deploy.speed import file_table
+from deploy.speed import file_table, size_alone
 from tests.conftest import assert_one_line_error
 from tests.small import CLASS_NAMES, PALETTE, SmallStudent, balanced, in_zoo, lively, small_checkpoint
 
@@ -34,14 +34,6 @@ def folder(tmp_path_factory):
     save_atomic(small_checkpoint(), path / "best.pth")
     with in_zoo():
         yield path
-
-
-@pytest.fixture(scope="module")
-def network():
-    """The same network, straight from its class."""
-    model = SmallStudent(3)
-    model.load_state_dict(small_checkpoint()["state_dict"])
-    return model.eval()
 
 
 @pytest.fixture(scope="module")
@@ -254,6 +246,16 @@ def test_the_table_of_speeds(folder, plain):
     assert [line[: len(title)] for line, title in zip(lines[1:4], titles, strict=True)] == titles
     assert lines[1].count("1.00 x") == 2  # eager PyTorch is what speed-ups refer to
     assert f"{plain.stat().st_size / 1e6:.2f}" in lines[2]
+
+
+def test_int8_that_is_no_faster_is_for_size_alone():
+    fast = {"PyTorch eager fp32": 1.0, "ONNX Runtime fp32": 10.0, "ONNX Runtime INT8": 8.0}
+    slow = fast | {"ONNX Runtime INT8": 11.0, "torch.export INT8": 99.0}  # of which there is no fp32 to compare with
+    assert size_alone([fast]) == []
+    (line,) = size_alone([slow])
+    assert line == "ONNX Runtime INT8 is for size alone on this machine: it takes 1.10 x the time of fp32"
+    (line,) = size_alone([slow, fast])
+    assert "at some of these sizes: it takes 1.10 and 0.80 x" in line
 
 
 def test_the_table_of_speeds_compares_like_with_like(folder, plain, raw):

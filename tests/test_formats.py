@@ -12,13 +12,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.nn import functional as F
 
 import export
 from basics.checkpoint import save_atomic
 from basics.errors import UserError
 from basics.files import replacing_folder
+from deploy.export_checks import smooth_pictures
 from deploy.exported import ExportedModel
 from deploy.formats import FORMATS, choose_format, load_exported, stored_bytes
+from deploy.segmenter import load_segmenter
 from deploy.web_format import PAGE, PARTS
 from tests.small import SmallStudent, in_zoo, small_checkpoint
 from tests.test_export import by_hand, raw_pictures, run_export
@@ -35,13 +38,6 @@ def best(tmp_path_factory):
     save_atomic(small_checkpoint(), path)
     with in_zoo():
         yield path
-
-
-@pytest.fixture(scope="module")
-def network():
-    model = SmallStudent(3)
-    model.load_state_dict(small_checkpoint()["state_dict"])
-    return model.eval()
 
 
 def expected(network, pictures):
@@ -109,6 +105,7 @@ def test_opencv(best, network, tmp_path):
         (("--ir-version", "99"), "--ir-version must be from 4 to"),
         (("--format", "litert"), r"ends in \.tflite"),
         (("--format", "onxx"), "did you mean 'onnx'"),
+        (("--format", "web", "--output", "page", "--uint8"), "leave out --uint8 and --argmax"),
     ],
 )
 def test_mistakes_are_named_before_the_work(best, tmp_path, options, words):
@@ -236,8 +233,7 @@ def test_a_page_is_complete_and_holds_the_network(best, network, tmp_path, stand
     assert all((folder / name).is_file() for name in re.findall(r'src="([^"]+)"', page))
     assert not re.search(r"https?://", page)  # offline
     pictures = raw_pictures(1, 40, 56)
-    mask = load_exported(folder).run(pictures).numpy()
-    assert (mask == expected(network, pictures).argmax(1)).mean() > 0.999
+    np.testing.assert_allclose(logits_of(folder, pictures), expected(network, pictures), atol=1e-4)
     run_export(best, folder, "--format", "web", "--web-runtime", stand_in)  # over the older one
     assert not list(tmp_path.glob(".*"))
 
@@ -252,11 +248,16 @@ def test_a_runtime_without_its_parts_is_refused(best, tmp_path, stand_in):
 # What the page finds goes to a server of the test's own: a page from a disk may send, though not fetch.
 IN_THE_PAGE = """<script>
 ready.then(async () => {
-  await open(new File([bytes("%s")], "picture.png", { type: "image/png" }));
-  const found = mask ? Array.from(mask.classes).join(" ") : $("status").textContent;
-  await fetch("http://127.0.0.1:%d/", { method: "POST", mode: "no-cors", body: found });
+  const file = new File([bytes("%s")], "picture.png", { type: "image/png" });
+  let found;
+  try { found = await (async () => { %s })(); } catch (error) { found = { error: String(error) }; }
+  await fetch("http://127.0.0.1:%d/", { method: "POST", mode: "no-cors", body: JSON.stringify(found) });
 });
 </script></html>"""
+WHAT_IS_SHOWN = """
+  status: $("status").textContent, height: mask?.height, classes: mask && Array.from(mask.classes),
+  legend: $("legend").textContent, picture: picture?.toDataURL("image/png")
+"""
 
 
 class Listener(BaseHTTPRequestHandler):
@@ -271,39 +272,112 @@ class Listener(BaseHTTPRequestHandler):
         pass
 
 
-def test_a_browser_finds_what_the_checkpoint_does(best, network, tmp_path):
-    """The page from the disk in headless Chromium; the picture as if dropped onto it."""
+def in_a_browser(folder, picture, script, *options):
+    """What the asynchronous ``script`` gives in the page ``folder``, opened from the disk in headless Chromium.
+
+    Args:
+        picture: uint8 (3, H, W), the script's ``file``.
+    """
     browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if browser is None:
         pytest.skip("no Chromium")
-    try:
-        folder = run_export(best, tmp_path / "page", "--format", "web")
-    except UserError as error:
-        pytest.skip(str(error))
-    pictures, file = raw_pictures(1, 60, 84), io.BytesIO()
-    Image.fromarray(pictures[0].permute(1, 2, 0).numpy()).save(file, "PNG")
+    file = io.BytesIO()
+    Image.fromarray(picture.permute(1, 2, 0).numpy()).save(file, "PNG")
     page = (folder / PAGE).read_text(encoding="utf-8")
     with HTTPServer(("127.0.0.1", 0), Listener) as server:
-        server.found, server.timeout = "", 60
-        script = IN_THE_PAGE % (base64.b64encode(file.getvalue()).decode(), server.server_port)
-        (folder / "test.html").write_text(page.replace("</html>", script), encoding="utf-8")
-        profile = f"--user-data-dir={tmp_path / 'profile'}"
-        options = [
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--disable-features=LocalNetworkAccessChecks",
-            profile,
-        ]
+        server.found, server.timeout = "{}", 120
+        test = IN_THE_PAGE % (base64.b64encode(file.getvalue()).decode(), script, server.server_port)
+        (folder / "test.html").write_text(page.replace("</html>", test), encoding="utf-8")
+        command = [browser, "--headless", "--no-sandbox", "--disable-gpu"]
+        command += ["--disable-features=LocalNetworkAccessChecks", f"--user-data-dir={folder.parent / 'profile'}"]
         url = (folder / "test.html").as_uri()
         with subprocess.Popen(
-            [browser, *options, url], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            [*command, *options, url], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         ) as running:
             server.handle_request()
             running.terminate()
-    classes = np.array(server.found.split(), np.uint8).reshape(60, 84)
-    assert (classes == expected(network, pictures).argmax(1)[0]).mean() > 0.999
+    return json.loads(server.found)
+
+
+@pytest.fixture(scope="module")
+def web_runtime(tmp_path_factory):
+    """The real package onnxruntime-web, fetched once."""
+    from deploy import web_format
+
+    try:
+        return web_format._fetch(tmp_path_factory.mktemp("npm"))
+    except UserError as error:
+        pytest.skip(str(error))
+
+
+def as_predicted(model, picture, side):
+    """The classes of uint8 (1, 3, H, W) with ``side`` pixels on the longer side, by PyTorch alone."""
+    height, width = picture.shape[-2:]
+    small = [int(pixels * side / max(height, width) + 0.5) for pixels in (height, width)]
+    with torch.no_grad():
+        images = F.interpolate(by_hand(picture), small, mode="bilinear", antialias=True)
+        return F.interpolate(model(images), (height, width), mode="bilinear").argmax(1)[0].numpy()
+
+
+@pytest.mark.parametrize(
+    ("input_size", "size", "side"),
+    [(0, (), 84), (48, (), 48), (128, (), 128), (64, ("--size", "64x64"), 64)],  # as it is, shrunk, enlarged, fitted
+)
+def test_a_browser_finds_what_the_checkpoint_does(best, network, tmp_path, web_runtime, input_size, size, side):
+    """The page from the disk in headless Chromium; the picture as if dropped onto it."""
+    checkpoint = tmp_path / "best.pth"
+    save_atomic(small_checkpoint() | {"input_size": input_size}, checkpoint)
+    folder = run_export(checkpoint, tmp_path / "page", "--format", "web", "--web-runtime", web_runtime, *size)
+    pictures = smooth_pictures(1, 60, 84)
+    found = in_a_browser(folder, pictures[0], f"await open(file); return {{ {WHAT_IS_SHOWN} }};")
+    assert "classes" in found, found
+    classes = np.array(found["classes"], np.uint8).reshape(found["height"], -1)
+    # Beside a picture in a square the network sees grey rather than nothing.
+    assert (classes == as_predicted(network, pictures, side)).mean() > (0.95 if size else 0.999)
+    assert (classes == load_segmenter(folder, "cpu").mask(pictures[0]).numpy()).mean() > 0.999
     assert len(np.unique(classes)) > 1
+
+
+WITH_A_CAMERA = """
+  $("camera").click();
+  const until = async (done) => { while (!done()) { if ($("status").className) throw Error($("status").textContent);
+    await new Promise((then) => setTimeout(then, 20)); } };
+  await until(() => times.length > 1);
+  const track = stream.getTracks()[0], seen = { running: $("camera").textContent, WHAT_IS_SHOWN };
+  await open(file);  // while frames are computed
+  const then = { stopped: $("camera").textContent, track: track.readyState, WHAT_IS_SHOWN };
+  $("camera").click();
+  await until(() => stream && picture.width === 640);
+  $("camera").click();
+  await work;
+  return [seen, then, { again: picture.width, stream }];
+""".replace("WHAT_IS_SHOWN", WHAT_IS_SHOWN)
+
+
+def test_the_camera(best, network, tmp_path, web_runtime):
+    """Chromium's stand-in for a camera: frames as the checkpoint sees them, until a picture is dropped in."""
+    folder = run_export(best, tmp_path / "page", "--format", "web", "--web-runtime", web_runtime)
+    pictures = smooth_pictures(1, 60, 84)
+    flags = ("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream")
+    found = in_a_browser(folder, pictures[0], WITH_A_CAMERA, *flags)
+    assert isinstance(found, list), found
+    frame = np.asarray(Image.open(io.BytesIO(base64.b64decode(found[0]["picture"].partition(",")[2]))).convert("RGB"))
+    assert frame.shape == (480, 640, 3)
+    frame = torch.from_numpy(frame.copy()).permute(2, 0, 1)[None]
+    for shown, picture, side in ((found[0], frame, 512), (found[1], pictures, 84)):
+        classes = np.array(shown["classes"], np.uint8).reshape(shown["height"], -1)
+        assert (classes == as_predicted(network, picture, side)).mean() > 0.999
+    assert "(512 x 384)" in found[0]["status"]
+    assert (found[0]["running"], found[1]["stopped"], found[1]["track"]) == ("Stop", "Camera", "ended")
+    assert found[2] == {"again": 640, "stream": None}
+
+
+def test_without_a_camera_the_page_says_so(best, tmp_path, web_runtime):
+    folder = run_export(best, tmp_path / "page", "--format", "web", "--web-runtime", web_runtime)
+    script = f"await startCamera(); return {{ {WHAT_IS_SHOWN} , button: $('camera').textContent }};"
+    found = in_a_browser(folder, smooth_pictures(1, 60, 84)[0], script)
+    assert found["status"].startswith("no camera: ")
+    assert found["button"] == "Camera"
 
 
 # -- names and folders ----------------------------------------------------------------------------
@@ -339,24 +413,27 @@ def test_an_older_folder_survives_an_error(tmp_path):
 def test_the_table_of_all_formats(demo_data, best, tmp_path, capsys, stand_in):
     """Two lines at least, each with what its file weighs; what is not installed is left out with its reason."""
     from dataset import build_dataset
-    from deploy.segmenter import load_segmenter
-    from scoring.protocol import evaluate_model
+    from scoring.metrics import ConfusionMatrix
     from zoo import model_file_dict
 
     data = build_dataset("demo", demo_data, "val")
     model = SmallStudent(data.num_classes)
     save_atomic(model_file_dict("small", model, data), tmp_path / "demo.pth")
-    options = ["--format", "all", "--rounds", "1", "--size", "48x64", "--web-runtime", stand_in]
+    options = ["--format", "all", "--rounds", "1", "--size", "48x64", "--web-runtime", stand_in, "--score-images", "2"]
     folder = run_export(tmp_path / "demo.pth", tmp_path / "all", *options, "--dataset", "demo", "--data-dir", demo_data)
     table = capsys.readouterr().out.partition("\nruntime ")[2].splitlines()
-    rows = {line.split("  ")[0]: line.split() for line in table[1:] if not line.startswith(("left out", "one picture"))}
-    assert {"PyTorch", "ONNX Runtime", "torch.export", "onnxruntime-web"} <= set(rows)
+    rows = {line.split("  ")[0]: line.split() for line in table[1:] if not line.startswith(("left out", "m"))}
+    assert {"PyTorch fp32", "ONNX Runtime fp32", "torch.export fp32", "onnxruntime-web fp32"} <= set(rows)
     onnx_file = folder / "demo.onnx"
-    assert f"{onnx_file.stat().st_size / 1e6:.2f}" in rows["ONNX Runtime"]
-    score = evaluate_model(load_segmenter(onnx_file, "cpu").model, data, torch.device("cpu")).scores.miou
-    assert rows["ONNX Runtime"][-1] == f"{100 * score:.2f}"
+    assert f"{onnx_file.stat().st_size / 1e6:.2f}" in rows["ONNX Runtime fp32"]
+    confusion = ConfusionMatrix(data.num_classes)
+    for sample in (data[0], data[3]):  # two of six, spread
+        confusion.update(load_segmenter(onnx_file, "cpu").mask(sample["image"]).long(), sample["mask"])
+    *_, miou, alike = rows["ONNX Runtime fp32"]
+    assert miou == f"{100 * confusion.scores().miou:.2f}" and float(alike) > 99.9
+    assert "2 pictures of demo/val" in "\n".join(table)
     for name, kind in FORMATS.items():
-        assert (kind.engine in rows) != any(line.startswith(f"left out: {name}: ") for line in table), name
+        assert (f"{kind.engine} fp32" in rows) != any(line.startswith(f"left out: {name}: ") for line in table), name
     with pytest.raises(UserError, match="needs --output DIR"):
         export_main([best, "--format", "all"])
     with pytest.raises(UserError, match="--dataset is for --format all"):

@@ -379,6 +379,22 @@ def test_both_files_are_scored_on_pictures(int8_files):
     assert all(abs(float(points)) < 1 and float(alike) > 98 for _, points, alike in shown)
 
 
+def test_int8_stands_in_the_table_of_formats(int8_files, demo_student, demo_data, tmp_path, monkeypatch, run_script):
+    """Both files of a checkpoint, scored as `quantize.py` does; others are refused."""
+    from deploy.formats import FORMATS
+
+    monkeypatch.setattr("deploy.export_run.FORMATS", {name: FORMATS[name] for name in ("onnx", "pt2")})
+    command = ["export.py", demo_student, "--format", "all", "--output", tmp_path, "--rounds", 1]
+    data = ["--dataset", "demo", "--data-dir", demo_data, "--score-images", 3]
+    table = run_script(*command, *data, "--int8", int8_files[0] / "ptq.onnx").stdout
+    rows = {line.split("  ")[0]: line.split() for line in table.partition("\nruntime ")[2].splitlines()[1:]}
+    assert {"torch.export INT8", "torch.export fp32", "ONNX Runtime INT8", "ONNX Runtime fp32"} <= set(rows)
+    assert f"{(int8_files[0] / 'ptq.pt2').stat().st_size / 1e6:.2f}" in rows["torch.export INT8"]
+    assert float(rows["torch.export INT8"][-1]) > 98 and float(rows["torch.export fp32"][-1]) > 99.9
+    done = run_script(*command, "--int8", int8_files[0] / "qat.onnx", check=False)
+    assert "qat.onnx: not this checkpoint's INT8 form" in done.stderr
+
+
 def test_no_file_loses_more_than_is_allowed(int8_files, demo_student, demo_data, tmp_path):
     import quantize
 

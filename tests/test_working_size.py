@@ -24,6 +24,7 @@ from basics.grids import working_shape
 from comparison.plan import load_plan
 from comparison.scoring import score_run, score_teacher
 from dataset import SegmentationDataset, build_dataset
+from deploy.formats import FORMATS, load_exported
 from deploy.segmenter import load_segmenter
 from kd.distiller import LiveTeacher
 from kd.teacher_cache import open_teacher_cache
@@ -270,6 +271,33 @@ def test_checkpoint_prediction_and_exported_files_decide_alike(root, checkpoint,
     table = run_script("evaluate.py", *files, "--dataset", "folder", "--data-dir", root, "--device", "cpu",
                        "--workers", 0, "--agreement").stdout  # fmt: skip
     assert table.count("working size 48, masks at native resolution") == 4 and "tiny at 48" in table
+
+
+def test_a_format_of_one_size_takes_a_square_of_the_working_size(root, checkpoint, run_script, monkeypatch, tmp_path):
+    """And --size of another scale is remarked upon."""
+    monkeypatch.setitem(FORMATS, "new", dataclasses.replace(FORMATS["pt2"], suffix=".new", one_size=True))
+    output = run_script("export.py", checkpoint, "--output", tmp_path / "a.new", "--rounds", 1).stdout
+    assert load_exported(tmp_path / "a.new").size == (48, 48)
+    assert "ms at 48" in output and "warning" not in output
+    model, data = load_segmenter(checkpoint, "cpu"), build_dataset("folder", root, "val")
+    file = load_segmenter(tmp_path / "a.new", "cpu")
+    for index in range(len(data)):  # what is left of the square is grey, and edges see some of it
+        image = data[index]["image"]
+        assert (file.mask(image) == model.mask(image)).float().mean() > 0.95
+    for size, remark in (("32x48", False), ("64x64", True)):
+        command = ["export.py", checkpoint, "--output", tmp_path / "b.pt2", "--size", size, "--rounds", 0]
+        assert ("warning: the student sees pictures at 48 pixels" in run_script(*command).stdout) == remark
+
+
+def test_the_table_of_formats_scores_at_the_working_size(root, checkpoint, run_script, monkeypatch, tmp_path):
+    monkeypatch.setattr("deploy.export_run.FORMATS", {"pt2": FORMATS["pt2"]})
+    data = ["--dataset", "folder", "--data-dir", root]
+    table = run_script("export.py", checkpoint, "--format", "all", "--output", tmp_path, "--rounds", 1, *data).stdout
+    model = load_segmenter(checkpoint, "cpu").model
+    score = 100 * evaluate_model(model, build_dataset("folder", root, "val"), CPU).scores.miou
+    rows = {line.split("  ")[0]: line.split() for line in table.splitlines()}
+    assert rows["PyTorch fp32"][-1] == rows["torch.export fp32"][-2] == f"{score:.2f}"
+    assert "one picture of 48x48" in table
 
 
 @pytest.mark.parametrize("script", ["evaluate.py", "predict.py"])
