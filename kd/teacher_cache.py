@@ -127,9 +127,8 @@ def open_teacher_cache(
         if candidate == folder:
             _refuse(folder, found)
     if not build:
-        dims = {tap: math.ceil(EXPECTED_DIMS * model.tap_channels[tap]) for tap in taps}
-        guess = {tap: max(count, min(model.tap_channels[tap], EXACT_CHANNELS)) for tap, count in dims.items()}
-        check_room(folder, RecordLayout(here | {"dims": guess}).total_bytes - file_bytes(folder / OUTPUTS))
+        expected = RecordLayout(here | {"dims": _expected_dims(model, taps)}).total_bytes
+        check_room(folder, expected - file_bytes(folder / OUTPUTS))
         return None
     with locked(folder / "lock"):
         if load_manifest(folder) is None:
@@ -151,6 +150,12 @@ def _check_losses(recipe: Recipe, model: SegmentationModel) -> None:
         if tap not in model.tap_channels:
             known = ", ".join(model.tap_channels) or "none"
             raise UserError(f"a feature loss needs the map {tap!r}, which this teacher lacks (it has: {known})")
+
+
+def _expected_dims(model: SegmentationModel, taps: Sequence[str]) -> dict[str, int]:
+    """What will be kept of the channels of each map, before a projection is fitted: a guess, to reckon with."""
+    channels = {tap: model.tap_channels[tap] for tap in taps}
+    return {tap: max(math.ceil(EXPECTED_DIMS * count), min(count, EXACT_CHANNELS)) for tap, count in channels.items()}
 
 
 def describe(

@@ -18,6 +18,7 @@ from train_kd import get_args_parser, main, make_recipe, name_run
 from training import build
 from training import trainer as trainer_module
 from training.trainer import Trainer
+from zoo import load_checkpoint_model
 
 TIMES = {"images_per_s", "epoch_s", "elapsed_s"}
 
@@ -137,6 +138,21 @@ def test_resume_with_terms_on_other_maps_is_exact(demo_data, distilled, tmp_path
     assert {key.partition(".")[0] for key in adapters} == {
         "cosine_low", "cosine_mid", "cosine_high", "cosine@high_high", "pkd@mid_mid",
     }  # fmt: skip
+
+
+def test_an_auxiliary_head_is_resumed_exactly_and_in_no_file(demo_data, distilled, tmp_path):
+    """With the mean of the weights, a frozen stage, and a stop within an epoch; the file is the plain student's."""
+    terms = [*distilled, "--loss", "ce@high=0.5", "--loss", "kl@high=0.1", "--ema", "0.9", "--freeze-epochs", "1"]
+    for name, *cuts in (("whole",), ("parts", 3)):
+        for more in [*(["--max-steps", cut] for cut in cuts), ["--resume", "auto"]]:
+            assert main(arguments(demo_data, tmp_path / name, *terms, *more)) == 0
+    assert_same_run(tmp_path / "whole" / "run", tmp_path / "parts" / "run")
+    assert {"train_ce@high", "train_kl@high"} <= rows(tmp_path / "whole" / "run")[0].keys()
+    last = load_file(tmp_path / "whole" / "run" / "last.pth")
+    heads = {key: value for key, value in last["training"]["adapters"].items() if key.startswith("head_high.")}
+    assert heads["head_high.1.num_batches_tracked"] == last["training"]["progress"]["step"]
+    model, _ = load_checkpoint_model(tmp_path / "whole" / "run" / "best.pth")
+    assert last["state_dict"].keys() == model.state_dict().keys()
 
 
 @pytest.mark.parametrize("dtype", ["fp16", "uint8"])
@@ -397,7 +413,8 @@ def test_runs_of_different_settings_get_different_folders():
         (["--loss", "kll=1"], ["kll", "cosine"]),
         (["--loss", "kl=x"], ["kl=x", "NAME=WEIGHT"]),
         (["--loss", "cosine@hi=1"], ["cosine@hi", "known: decoder, high, low, mid"]),
-        (["--loss", "kl@high=1"], ["kl looks at no feature map"]),
+        (["--loss", "ce=0", "--loss", "ce@high=1"], ["ce@high: no loss looks at what the student itself says"]),
+        (["--loss", "ce@hgih=1"], ["unknown feature map", "high"]),
         (["--preset", "nothing"], ["nothing", "papi"]),
         (["--epochs", "0"], ["--epochs"]),
         (["--lr", "-1"], ["--lr must be above 0"]),

@@ -132,7 +132,7 @@ class Arguments(argparse.Namespace):
         "method",
         [],
         f"any further term, or another weight of ce (1): {', '.join(sorted(LOSSES))}; a feature loss on other maps "
-        "than its own: NAME@TAP+TAP, of low, mid, high, decoder",
+        "than its own: NAME@TAP+TAP, of low, mid, high, decoder; ce@high=0.5: another loss, on an auxiliary head there",
         metavar="NAME[@TAP]=WEIGHT",
     )
     class_weights: str | None = flag(

@@ -23,7 +23,8 @@ from deploy.quantized import FakeQuantModel
 from deploy.teachers import FittedTeacher, TeacherChoice, load_teacher_for
 from kd.cached_teacher import CachedTeacher
 from kd.class_map import ClassMap
-from kd.distiller import DistilledStudent, Distiller, LiveTeacher, MappedTeacher, Recipe, Teacher
+from kd.distiller import DistilledStudent, Distiller, LiveTeacher, Recipe, Teacher
+from kd.mapped_teacher import MappedTeacher
 from kd.teacher_cache import open_teacher_cache, weights_sha256
 from networks.base import SegmentationModel
 from networks.folding import fold_batchnorm
@@ -171,6 +172,7 @@ def build_models(args: Arguments, recipe: Recipe, data: Data, device: torch.devi
     plain = distributed.synchronize_batchnorm(student, device)
     trained = _fake_quantized(plain) if args.qat else plain
     model = DistilledStudent(trained, recipe, teacher).to(device)
+    distributed.synchronize_batchnorm(model.adapters, device)
     # Seeded anew: how many numbers the adapters took must not change the student's dropout.
     torch.manual_seed(args.seed)
     part_random_streams()

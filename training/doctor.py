@@ -31,7 +31,7 @@ from basics.memory import explain_memory, free_memory
 from datachecks.check import invitation, look_at
 from dataset import SegmentationDataset, build_split
 from deploy.teachers import TeacherChoice, load_teacher_for
-from kd.distiller import MappedTeacher
+from kd.mapped_teacher import MappedTeacher
 from networks.weights import read_weights
 from networks.working_size import at_working_size
 from scoring.memory import memory_advice, scoring_bytes

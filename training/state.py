@@ -347,11 +347,12 @@ def _check_optimizer(saved: Mapping, optimizer: torch.optim.Optimizer) -> None:
 def _check_like(saved: Any, own: object, where: str) -> None:
     """A `ValueError` unless ``saved`` is built as ``own``: keys, lengths, kinds of values, shapes of tensors.
 
-    Tensors must be finite floats on the CPU. Walks as deep as ``own`` goes, however deep ``saved`` is.
+    Tensors must be finite, on the CPU, and floats where ``own`` are (BatchNorm counts its batches). Walks as deep as
+    ``own`` goes, however deep ``saved`` is.
     """
     if isinstance(own, torch.Tensor):
         alike = isinstance(saved, torch.Tensor) and saved.shape == own.shape and is_plain(saved)
-        alike = alike and saved.is_floating_point() and bool(saved.isfinite().all())
+        alike = alike and saved.is_floating_point() == own.is_floating_point() and bool(saved.isfinite().all())
     elif isinstance(own, Mapping):
         alike = isinstance(saved, Mapping) and saved.keys() == own.keys()
     elif isinstance(own, list | tuple):
