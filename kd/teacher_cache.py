@@ -127,8 +127,7 @@ def open_teacher_cache(
         if candidate == folder:
             _refuse(folder, found)
     if not build:
-        expected = RecordLayout(here | {"dims": _expected_dims(model, taps)}).total_bytes
-        check_room(folder, expected - file_bytes(folder / OUTPUTS))
+        check_room(folder, _expected_bytes(here, model, taps) - file_bytes(folder / OUTPUTS))
         return None
     with locked(folder / "lock"):
         if load_manifest(folder) is None:
@@ -152,10 +151,11 @@ def _check_losses(recipe: Recipe, model: SegmentationModel) -> None:
             raise UserError(f"a feature loss needs the map {tap!r}, which this teacher lacks (it has: {known})")
 
 
-def _expected_dims(model: SegmentationModel, taps: Sequence[str]) -> dict[str, int]:
-    """What will be kept of the channels of each map, before a projection is fitted: a guess, to reckon with."""
+def _expected_bytes(here: dict[str, Any], model: SegmentationModel, taps: Sequence[str]) -> int:
+    """How large a cache will be, guessed before a projection is fitted."""
     channels = {tap: model.tap_channels[tap] for tap in taps}
-    return {tap: max(math.ceil(EXPECTED_DIMS * count), min(count, EXACT_CHANNELS)) for tap, count in channels.items()}
+    dims = {tap: max(math.ceil(EXPECTED_DIMS * count), min(count, EXACT_CHANNELS)) for tap, count in channels.items()}
+    return RecordLayout(here | {"dims": dims}).total_bytes
 
 
 def describe(

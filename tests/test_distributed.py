@@ -136,6 +136,11 @@ def test_every_loss_has_the_gradient_of_one_process(in_float64, tmp_path):
                     torch.testing.assert_close(got[key], expected[key], rtol=1e-9, atol=1e-12, msg=f"{name}: {key}")
 
 
+def test_all_ranks_go_by_the_slowest_clock(tmp_path):
+    results = Ranks(lambda rank: distributed.largest_over_ranks(0.1 + rank), 2, tmp_path / "ranks").results()
+    assert results == [1.1, 1.1] and distributed.largest_over_ranks(0.1) == 0.1
+
+
 def test_class_weights_count_for_all_ranks(tmp_path):
     def loss(rank, world):
         torch.manual_seed(1)

@@ -15,7 +15,7 @@ from basics.errors import UserError
 from basics.signals import Stopped
 from tests.conftest import assert_one_line_error
 from train_kd import get_args_parser, main, make_recipe, name_run
-from training import build
+from training import build, pace
 from training import trainer as trainer_module
 from training.trainer import Trainer
 from zoo import load_checkpoint_model
@@ -358,6 +358,47 @@ def test_an_adaptive_recipe_outlives_its_planned_steps(demo_data, distilled, tmp
     assert len(rows(tmp_path / "run")) == 3
 
 
+@pytest.fixture
+def a_second_a_step(monkeypatch):
+    """A clock that stands still but for optimizer steps."""
+    clock, step = [0.0], Trainer.train_step
+
+    def slow_step(self, batch):
+        clock[0] += 1
+        return step(self, batch)
+
+    monkeypatch.setattr(Trainer, "train_step", slow_step)
+    monkeypatch.setattr(pace, "time", types.SimpleNamespace(monotonic=lambda: clock[0]))
+
+
+def test_a_time_budget_ends_the_run_and_bends_the_schedule(demo_data, tmp_path, a_second_a_step, capsys):
+    """6.5 s are seven steps of a second; --epochs 2 of four steps each say that the first half is warm-up."""
+    more = ["--time-budget", "6.5", "--schedule", "poly", "--lr", "1e-3", "--backbone-lr-factor", "1"]
+    assert main(arguments(demo_data, tmp_path, *more)) == 0
+    history = rows(tmp_path / "run")
+    assert [(row["epoch"], row["step"]) for row in history] == [("1", "4"), ("2", "7")]
+    # Set after 3 and after 6 s: at 3 / 6.5 and 6 / 6.5 of eight steps, of which four are warm-up from 1 %.
+    warm, last = 8 * 3 / 6.5, 8 * 6 / 6.5
+    rates = [1e-3 * (0.01 + 0.99 * warm / 4), 1e-3 * (1 - (last - 4) / 4) ** 0.9]
+    assert [float(row["lr"]) for row in history] == pytest.approx(rates)
+    assert history[-1]["val_miou"] and "epoch 2 |" in capsys.readouterr().out
+    assert "optimizer steps" in (tmp_path / "run" / "report.txt").read_text()
+    more = ["--time-budget", "10.5", "--epochs", "1"]  # epochs are no bound
+    assert main(arguments(demo_data, tmp_path / "longer", *more)) == 0
+    assert [row["step"] for row in rows(tmp_path / "longer" / "run")] == ["4", "8", "11"]
+
+
+def test_a_resumed_run_has_the_rest_of_its_time(demo_data, distilled, tmp_path, a_second_a_step):
+    more = [*distilled, "--preset", "aicsd", "--time-budget", "6.5", "--save-steps", "1"]
+    for name, *cuts in (("whole",), ("parts", 3)):
+        for again in [*(["--max-steps", cut] for cut in cuts), ["--resume", "auto"], ["--resume", "auto"]]:
+            assert main(arguments(demo_data, tmp_path / name, *more, *again)) == 0
+    assert_same_run(tmp_path / "whole" / "run", tmp_path / "parts" / "run")
+    assert load_file(tmp_path / "parts" / "run" / "last.pth")["training"]["progress"]["train_s"] == 7
+    with pytest.raises(UserError, match=r"--time-budget was 6\.5, is 9\.0"):
+        main(arguments(demo_data, tmp_path / "parts", *more, "--resume", "auto", "--time-budget", "9"))
+
+
 def test_patience_stops_early(demo_data, tmp_path, monkeypatch):
     monkeypatch.setattr(Trainer, "keep_best", lambda self, evaluation: setattr(self.progress, "stale_evaluations", 1))
     assert main(arguments(demo_data, tmp_path, "--patience", "1", "--epochs", "5")) == 0
@@ -426,6 +467,7 @@ def test_runs_of_different_settings_get_different_folders():
         (["--freeze-crop-size", "8"], ["--freeze-crop-size", "32"]),
         (["--warmup-epochs", "inf"], ["--warmup-epochs"]),
         (["--max-steps", "0"], ["--max-steps"]),
+        (["--time-budget", "0"], ["--time-budget must be above 0"]),
         (["--batch-size", "100000"], ["--batch-size", "train"]),
         (["--student-weights", "absent.pth"], ["absent.pth"]),
         (["--alpha", "1", "--teacher-weights", "absent.pth"], ["absent.pth"]),

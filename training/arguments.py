@@ -150,6 +150,14 @@ class Arguments(argparse.Namespace):
     )
 
     epochs: int = flag("optimization", "budget", 60, least=1)
+    time_budget: float | None = flag(
+        "optimization",
+        "budget",
+        None,
+        "instead of --epochs: end after so many seconds of training (docs/comparing.md); never the same to the bit",
+        above=0,
+        metavar="SECONDS",
+    )
     epoch_images: int | None = flag(
         "optimization",
         "budget",

@@ -35,8 +35,9 @@ from training.arguments import Arguments
 from training.average import AveragedStudent
 from training.data import Data, scale_of
 from training.optim import Optimization, make_optimizer, make_scheduler
+from training.pace import Pace
 from training.runlog import METRICS, RunLog, read_metrics
-from training.stages import Stage, Stages
+from training.stages import Stage
 from training.state import MadeFrom, RunState, part_random_streams
 from zoo import create_model, load_model_state, model_file_dict
 
@@ -264,11 +265,12 @@ def made_from(args: Arguments, recipe: Recipe, data: Data, models: Models) -> Ma
 
 
 def build_optimization(
-    args: Arguments, model: nn.Module, student: SegmentationModel, stages: Stages, device: torch.device
+    args: Arguments, model: nn.Module, student: SegmentationModel, pace: Pace, device: torch.device
 ) -> Optimization:
     """For the parameters of ``model``; those of the backbone of ``student``, a part of it, learn at their own rate."""
     optimizer = make_optimizer(
         model, args.optimizer, args.lr, args.weight_decay, student.backbone, args.backbone_lr_factor
     )
-    scheduler = make_scheduler(optimizer, stages.total_steps, stages.warmup_steps, args.schedule)
+    stages = pace.stages
+    scheduler = make_scheduler(optimizer, stages.total_steps, stages.warmup_steps, args.schedule, pace.schedule_step)
     return Optimization(optimizer, scheduler, torch.amp.GradScaler(device.type, enabled=args.amp == "fp16"), device)
