@@ -215,14 +215,14 @@ def test_what_lies_under_padding_changes_no_distillation_loss():
     with torch.no_grad():
         logits, adapted = distiller.model(batch["image"])
         told = distiller.teacher(batch)
-        clean = [distiller._logit_loss("kl", logits, told, batch["valid"]).item()]
+        clean = [distiller._logit_loss("kl", logits, distiller.student.logit_stride, told, batch["valid"]).item()]
         clean += [
             distiller._feature_loss(name, adapted[f"{name}_{tap}"], told.taps[tap], tap, batch["valid"]).item()
             for name, tap in distiller.model.feature_terms
         ]
         for feature_map in (logits, told.logits, *adapted.values(), *told.taps.values()):
             feature_map[..., feature_map.shape[-2] * 3 // 4 :, :] = 1e4
-        dirty = [distiller._logit_loss("kl", logits, told, batch["valid"]).item()]
+        dirty = [distiller._logit_loss("kl", logits, distiller.student.logit_stride, told, batch["valid"]).item()]
         dirty += [
             distiller._feature_loss(name, adapted[f"{name}_{tap}"], told.taps[tap], tap, batch["valid"]).item()
             for name, tap in distiller.model.feature_terms
