@@ -377,9 +377,8 @@ def test_a_time_budget_ends_the_run_and_bends_the_schedule(demo_data, tmp_path, 
     assert main(arguments(demo_data, tmp_path, *more)) == 0
     history = rows(tmp_path / "run")
     assert [(row["epoch"], row["step"]) for row in history] == [("1", "4"), ("2", "7")]
-    # Set after 3 and after 6 s: at 3 / 6.5 and 6 / 6.5 of eight steps, of which four are warm-up from 1 %.
-    warm, last = 8 * 3 / 6.5, 8 * 6 / 6.5
-    rates = [1e-3 * (0.01 + 0.99 * warm / 4), 1e-3 * (1 - (last - 4) / 4) ** 0.9]
+    # Set after 4 s, at 4 / 6.5 of eight steps of which four are warm-up; and after 7 s, at the end.
+    rates = [1e-3 * (1 - (8 * 4 / 6.5 - 4) / 4) ** 0.9, 0.0]
     assert [float(row["lr"]) for row in history] == pytest.approx(rates)
     assert history[-1]["val_miou"] and "epoch 2 |" in capsys.readouterr().out
     assert "optimizer steps" in (tmp_path / "run" / "report.txt").read_text()

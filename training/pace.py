@@ -23,7 +23,7 @@ class Pace:
 
     def __init__(self, args: Arguments, stages: Stages, progress: Progress):
         self.args, self.stages, self.progress = args, stages, progress
-        self._since = 0.0
+        self._since = time.monotonic()
 
     def start(self) -> None:
         """The clock runs, until the last `tick` before something else is done."""

@@ -149,7 +149,6 @@ class Trainer:
             progress.step += 1
             progress.step_in_epoch += 1
             progress.epoch_s = time.monotonic() - start
-            pace.tick()
             if progress.step % self.watch.every == 0:
                 bar.set_postfix({name: f"{value:.3f}" for name, value in self.state.means().items()})
             if stop.poll() or pace.is_spent():
@@ -184,6 +183,7 @@ class Trainer:
         optimization.scaler.scale(total).backward()
         norm = optimization.clip(self.args.clip_norm)
         self.watch.add(total.detach(), norm, batch["id"], self.progress.epoch + 1)  # before weights are spoilt
+        self.pace.tick()  # the next step's rate may follow it
         optimization.step(norm)
         self.models.average_in(self.progress.step)
         return torch.stack([*(losses[name] for name in self.recipe.weights), total, norm]).detach()
