@@ -47,7 +47,7 @@ from networks.weights import (
     read_weights,
     unwrap,
 )
-from student_model import StudentNet
+from student_model import SIZES, VARIANTS, StudentNet
 
 VOC_CLASS_COUNT = 21
 FILES = (".onnx", ".pth", ".pt", ".safetensors")  # of a teacher, in the place of its name
@@ -58,8 +58,16 @@ RESNET50, RESNET101 = tv.ResNet50_Weights.IMAGENET1K_V1, tv.ResNet101_Weights.IM
 MOBILENET_LARGE = tv.MobileNet_V3_Large_Weights.IMAGENET1K_V1
 
 MODELS: dict[str, ModelSpec] = {
-    "standard": ModelSpec(partial(StudentNet, variant="standard"), STUDENT_BACKBONE, "torchvision ImageNet backbone"),
-    "compact": ModelSpec(partial(StudentNet, variant="compact"), STUDENT_BACKBONE, "torchvision ImageNet backbone"),
+    **{
+        name: ModelSpec(partial(StudentNet, variant=name), STUDENT_BACKBONE, "torchvision ImageNet backbone")
+        for name in VARIANTS
+    },
+    **{
+        f"{name}_rates": ModelSpec(
+            partial(StudentNet, variant=name), STUDENT_BACKBONE, "torchvision ImageNet backbone", fits_crop=True
+        )
+        for name in SIZES
+    },
     "fastlitessnet": ModelSpec(FastLiteSSNet, None, "none published: trained from scratch"),
     "fcn_resnet50": torchvision_spec(
         partial(ResNetModel, tvs.fcn_resnet50), RESNET50, tvs.FCN_ResNet50_Weights.COCO_WITH_VOC_LABELS_V1
@@ -123,6 +131,7 @@ def create_model(
     num_classes: int,
     weights: str = "none",
     class_names: Sequence[str] | None = None,
+    crop_size: int | None = None,
     **model_args: object,
 ) -> SegmentationModel:
     """A model to be trained.
@@ -136,6 +145,7 @@ def create_model(
             is printed.
         class_names: of the data set. Of a network for other classes than these, or for these in another order, the
             backbone alone is taken, too: its outputs would bear the wrong names.
+        crop_size: of the training, for networks that are made for one; a checkpoint's own goes before.
         model_args: the model's own arguments; by default those in a checkpoint that is given.
 
     Raises:
@@ -145,13 +155,15 @@ def create_model(
         file = None if weights in ("none", "default") else _read_for(name, weights)
         return sources.create(name, num_classes, weights, class_names, file)
     spec = choose(MODELS, name, "model")
+    fitted = {"crop_size": crop_size} if spec.fits_crop and crop_size else {}
     if weights in ("none", "default"):
-        model = build_model(name, num_classes, **model_args)
+        model = build_model(name, num_classes, **{**fitted, **model_args})
         if weights == "default":
             spec.start_student(model, name, class_names)
         return model
     file = _read_for(name, weights)
-    model = build_model(name, num_classes, **{**(file.checkpoint or {}).get("model_args", {}), **model_args})
+    kept = (file.checkpoint or {}).get("model_args", {})
+    model = build_model(name, num_classes, **{**fitted, **kept, **model_args})
     state = unwrap(model, file)
     whole = is_whole(model, state)
     if whole and file.class_names and class_names is not None:

@@ -144,6 +144,15 @@ def any_rank(flag: bool) -> bool:
     return bool(value.item())
 
 
+def largest_over_ranks(value: float) -> float:
+    """The largest of the ranks' values, in every rank; all ranks must call it."""
+    if world_size() == 1:
+        return value
+    shared = torch.tensor(value, dtype=torch.float64)
+    dist.all_reduce(shared, op=dist.ReduceOp.MAX, group=_Control.group)
+    return shared.item()
+
+
 def gather(value: object) -> list:
     """The ranks' values in the order of the ranks, in every rank; all ranks must call it."""
     if world_size() == 1:

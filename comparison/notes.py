@@ -38,6 +38,12 @@ def reading_notes(comparison: Comparison) -> list[str]:
         "training: h:mm:ss of optimizer steps, median over seeds; validation and the making of a teacher's cache are "
         "not in it.",
     ]
+    if plan.args.time_budget is not None:
+        notes.append(
+            f"steps: of the optimizer, mean over seeds. Not they are equal but the time: every run trained for "
+            f"{plan.args.time_budget:g} s (whole steps; validation and the making of a teacher's cache are not in it), "
+            "and its schedule followed that time."
+        )
     if plan.has_budgets:
         notes.append(
             "labels: so many masks of the training split, drawn from the run's seed, a larger draw holding a smaller "

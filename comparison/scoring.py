@@ -74,6 +74,11 @@ class Result(Scored):
     start: Mapping[str, Any]
 
     @property
+    def steps(self) -> int | None:
+        """Optimizer steps of the run; None of a run of old, which did not write them down."""
+        return self.metrics[-1].get("step") if self.metrics else None
+
+    @property
     def checkpoint_epoch(self) -> int:
         """The epoch whose validation mIoU was the best."""
         mious = {row["epoch"]: row.get("val_miou") for row in self.metrics}

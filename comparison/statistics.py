@@ -83,6 +83,7 @@ class Line:
         chosen, chosen_difference: the same two of the mIoU over the plan's chosen classes; None where it chooses none.
         share: of the teacher's mIoU.
         macs, ms: for one square image.
+        steps: of the optimizer, mean over seeds.
         train_seconds: median over seeds.
         score: 4 * mIoU / (1 + millions of parameters), of the mean mIoU.
         iou: mean over seeds by class.
@@ -102,6 +103,7 @@ class Line:
     parameters: int | None
     macs: int | None
     ms: float | None
+    steps: float | None
     train_seconds: float | None
     score: float | None
     iou: Mapping[str, float | None]
@@ -200,6 +202,7 @@ def _line(
         parameters=cost.parameters,
         macs=cost.macs,
         ms=cost.ms,
+        steps=_mean_of_known(result.steps for result in results),
         train_seconds=statistics.median(result.train_seconds for result in results),
         score=_score(miou.mean, cost),
         iou=class_means(results),
@@ -225,6 +228,7 @@ def _teacher_line(comparison: Comparison, teacher: Scored) -> Line:
         parameters=cost.parameters,
         macs=cost.macs,
         ms=cost.ms,
+        steps=None,
         train_seconds=None,
         score=_score(teacher.miou, cost),
         iou=class_means([teacher]),

@@ -61,13 +61,14 @@ LAST_COLUMNS: tuple[Column, ...] = (
     ("params M", lambda line: amount(line.parameters, 1e6, 3), lambda line: line.parameters),
     ("MACs G", lambda line: amount(line.macs, 1e9), lambda line: line.macs),
     ("ms", lambda line: amount(line.ms, 1, 1), lambda line: line.ms),
+    ("steps", lambda line: amount(line.steps, 1, 0), lambda line: line.steps),
     ("training", lambda line: _time_cell(line), lambda line: line.train_seconds),
     ("score", lambda line: amount(line.score, 1, 3), lambda line: line.score),
 )
 
 
 def columns_of(plan: Plan) -> tuple[Column, ...]:
-    """The table's columns; chosen classes only where the plan chooses some, labels where it has several budgets."""
+    """The table's columns; chosen classes only where the plan chooses some, labels and steps where they differ."""
     first = [column for column in FIRST_COLUMNS if column[0] != "labels" or plan.has_budgets]
     columns = tuple(first) + _miou_columns(
         "mIoU %", "difference to baseline", HELPS, lambda line: line.miou, lambda line: line.difference
@@ -81,7 +82,8 @@ def columns_of(plan: Plan) -> tuple[Column, ...]:
             lambda line: line.chosen,
             lambda line: line.chosen_difference,
         )
-    return columns + LAST_COLUMNS
+    equal_steps = plan.args.time_budget is None
+    return columns + tuple(column for column in LAST_COLUMNS if column[0] != "steps" or not equal_steps)
 
 
 def _miou_columns(
@@ -149,6 +151,7 @@ def runs_csv(comparison: Comparison) -> str:
             "parameters": cost.parameters,
             "macs": cost.macs,
             "ms": cost.ms,
+            "steps": result.steps,
             "train_seconds": result.train_seconds,
             "best_epoch": result.checkpoint_epoch,
             "score": result.row["score"],
@@ -177,7 +180,7 @@ def summary_csv(lines: Sequence[Line]) -> str:
                 low, high = (spread and spread.interval) or (None, None)
                 row |= {f"{name}_low": low, f"{name}_high": high}
         row |= {"pairs": line.pairs, "helps": "" if line.helps == DASH else line.helps, "share_of_teacher": line.share}
-        row |= {key: getattr(line, key) for key in ("parameters", "macs", "ms", "train_seconds", "score")}
+        row |= {key: getattr(line, key) for key in ("parameters", "macs", "ms", "steps", "train_seconds", "score")}
         rows.append(row | iou_columns(line.iou))
     return csv_text(rows)
 

@@ -57,13 +57,15 @@ class RecordLayout:
 
     Args:
         made_from: the dict that describes a cache (see `kd.teacher_cache.describe`): ``dtype``, ``pad``, ``maps``
-            (name -> [channels, stride]) and ``images`` ([id, height, width, bytes of the file] each, and what was done
-            to the stored pixels, if anything).
+            (name -> [the teacher's channels, stride]) and ``images`` ([id, height, width, bytes of the file] each, and
+            what was done to the stored pixels, if anything); and ``dims``, the channels that are kept of those maps of
+            which not all are.
     """
 
     def __init__(self, made_from: Mapping[str, Any]):
         self.dtype = DTYPES[made_from["dtype"]]
-        self.maps = {name: (channels, stride) for name, (channels, stride) in made_from["maps"].items()}
+        dims = made_from.get("dims", {})
+        self.maps = {name: (dims.get(name, channels), stride) for name, (channels, stride) in made_from["maps"].items()}
         pad = made_from["pad"]
         self.sizes = [(height + -height % pad, width + -width % pad) for _, height, width, *_ in made_from["images"]]
         self.offsets = record_offsets(

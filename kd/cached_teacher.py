@@ -112,7 +112,7 @@ class CachedTeacher:
         self.stride = made_from["pad"]
         maps = made_from["maps"]
         self.logit_stride = maps["logits"][1]
-        self.tap_channels = {tap: maps[tap][0] for tap in taps}
+        self.tap_channels = {tap: self.reader.layout.maps[tap][0] for tap in taps}
         self.tap_strides = {tap: maps[tap][1] for tap in taps}
         offsets = {tap: projection.offset for tap, projection in load_projections(folder, taps).items()}
         self._offsets = {tap: offset[:, None, None] for tap, offset in offsets.items()}

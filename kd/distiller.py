@@ -16,13 +16,13 @@ from typing import Protocol
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torchvision.models.segmentation.fcn import FCNHead
 
 from basics import distributed
 from basics.batch import VOID
 from basics.device import autocast
 from basics.errors import UserError
 from basics.grids import adaptive_average, common_stride, to_stride, upsample_logits, valid_cells
-from kd.class_map import ClassMap
 from kd.loss_tools import wide
 from kd.losses import LossSpec, Recipe, adaptive_weights, loss_of
 from networks.logits import fault_of_logits
@@ -30,7 +30,7 @@ from networks.logits import fault_of_logits
 # A teacher runs so many images at a time on a CPU: the maps of more do not fit its caches (8 % of the time of
 # FCN-ResNet50).
 CPU_IMAGES = 2
-HEARD_BATCHES = 10  # after which is told how much of a teacher's word is listened to
+OWN = ""  # in the place of a tap: the student's own logits, not those of an auxiliary head
 
 
 class Grids(Protocol):
@@ -50,6 +50,8 @@ class Grids(Protocol):
 
 class Network(Grids, Protocol):
     """A module that distillation can look into, as a student or a teacher: any `networks.base.SegmentationModel`."""
+
+    num_classes: int
 
     def forward_taps(self, images: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """``images`` (N, 3, H, W) -> strided logits and feature maps by tap name."""
@@ -138,47 +140,16 @@ class LiveTeacher:
         return TeacherOutput(torch.cat(logits), {tap: torch.cat([part[tap] for part in taps]) for tap in taps[0]})
 
 
-class MappedTeacher:
-    """A teacher whose word is put into the student's classes, and left out where it is of no use.
-
-    Args:
-        teacher: live or cached; its logits are of its own classes.
-        class_map: what these mean.
-        min_confidence: positions at which the most likely of the student's classes has less probability than this
-            are left out of the losses on logits; 0 listens to all.
-        tells: print once, after a few batches, at which share of the positions it was listened to: a teacher that is
-            never heard gives losses of 0, which look like success.
-    """
-
-    def __init__(self, teacher: Teacher, class_map: ClassMap, min_confidence: float = 0.0, *, tells: bool = False):
-        self.teacher, self.class_map, self.min_confidence, self.tells = teacher, class_map, min_confidence, tells
-        self.stride, self.logit_stride = teacher.stride, teacher.logit_stride
-        self.tap_channels, self.tap_strides = teacher.tap_channels, teacher.tap_strides
-        self.heard: list[torch.Tensor] = []  # shares of the first batches
-
-    @torch.no_grad()
-    def __call__(self, batch: dict) -> TeacherOutput:
-        told = self.teacher(batch)
-        logits, speaks = self.class_map.logits(told.logits), self.class_map.speaks(told.logits)
-        if self.min_confidence > 0:
-            sure = logits.softmax(1).amax(1) >= self.min_confidence
-            speaks = sure if speaks is None else speaks & sure
-        if self.tells and speaks is not None and len(self.heard) < HEARD_BATCHES:
-            self.heard.append(speaks.float().mean())
-            if len(self.heard) == HEARD_BATCHES and distributed.is_main():
-                share = 100 * torch.stack(self.heard).mean().item()
-                print(f"the teacher is listened to at {share:.1f} % of the positions ({HEARD_BATCHES} batches)")
-        known = self.class_map.known
-        classes = known if len(known) < len(self.class_map.student_names) else None
-        return TeacherOutput(logits, told.taps, classes, speaks)
-
-
 class DistilledStudent(nn.Module):
-    """The student and the 1x1 adapters that lift its feature maps to the teacher's channels.
+    """The student, the 1x1 adapters that lift its feature maps to the teacher's channels, and its auxiliary heads.
+
+    A head is that of torchvision's FCN (3x3 convolution to a quarter of the channels, BatchNorm, ReLU, dropout, 1x1),
+    whose training recipe gives it the weight 0.5 (Zhao et al., "Pyramid Scene Parsing Network", CVPR 2017, has 0.4).
 
     Args:
         student: the network to train.
-        recipe: decides which adapters there are: one for each tap of each feature loss that wants them.
+        recipe: decides which adapters there are: one for each tap of each feature loss that wants them; and which
+            heads: one for each tap that a hard term or one on logits names.
         teacher: gives channels and strides; None where the recipe has hard terms only.
 
     Raises:
@@ -190,16 +161,15 @@ class DistilledStudent(nn.Module):
         self.student = student
         self.adapters = nn.ModuleDict()
         self.feature_terms: list[tuple[str, str]] = []
+        self.heads = recipe.heads
+        for tap in self.heads:
+            self._require(f"the auxiliary head @{tap}", tap, student=student)
+            self.adapters[head_name(tap)] = FCNHead(student.tap_channels[tap], student.num_classes)
         if teacher is None:
             return
         for name in recipe.names("features"):
             for tap in loss_of(name).taps:
-                for role, network in (("student", student), ("teacher", teacher)):
-                    if tap not in network.tap_channels:
-                        known = ", ".join(network.tap_channels) or "none"
-                        raise UserError(
-                            f"loss {name!r} needs the feature map {tap!r}, which this {role} lacks (it has: {known})"
-                        )
+                self._require(f"loss {name!r}", tap, student=student, teacher=teacher)
                 self.feature_terms.append((name, tap))
                 if loss_of(name).adapter:
                     self.adapters[f"{name}_{tap}"] = nn.Conv2d(
@@ -207,10 +177,20 @@ class DistilledStudent(nn.Module):
                     )
         self.teacher_strides = dict(teacher.tap_strides)
 
+    @staticmethod
+    def _require(what: str, tap: str, **networks: Grids) -> None:
+        for role, network in networks.items():
+            if tap not in network.tap_channels:
+                known = ", ".join(network.tap_channels) or "none"
+                raise UserError(f"{what} needs the feature map {tap!r}, which this {role} lacks (it has: {known})")
+
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """``images`` (N, 3, H, W) -> strided logits, and by ``term_tap`` the adapted map on the common grid."""
+        """``images`` (N, 3, H, W) -> strided logits, and by name what adapters and heads make of the feature maps.
+
+        By ``term_tap`` the adapted map on the common grid, by ``head_tap`` logits at the stride of the map.
+        """
         logits, taps = self.student.forward_taps(images)
-        adapted = {}
+        adapted = {head_name(tap): self.adapters[head_name(tap)](taps[tap]) for tap in self.heads}
         for name, tap in self.feature_terms:
             stride = self.student.tap_strides[tap]
             target = common_stride(stride, self.teacher_strides[tap])
@@ -259,17 +239,20 @@ class Distiller:
         images = pixels_together(images)
         with autocast(images.device, self.amp):
             logits, adapted = self.model(images)
-        logits = logits.float().contiguous()  # in the plain layout, as the teacher's, and faster at full size
-        losses = self._hard_losses(logits, mask, batch.get("labelled"))
+        # In the plain layout, as the teacher's, and faster at full size.
+        said = {OWN: (logits.float().contiguous(), self.student.logit_stride)}
+        for tap in self.recipe.heads:
+            said[tap] = adapted[head_name(tap)].float().contiguous(), self.student.tap_strides[tap]
+        losses = self._hard_losses(said, mask, batch.get("labelled"))
         if self.teacher is None:
             return losses
         told = self.teacher(batch)
         for name in self.recipe.names("logits"):
-            losses[name] = self._logit_loss(name, logits, told, valid)
+            losses[name] = _mean(self._logit_loss(name, *said[tap], told, valid) for tap in loss_of(name).taps or [OWN])
         for name in self.recipe.names("features"):
             taps = loss_of(name).taps
             by_tap = (self._feature_loss(name, adapted[f"{name}_{tap}"], told.taps[tap], tap, valid) for tap in taps)
-            losses[name] = _sum(by_tap) / len(taps)
+            losses[name] = _mean(by_tap)
         return losses
 
     def total(self, losses: Mapping[str, torch.Tensor], progress: float = 0.0) -> torch.Tensor:
@@ -281,25 +264,29 @@ class Distiller:
         )
 
     def _hard_losses(
-        self, logits: torch.Tensor, mask: torch.Tensor, labelled: torch.Tensor | None
+        self, said: Mapping[str, tuple[torch.Tensor, int]], mask: torch.Tensor, labelled: torch.Tensor | None
     ) -> dict[str, torch.Tensor]:
-        names = self.recipe.names("hard")
-        if not names:
+        """``said``: logits and their stride of the student itself (`OWN`) and of its heads, by their taps."""
+        places = {name: loss_of(name).taps or (OWN,) for name in self.recipe.names("hard")}
+        if not places:
             return {}
-        full = upsample_logits(logits, self.student.logit_stride, mask.shape[-2:])
-        losses = {name: loss_of(name).fn(full, mask, class_weights=self.class_weights) for name in names}
+        full = {tap: upsample_logits(*said[tap], mask.shape[-2:]) for tap in dict.fromkeys(sum(places.values(), ()))}
+        losses = {
+            name: _mean(loss_of(name).fn(full[tap], mask, class_weights=self.class_weights) for tap in taps)
+            for name, taps in places.items()
+        }
         if labelled is None:
             return losses
-        share = distributed.mean_over_ranks(labelled.to(logits).mean())
+        share = distributed.mean_over_ranks(labelled.to(said[OWN][0]).mean())
         return {name: share * loss for name, loss in losses.items()}
 
     def _logit_loss(
-        self, name: str, student_logits: torch.Tensor, told: TeacherOutput, valid: torch.Tensor
+        self, name: str, student_logits: torch.Tensor, own_stride: int, told: TeacherOutput, valid: torch.Tensor
     ) -> torch.Tensor:
         assert self.teacher is not None
         spec, stride = loss_of(name), self.teacher.logit_stride
-        target = common_stride(self.student.logit_stride, stride)
-        student_logits = to_stride(student_logits, self.student.logit_stride, target)
+        target = common_stride(own_stride, stride)
+        student_logits = to_stride(student_logits, own_stride, target)
         if told.classes is not None:  # the teacher has no word on the others: compared is what both can say
             student_logits = student_logits[:, told.classes]
         teacher_logits = to_stride(told.logits.float().contiguous(), stride, target)
@@ -338,6 +325,17 @@ def _on_bounded_grid(
         teacher_map = adaptive_average(wide(teacher_map), size)
         valid = adaptive_average((~valid)[:, None].float(), size)[:, 0] == 0
     return spec.fn(student_map, teacher_map, valid, **options)
+
+
+def head_name(tap: str) -> str:
+    """What the auxiliary head on a feature map is called among the adapters."""
+    return f"head_{tap}"
+
+
+def _mean(terms: Iterable[torch.Tensor]) -> torch.Tensor:
+    """Of one term at least."""
+    terms = list(terms)
+    return _sum(terms) / len(terms)
 
 
 def _sum(terms: Iterable[torch.Tensor]) -> torch.Tensor:

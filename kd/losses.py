@@ -11,7 +11,8 @@ A loss is a pure function of tensors; `LOSSES` says of which kind it is:
   ``uses_temperature``: see `kd.logit_losses`.
 - ``features``: as ``logits``, for feature maps: see `kd.feature_losses`.
 
-A term of a recipe is a loss by its name, or a feature loss on maps of one's choice, NAME@TAP or NAME@TAP+TAP.
+A term of a recipe is a loss by its name, or on maps of one's choice, NAME@TAP or NAME@TAP+TAP: a feature loss on
+these maps; a hard one, or one on logits, on what an auxiliary head says that looks at them in training (``ce@high``).
 
 All compute in float32 whatever comes in, send a gradient to the student alone, are 0 for a student equal to the
 teacher, and do not change when a batch is tiled along N, H or W. In a distributed run the mean over ranks of a
@@ -45,7 +46,8 @@ class LossSpec:
         fn: the loss; its arguments follow from ``kind`` (see the module docstring).
         kind: ``hard``, ``logits`` or ``features``.
         source: the paper, in a few words.
-        taps: the feature maps it looks at unless a term names others; their losses are averaged.
+        taps: the feature maps it looks at unless a term names others; their losses are averaged. A loss of another kind
+            than ``features`` has some only in a term that names them: those of the auxiliary heads it looks at.
         adapter: the student's map passes through a trained 1x1 convolution to the teacher's channels.
         max_grid: maps are first averaged to at most this many cells a side; None leaves them.
         uses_temperature: ``fn`` takes ``temperature``.
@@ -101,15 +103,12 @@ def loss_of(term: str) -> LossSpec:
     """The row of a recipe's term: that of its loss, with the feature maps that the term names.
 
     Raises:
-        UserError: an unknown loss or map, or maps for a loss that looks at none.
+        UserError: an unknown loss or map.
     """
     name, at, maps = term.partition("@")
     spec = choose(LOSSES, name, "loss")
     if not at:
         return spec
-    if spec.kind != "features":
-        others = ", ".join(other for other, row in LOSSES.items() if row.kind == "features")
-        raise UserError(f"loss {term!r}: {name} looks at no feature map: leave out @{maps}; those that do are {others}")
     named = re.split("[+,]", maps)
     for tap in named:
         choose(dict.fromkeys(TAPS), tap, f"feature map in the loss {term!r}:")
@@ -163,6 +162,11 @@ class Recipe:
         object.__setattr__(self, "weights", {name: w for name, w in weights.items() if w != 0})
         if not self.weights:
             raise UserError("no loss is left: give ce, focal, dice, or a loss with a teacher, a weight above 0")
+        if self.heads and all(loss_of(name).taps for name in self.names("hard", "logits")):
+            raise UserError(
+                f"{' and '.join(self.weights)}: no loss looks at what the student itself says, only at auxiliary heads "
+                "that are dropped in the end: give ce, or kl (--alpha), a weight above 0"
+            )
 
     def names(self, *kinds: Kind) -> list[str]:
         """Names of the terms of these kinds, in the recipe's order."""
@@ -202,6 +206,11 @@ class Recipe:
     def taps(self) -> list[str]:
         """The feature maps that the recipe's feature losses look at."""
         return sorted({tap for name in self.names("features") for tap in loss_of(name).taps})
+
+    @property
+    def heads(self) -> list[str]:
+        """The feature maps of the student that have an auxiliary head."""
+        return sorted({tap for name in self.names("hard", "logits") for tap in loss_of(name).taps})
 
     @property
     def dials(self) -> dict[str, float]:

@@ -3,14 +3,14 @@
     teacher = open_teacher_cache("data/teacher_cache", model, "fcn_resnet50", train_set, device=device)
     told = teacher(batch)                    # by batch["index"], ["box"], ["flip"]; no forward pass
 
-Kept are the logits of the full image at the teacher's own stride and, for feature losses, its feature maps averaged
-to stride 16 and projected to 64 dimensions (`kd.projection`). In training the crop's window is cut out of them,
-scaled and flipped by the very geometry that made the crop.
+Kept are the logits of the full image at the teacher's own stride and, for feature losses, its feature maps at the
+strides of `KEPT_STRIDES`, projected to as many dimensions as keep 90 % of their variance (`kd.projection`). In training
+the crop's window is cut out of them, scaled and flipped by the very geometry that made the crop.
 
 That is not quite what the teacher would say of the crop: on the full image it sees more context, at the image's own
-scale and without colour jitter. How far the two are apart is measured when a cache is built, printed, and kept in
-the manifest. At scale 1 with the full image for a crop they agree to the storage precision. See `kd.cache_store` for
-the files.
+scale and without colour jitter. How far the two are apart, and how much is left of the feature maps
+(`kd.cache_quality`), is measured when a cache is built, printed, and kept in the manifest. At scale 1 with the full
+image for a crop logits agree to the storage precision. See `kd.cache_store` for the files.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from basics.errors import UserError, choose
 from basics.files import digest_of_ends, file_bytes
 from basics.grids import to_stride, working_shape
 from basics.record_file import write_manifest
+from kd.cache_quality import measure_maps, quality_line
 from kd.cache_store import (
     BUILDING,
     DTYPES,
@@ -53,18 +54,23 @@ from kd.cache_store import (
     writing,
 )
 from kd.cached_teacher import CachedTeacher, InOrder, TrainingSplit, load_projections, measure_agreement
-from kd.distiller import LiveTeacher, Recipe, pad_batch
+from kd.distiller import LiveTeacher, Recipe, TeacherOutput, pad_batch
 from kd.losses import loss_name
-from kd.projection import DIMS, KEPT_LOSSES, Projection, fit_projection, projected_channels
+from kd.projection import EXACT_CHANNELS, KEEP, KEPT_LOSSES, Projection, fit_projection
 from networks.base import SegmentationModel
 from networks.folding import fold_batchnorm
 from segdata.orientation import UPRIGHT
 from segdata.reading import read_header
 
 DEFAULT_FOLDER = Path("data/teacher_cache")
-TAP_STRIDE = 16  # feature maps are kept at this stride, or at their own where that is coarser
+# Feature maps are kept at these strides, those of a student, or at their own where that is coarser: losses compare on
+# the coarser of both grids. Half of low's resolution would leave 45 % of its variance, a quarter 23 % (docs/cache.md).
+KEPT_STRIDES = {"low": 4, "mid": 8, "high": 16, "decoder": 4}
+LEAST_PAD = 16  # images are padded to multiples of this, or of the teacher's stride
 PROJECTION_IMAGES = 48  # what a projection is fitted to,
 PROJECTION_CELLS = 256  # and how many vectors of each
+PROBE_IMAGES = 16  # what is measured on is how well feature maps are kept
+EXPECTED_DIMS = 0.5  # share of the channels, where nobody knows yet how many dimensions are needed
 
 
 # -- opening -----------------------------------------------------------------------------------------
@@ -121,7 +127,7 @@ def open_teacher_cache(
         if candidate == folder:
             _refuse(folder, found)
     if not build:
-        check_room(folder, RecordLayout(here).total_bytes - file_bytes(folder / OUTPUTS))
+        check_room(folder, _expected_bytes(here, model, taps) - file_bytes(folder / OUTPUTS))
         return None
     with locked(folder / "lock"):
         if load_manifest(folder) is None:
@@ -145,22 +151,29 @@ def _check_losses(recipe: Recipe, model: SegmentationModel) -> None:
             raise UserError(f"a feature loss needs the map {tap!r}, which this teacher lacks (it has: {known})")
 
 
+def _expected_bytes(here: dict[str, Any], model: SegmentationModel, taps: Sequence[str]) -> int:
+    """How large a cache will be, guessed before a projection is fitted."""
+    channels = {tap: model.tap_channels[tap] for tap in taps}
+    dims = {tap: max(math.ceil(EXPECTED_DIMS * count), min(count, EXACT_CHANNELS)) for tap, count in channels.items()}
+    return RecordLayout(here | {"dims": dims}).total_bytes
+
+
 def describe(
     model: SegmentationModel, name: str, dataset: TrainingSplit, taps: Sequence[str], dtype: str
 ) -> dict[str, Any]:
     """All that the content of a cache depends on, as plain values that survive JSON."""
     maps = {"logits": [model.num_classes, model.logit_stride]}
     for tap in taps:
-        maps[tap] = [projected_channels(model.tap_channels[tap]), max(model.tap_strides[tap], TAP_STRIDE)]
+        maps[tap] = [model.tap_channels[tap], max(model.tap_strides[tap], KEPT_STRIDES[tap])]
     return {
         "format": FORMAT,
         "teacher": name,
         "weights_sha256": weights_sha256(model),
         "mean": list(MEAN),
         "std": list(STD),
-        "pad": max(model.stride, TAP_STRIDE),
+        "pad": max(model.stride, LEAST_PAD),
         "dtype": dtype,
-        "projection": {"kind": "mean and principal components", "dims": DIMS, "images": PROJECTION_IMAGES},
+        "projection": {"kind": "mean and principal components", "keeps": KEEP, "images": PROJECTION_IMAGES},
         "maps": maps,
         "images": [_describe_image(dataset, index, model.input_size) for index in range(len(dataset))],
         **({"input_size": model.input_size} if model.input_size else {}),
@@ -232,22 +245,24 @@ class CacheBuilder:
         if begun and begun["made_from"] != self.here:
             self._go_on_in_order(begun["made_from"])
         write_manifest(self.folder / BUILDING, {"made_from": self.here})
-        layout = RecordLayout(self.here)
+        projections = self._make_projections()
+        made_from = self.here | {"dims": {tap: projection.dims for tap, projection in projections.items()}}
+        layout = RecordLayout(made_from)
         writer = CacheWriter(self.folder, layout)
         try:
             if writer.done:
                 print(f"teacher cache: going on after {writer.done} of {len(self.full)} images")
             check_room(self.folder, layout.total_bytes - int(layout.offsets[writer.done]))
-            projections = self._make_projections()
             image_s = self._fill(writer, projections, workers)
         finally:
             writer.close()
-        manifest: dict[str, Any] = {"made_from": self.here}
+        manifest: dict[str, Any] = {"made_from": made_from}
         cached = CachedTeacher(self.folder, manifest, self.taps)
         agreement, crop_s = measure_agreement(cached, self.teacher, self.dataset, self.device, batch_size)
+        quality = measure_maps(cached.reader, projections, self._probes(), self.teacher.tap_strides)
         manifest |= {
             "agreement": agreement,
-            "variance_kept": {tap: projection.kept for tap, projection in projections.items()},
+            "feature_maps": quality,
             "seconds_per_image": image_s,
             "live_seconds_per_crop": crop_s,
             "pays_after_epochs": math.ceil(image_s / crop_s) if image_s and crop_s else None,
@@ -259,6 +274,8 @@ class CacheBuilder:
             for leftover in (BUILDING, JOURNAL):
                 (self.folder / leftover).unlink(missing_ok=True)
         print(f"teacher cache: done; {agreement_line(manifest)}")
+        for tap, measured in quality.items():
+            print(f"teacher cache: {quality_line(tap, measured)}")
         if after := manifest["pays_after_epochs"]:
             print(
                 f"teacher cache: {image_s:.3g} s an image to build, {crop_s:.3g} s a crop to teach live: it pays for "
@@ -308,16 +325,33 @@ class CacheBuilder:
         subset = Subset(self.full, indices)
         return iter(DataLoader(subset, batch_size=1, num_workers=workers, generator=torch.Generator()))
 
-    def _outputs(self, batch: dict) -> dict[str, torch.Tensor]:
-        """Logits and feature maps (1, C, h, w) of one whole image, at the strides they are kept at."""
+    def _tell(self, batch: dict) -> TeacherOutput:
+        """What the teacher says of one whole image."""
         batch = prepare_batch(batch, self.device)
         if self.here["pad"] > self.teacher.stride:  # up to its own stride the teacher pads by itself
             batch = pad_batch(batch, self.here["pad"])
-        told = self.teacher(batch)
+        return self.teacher(batch)
+
+    def _outputs(self, batch: dict) -> dict[str, torch.Tensor]:
+        """Logits and feature maps (1, C, h, w) of one whole image, at the strides they are kept at."""
+        told = self._tell(batch)
         outputs = {"logits": told.logits.float()}
         for tap in self.taps:
             outputs[tap] = to_stride(told.taps[tap].float(), self.teacher.tap_strides[tap], self.maps[tap][1])
         return outputs
+
+    def _probes(self) -> Iterator[tuple[int, tuple[int, int], dict[str, torch.Tensor]]]:
+        """Index, size (H, W) and the teacher's own feature maps of images spread over the split, for `measure_maps`.
+
+        Where there are enough of them, they lie between those that projections are fitted to.
+        """
+        if not self.taps:
+            return
+        count = min(PROBE_IMAGES, len(self.full))
+        indices = [(2 * position + 1) * len(self.full) // (2 * count) for position in range(count)]
+        for index, batch in zip(indices, self._full_images(indices, 0), strict=True):
+            height, width = batch["image"].shape[-2:]
+            yield index, (height, width), self._tell(batch).taps
 
     def _make_projections(self) -> dict[str, Projection]:
         """Fit one to each feature map on images spread over the split, or take those that are there already."""
@@ -337,9 +371,8 @@ class CacheBuilder:
                 cells = torch.linspace(0, len(inside) - 1, min(PROJECTION_CELLS, len(inside))).round().long()
                 samples[tap].append(inside[cells.to(inside.device)].cpu())  # (cells, D)
         projections = {tap: fit_projection(samples[tap], self.teacher.tap_channels[tap]) for tap in self.taps}
-        save_atomic({tap: projection.state() for tap, projection in projections.items()}, path)
-        kept = ", ".join(f"{tap} {100 * projection.kept:.0f} %" for tap, projection in projections.items())
-        print(f"teacher cache: variance of the feature maps that {DIMS} dimensions keep: {kept}")
+        with writing(self.folder):
+            save_atomic({tap: projection.state() for tap, projection in projections.items()}, path)
         return projections
 
 

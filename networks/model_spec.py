@@ -28,6 +28,7 @@ class ModelSpec:
         whole_weights: fetches weights of the whole network; None likewise.
         whole_classes: the classes that these tell apart.
         whole_starts_students: a student for just these classes starts from them, too, and not from a backbone alone.
+        fits_crop: ``build`` takes ``crop_size``, that of the training crops in pixels.
     """
 
     build: Callable[..., SegmentationModel]
@@ -36,6 +37,7 @@ class ModelSpec:
     whole_weights: Callable[[], StateDict] | None = None
     whole_classes: Sequence[str] = ()
     whole_starts_students: bool = False
+    fits_crop: bool = False
 
     def published(
         self, name: str, num_classes: int | None = None, class_names: Sequence[str] | None = None

@@ -55,7 +55,12 @@ def invent(plan: Plan, dataset, mious: Mapping[str, Sequence[float]], teacher: f
         step = 0 if run.method == plan.baseline else 0.01
         images = {name: miou + (number * step if step else 0.02) for number, name in enumerate(dataset.ids)}
         metrics = [
-            {"epoch": epoch, "val_miou": miou * epoch / 3 if epoch != 2 else None, "epoch_s": 10.0 + run.seed}
+            {
+                "epoch": epoch,
+                "step": 10 * epoch + run.seed,
+                "val_miou": miou * epoch / 3 if epoch != 2 else None,
+                "epoch_s": 10.0 + run.seed,
+            }
             for epoch in (1, 2, 3)
         ]
         results.append(Result(_row(run.name, miou, dataset), images, run, 30.0 + 3 * run.seed, metrics, START))

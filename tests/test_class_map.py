@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from kd.class_map import NOTHING, ClassMap
-from kd.distiller import DistilledStudent, Distiller, LiveTeacher, MappedTeacher, TeacherOutput
+from kd.distiller import DistilledStudent, Distiller, LiveTeacher, TeacherOutput
 from kd.losses import LOSSES, Recipe
+from kd.mapped_teacher import MappedTeacher
 from tests.tiny import TinyModel, tiny_batch
 
 TEACHER = ("sky", "cat", "dog", "lamp", "cow")

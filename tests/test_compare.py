@@ -396,6 +396,7 @@ def test_the_table_by_hand(tmp_path, demo_data, val_set):
     assert kl.share == pytest.approx(0.555 / 0.8)
     assert kl.score == pytest.approx(4 * 0.555 / 1.4)
     assert (kl.parameters, kl.macs, kl.ms, kl.train_seconds) == (PARAMETERS, 120_000_000, 12.5, 33.0)
+    assert kl.steps == 31  # 30, 31, 32
     # Two seeds of three: +2 and -4 points, paired with their own baselines; too few for a word.
     assert (cosine.seeds, cosine.pairs, cosine.helps) == ((0, 1), 2, "—")
     assert (cosine.difference.mean, cosine.difference.std) == pytest.approx((-0.01, math.sqrt(2) * 0.03))
@@ -462,6 +463,7 @@ def test_markdown(invented):
     titles, _, teacher, baseline, kl = rows[:5]
     assert {len(row) for row in rows[:5]} == {len(titles)}
     cells = dict(zip(titles, kl, strict=True))
+    assert "steps" not in cells  # which are equal
     assert cells["method"] == "kl" and cells["seeds"] == "2"
     assert cells["mIoU %"] == "55.50 ± 3.54"
     assert cells["difference to baseline"] == "+3.50 (-2.85 to +9.85)"
@@ -477,6 +479,18 @@ def test_markdown(invented):
 
 def test_text_that_means_something_in_markdown():
     assert escape("a_b | <b> *x* [y] `z` _w_") == r"a_b \| &lt;b&gt; \*x\* \[y\] \`z\` \_w\_"
+
+
+def test_at_equal_time_the_table_says_how_many_steps_that_were(tmp_path, demo_data, val_set):
+    plan = read_plan(write_plan(tmp_path, demo_data, "time_budget = 60", methods=METHODS), tmp_path)
+    assert "--time-budget 60" in plan.runs[0].command and plan.args.time_budget == 60
+    comparison = invent(plan, val_set, {"baseline": [0.5, 0.6], "kl": [0.5, 0.7]})
+    text = to_markdown(comparison, summarize(comparison))
+    rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in text.splitlines() if line[:1] == "|"]
+    assert dict(zip(rows[0], rows[4], strict=True))["steps"] == "30"  # 30 and 31: the even one
+    assert "every run trained for 60 s" in text
+    steps = [row["steps"] for row in csv.DictReader(io.StringIO(runs_csv(comparison)))]
+    assert steps == ["30", "31", "30", "31"]
 
 
 def test_one_seed_has_no_standard_deviation(tmp_path, demo_data, val_set):

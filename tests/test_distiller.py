@@ -134,6 +134,53 @@ def test_terms_on_other_maps_have_adapters_and_losses_of_their_own():
     assert all(adapter.weight.grad.abs().sum() > 0 for adapter in distiller.model.adapters.values())
 
 
+def test_an_auxiliary_head_has_the_losses_of_its_own_logits():
+    """ce at the mask's size, by hand; kl on the head's grid, to which student and teacher have a stride of 16 and 4."""
+    weights = {"ce": 1.0, "ce@high": 0.5, "ce@mid+high": 1.0, "kl@high": 2.0}
+    distiller = make_distiller(weights, temperature=3.0)
+    distiller.model.eval()
+    heads = distiller.model.adapters
+    assert set(heads) == {"head_high", "head_mid"} and heads["head_high"][0].weight.shape == (8, 32, 3, 3)
+    batch = tiny_batch()
+    losses = distiller.losses(batch)
+    _, taps = distiller.student.forward_taps(batch["image"])
+    said = {tap: heads[f"head_{tap}"](taps[tap]) for tap in ("mid", "high")}
+    by_hand = {}
+    for tap, logits in said.items():
+        full = F.interpolate(logits, size=batch["mask"].shape[-2:], mode="bilinear", align_corners=False)
+        by_hand[tap] = F.cross_entropy(full, batch["mask"], ignore_index=255)
+    torch.testing.assert_close(losses["ce@high"], by_hand["high"])
+    torch.testing.assert_close(losses["ce@mid+high"], (by_hand["mid"] + by_hand["high"]) / 2)
+    told = distiller.teacher.model.forward_taps(batch["image"])[0]
+    n, c, h, w = said["high"].shape
+    told = told.reshape(n, c, h, 4, w, 4).mean((3, 5))
+    log_s, log_t = ((logits.double() / 3).log_softmax(1) for logits in (said["high"], told))
+    expected = 9 * (log_t.exp() * (log_t - log_s)).sum(1).mean()
+    assert losses["kl@high"].item() == pytest.approx(expected.item(), rel=1e-4)
+    total = losses["ce"] + 0.5 * losses["ce@high"] + losses["ce@mid+high"] + 2 * losses["kl@high"]
+    torch.testing.assert_close(distiller.total(losses), total)
+
+
+def test_an_auxiliary_head_is_no_part_of_the_student_and_changes_none_of_its_other_losses():
+    plain, helped = (make_distiller({"ce": 1.0, **more}) for more in ({}, {"ce@high": 0.5}))
+    helped.student.load_state_dict(plain.student.state_dict())
+    assert helped.student.state_dict().keys() == plain.student.state_dict().keys()
+    for distiller in (plain, helped):
+        distiller.model.eval()
+    batch = tiny_batch()
+    losses = helped.losses(batch)
+    assert torch.equal(losses["ce"], plain.losses(batch)["ce"])
+    losses["ce@high"].backward()
+    assert helped.student.backbone["high"][0].weight.grad.abs().sum() > 0
+    assert helped.student.classifier.weight.grad is None  # a head passes by what comes after its map
+    batch["mask"].fill_(255)
+    assert helped.losses(batch)["ce@high"] == 0
+    with pytest.raises(UserError, match="auxiliary head @decoder needs the feature map 'decoder', which this student"):
+        student = TinyModel()
+        del student.tap_channels["decoder"]
+        make_distiller({"ce": 1.0, "ce@decoder": 1.0}, student=student)
+
+
 def test_a_map_that_a_term_names_and_a_network_lacks_is_an_error_that_names_both():
     teacher = TinyModel()
     del teacher.tap_channels["decoder"]
@@ -168,14 +215,14 @@ def test_what_lies_under_padding_changes_no_distillation_loss():
     with torch.no_grad():
         logits, adapted = distiller.model(batch["image"])
         told = distiller.teacher(batch)
-        clean = [distiller._logit_loss("kl", logits, told, batch["valid"]).item()]
+        clean = [distiller._logit_loss("kl", logits, distiller.student.logit_stride, told, batch["valid"]).item()]
         clean += [
             distiller._feature_loss(name, adapted[f"{name}_{tap}"], told.taps[tap], tap, batch["valid"]).item()
             for name, tap in distiller.model.feature_terms
         ]
         for feature_map in (logits, told.logits, *adapted.values(), *told.taps.values()):
             feature_map[..., feature_map.shape[-2] * 3 // 4 :, :] = 1e4
-        dirty = [distiller._logit_loss("kl", logits, told, batch["valid"]).item()]
+        dirty = [distiller._logit_loss("kl", logits, distiller.student.logit_stride, told, batch["valid"]).item()]
         dirty += [
             distiller._feature_loss(name, adapted[f"{name}_{tap}"], told.taps[tap], tap, batch["valid"]).item()
             for name, tap in distiller.model.feature_terms

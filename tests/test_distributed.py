@@ -102,6 +102,10 @@ def gradients(rank: int, world: int, weights: dict) -> tuple[dict, dict, dict]:
     recipe = Recipe(weights, temperature=2.0)
     guide = LiveTeacher(teacher) if recipe.needs_teacher else None
     model = DistilledStudent(student, recipe, guide).double().train()
+    distributed.synchronize_batchnorm(model.adapters, CPU)
+    for module in model.adapters.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0  # each rank draws its own
     distiller = Distiller(distributed.wrap(model, CPU), student, recipe, guide)
     losses = distiller.losses(share(uneven_batch(), rank, world))
     distiller.total(losses).backward()
@@ -118,6 +122,7 @@ def in_float64(monkeypatch):
 
 def test_every_loss_has_the_gradient_of_one_process(in_float64, tmp_path):
     recipes = {name: {"ce": 0.0 if LOSSES[name].kind == "hard" else 1e-3, name: 1.0} for name in LOSSES}
+    recipes["auxiliary heads"] = {"ce": 1e-3, "ce@high": 1.0, "kl@mid": 1.0}
 
     def work(rank):
         return {name: gradients(rank, 2, weights) for name, weights in recipes.items()}
@@ -129,6 +134,11 @@ def test_every_loss_has_the_gradient_of_one_process(in_float64, tmp_path):
                 assert got.keys() == expected.keys()
                 for key in got:
                     torch.testing.assert_close(got[key], expected[key], rtol=1e-9, atol=1e-12, msg=f"{name}: {key}")
+
+
+def test_all_ranks_go_by_the_slowest_clock(tmp_path):
+    results = Ranks(lambda rank: distributed.largest_over_ranks(0.1 + rank), 2, tmp_path / "ranks").results()
+    assert results == [1.1, 1.1] and distributed.largest_over_ranks(0.1) == 0.1
 
 
 def test_class_weights_count_for_all_ranks(tmp_path):

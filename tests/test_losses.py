@@ -611,6 +611,8 @@ def test_recipes_name_every_term_that_cannot_act():
         ("cwd_feat@decoder", "cwd_feat", ("decoder",)),
         ("at@high+high", "at@high", ("high",)),
         ("kl", "kl", ()),
+        ("ce@high", "ce@high", ("high",)),
+        ("kl@high+mid", "kl@mid+high", ("mid", "high")),
     ],
 )
 def test_a_term_names_its_maps(term, name, taps):
@@ -626,8 +628,8 @@ def test_a_term_names_its_maps(term, name, taps):
         ("cosine@hihg", ["unknown feature map in the loss 'cosine@hihg'", "'hihg'", "high", "decoder"]),
         ("cosine@", ["unknown feature map", "low"]),
         ("cosine@low+", ["unknown feature map"]),
-        ("kl@high", ["kl looks at no feature map", "leave out @high", "cwd_feat"]),
-        ("ce@high", ["ce looks at no feature map"]),
+        ("kl@hihg", ["unknown feature map in the loss 'kl@hihg'"]),
+        ("ce@high", ["no loss looks at what the student itself says", "give ce"]),
     ],
 )
 def test_terms_that_mean_nothing_are_refused(term, words):
@@ -642,3 +644,11 @@ def test_a_recipe_may_have_several_terms_of_one_loss():
     assert recipe.names("features") == ["cosine", "cosine@decoder", "at@mid+high"]
     assert recipe.taps == ["decoder", "high", "low", "mid"]
     assert Recipe({"ce": 1.0, "at@high": 1.0}).taps == ["high"]
+
+
+def test_terms_on_auxiliary_heads_want_nothing_of_the_teachers_maps():
+    recipe = Recipe({"ce": 1.0, "ce@high": 0.5, "kl@high+mid": 0.5, "at@low": 1.0})
+    assert recipe.heads == ["high", "mid"] and recipe.taps == ["low"]
+    assert recipe.names("hard") == ["ce", "ce@high"] and recipe.names("logits") == ["kl@mid+high"]
+    assert not Recipe({"ce": 1.0, "ce@high": 0.5}).needs_teacher
+    assert Recipe({"ce": 1.0, "ce@high": 0.5, "kl": 1.0}).without_hard().weights == {"kl": 1.0}

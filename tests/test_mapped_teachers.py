@@ -19,8 +19,9 @@ from comparison.runs import check_config
 from dataset import build_dataset
 from deploy.teachers import MappedNetwork, TeacherChoice, load_teacher_for
 from kd.class_map import ClassMap
-from kd.distiller import DistilledStudent, Distiller, LiveTeacher, MappedTeacher
+from kd.distiller import DistilledStudent, Distiller, LiveTeacher
 from kd.losses import Recipe
+from kd.mapped_teacher import MappedTeacher
 from kd.teacher_cache import open_teacher_cache
 from networks.class_lists import ade20k
 from tests.comparisons import read_plan, write_plan

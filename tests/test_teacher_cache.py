@@ -166,7 +166,7 @@ def test_the_border_of_the_smaller_image_is_its_own(tmp_path):
     np.testing.assert_allclose(told, reference_crop(grid, (16, 16, 32, 32), False, 8, (8, 8), 1), atol=1e-5)
 
 
-def test_a_teacher_of_stride_eight_has_feature_maps_at_sixteen(train_set, tmp_path):
+def test_a_teacher_of_stride_eight_has_its_last_map_at_sixteen(train_set, tmp_path):
     """Its images are padded further than it needs, so that the coarser grid is exact, too."""
     model = make_teacher(high_stride=8)
     model.stride = 8
@@ -174,9 +174,13 @@ def test_a_teacher_of_stride_eight_has_feature_maps_at_sixteen(train_set, tmp_pa
     batch = full_batch(train_set, 0)
     live, told = LiveTeacher(fold_batchnorm(model))(batch), cached(batch)
     assert torch.equal(told.logits, live.logits.half().float())
-    low = F.avg_pool2d(live.taps["low"], 4)  # 32 channels: stored as they are
+    low = live.taps["low"]  # 32 channels: stored as they are
     torch.testing.assert_close(told.taps["low"], low, atol=2e-3, rtol=2e-3)
-    assert told.taps["high"].shape[-2:] == low.shape[-2:]
+    high = F.avg_pool2d(live.taps["high"], 2)
+    assert told.taps["high"].shape[-2:] == high.shape[-2:] and cached.tap_strides == {"low": 4, "mid": 8, "high": 16}
+    measured = cached.manifest["feature_maps"]["high"]
+    assert measured["stride"] == 8 and measured["kept_stride"] == 16
+    assert measured["variance_kept"] < measured["grid_variance_kept"] and measured["grid_variance_kept"] > 0.88
 
 
 def reference_crop(grid, box, flip, stride, cells, samples):
@@ -241,14 +245,13 @@ def test_crops_that_the_distiller_pads_keep_their_place(train_set, cached):
 
 
 def test_feature_maps_keep_angles_and_lengths(train_set, cached):
-    """Pairwise products of the projected vectors are those of the teacher's, up to what 64 dimensions leave out."""
+    """Pairwise products of the projected vectors are those of the teacher's, up to the variance that is left out."""
     batch = full_batch(train_set, 6)
     live, told = live_teacher()(batch), cached(batch)
     for tap, loose in (("low", 0.01), ("mid", 0.01), ("high", 0.1)):  # 32, 64 and 128 channels
-        stride = cached.tap_strides[tap]
-        assert stride == 16 and told.taps[tap].shape[1] == min(64, live.taps[tap].shape[1])
-        full = F.avg_pool2d(live.taps[tap], 16 // make_teacher().tap_strides[tap]).flatten(2)[0]
-        small = told.taps[tap].flatten(2)[0]
+        assert told.taps[tap].shape[-2:] == live.taps[tap].shape[-2:]
+        assert (told.taps[tap].shape[1] < 128) if tap == "high" else told.taps[tap].shape == live.taps[tap].shape
+        full, small = live.taps[tap].flatten(2)[0], told.taps[tap].flatten(2)[0]
         true, kept = full.T @ full, small.T @ small
         assert (kept - true).abs().max() <= loose * true.abs().max(), tap
 
@@ -340,15 +343,98 @@ def test_agreement_is_perfect_where_the_crop_is_the_image(demo_data, train_set, 
 
 def test_projection_is_orthonormal_and_holds_the_mean():
     torch.manual_seed(0)
-    vectors = torch.randn(500, 80) * torch.linspace(0.1, 3, 80) + 5
-    projection = fit_projection([vectors[:200], vectors[200:]], 80)
-    torch.testing.assert_close(projection.basis @ projection.basis.T, torch.eye(64), atol=1e-5, rtol=0)
+    vectors = torch.randn(2000, 80) * torch.linspace(0.1, 3, 80) + 5
+    projection = fit_projection(vectors.split(100), 80)
+    torch.testing.assert_close(projection.basis @ projection.basis.T, torch.eye(projection.dims), atol=1e-5, rtol=0)
     torch.testing.assert_close(projection.basis.T @ projection.offset, projection.mean, atol=1e-3, rtol=1e-4)
     centred = (vectors - vectors.mean(0)).double()
     share = (centred @ projection.basis.T.double()).square().sum() / centred.square().sum()
-    assert projection.kept == pytest.approx(share.item(), abs=1e-4) and projection.kept > 0.95
+    assert 0.9 < share < 0.93
+    restored = projection.restored(projection.centred(vectors.T[None, :, :, None]))[0, :, :, 0].T
+    error = (vectors - restored).double().square().sum() / centred.square().sum()
+    assert error.item() == pytest.approx(1 - share.item(), abs=1e-4)
     small = fit_projection([vectors[:, :10]], 10)
-    assert torch.equal(small.basis, torch.eye(10)) and small.kept == 1
+    assert torch.equal(small.basis, torch.eye(10))
+
+
+def test_a_projection_has_what_other_images_need():
+    """Of few images with their own directions, the components of one half keep little of the other half."""
+    torch.manual_seed(0)
+    bases = [torch.randn(6, 100) for _ in range(8)]
+    images = [torch.randn(200, 6) @ basis for basis in bases]  # six directions each
+    everything = torch.cat(images)
+    covariance = np.cov(everything.numpy().T)
+    spectrum = np.linalg.eigvalsh(covariance)[::-1].cumsum() / np.trace(covariance)
+    enough_here = int((spectrum < 0.9).sum()) + 1
+    assert fit_projection(images, 100).dims > 1.5 * enough_here
+    alike = everything[torch.randperm(len(everything))].split(200)
+    assert abs(fit_projection(alike, 100).dims - enough_here) <= 2
+    assert fit_projection(images[:1], 100).dims <= 7  # nothing else to look at
+    assert fit_projection([torch.zeros(5, 100)], 100).dims >= 1  # a dead map
+
+
+def test_what_is_left_of_feature_maps_by_hand(train_set, tmp_path, capsys):
+    """The share of variance and the cosine distance in float64, of the maps that the cache gives whole images."""
+    model = make_teacher(high_stride=8)
+    cached = open_teacher_cache(tmp_path, model, "tiny", train_set, recipe=EVERYTHING, dtype="uint8")
+    printed = capsys.readouterr().out
+    projection = torch.load(cached.folder / "projection.pth", weights_only=True)["high"]
+    basis, mean = (projection[key].double().numpy() for key in ("basis", "mean"))
+    errors = squares = grid_errors = grid_squares = 0.0
+    distances, live = [], LiveTeacher(fold_batchnorm(model))
+    for index in range(16):
+        batch = full_batch(train_set, index)
+        true = live(batch).taps["high"][0].double().numpy()  # stride 8
+        kept = np.einsum("kd,khw->dhw", basis, cached(batch).taps["high"][0].double().numpy())  # stride 16
+        height, width = whole(train_set)[index]["image"].shape[-2:]
+        for y in range(height // 8):
+            for x in range(width // 8):
+                f, g = true[:, y, x], kept[:, y // 2, x // 2]
+                errors, squares = errors + ((f - g) ** 2).sum(), squares + ((f - mean) ** 2).sum()
+                distances.append(1 - f @ g / np.sqrt((f @ f) * (g @ g)))
+        for y in range(height // 16):
+            for x in range(width // 16):
+                f, g = true[:, 2 * y : 2 * y + 2, 2 * x : 2 * x + 2].mean((1, 2)), kept[:, y, x]
+                grid_errors, grid_squares = grid_errors + ((f - g) ** 2).sum(), grid_squares + ((f - mean) ** 2).sum()
+    measured = json.loads((cached.folder / "manifest.json").read_text())["feature_maps"]["high"]
+    assert measured["variance_kept"] == pytest.approx(1 - errors / squares, rel=1e-3)
+    assert measured["grid_variance_kept"] == pytest.approx(1 - grid_errors / grid_squares, rel=1e-3)
+    assert measured["cosine_distance"] == pytest.approx(np.mean(distances), rel=1e-3)
+    assert measured["images"] == 16 and measured["dims"] == len(basis) < measured["channels"] == 128
+    cells = np.mean([math.prod(cached.reader.layout.shape("high", index)[1:]) for index in range(16)])
+    assert measured["mb_per_image"] == pytest.approx(cells * len(basis) / 1e6)
+    assert f"high is kept with {len(basis)} of 128 channels at stride 16" in printed
+    assert f"{100 * measured['variance_kept']:.0f} % of its variance" in printed
+
+
+def test_an_older_cache_serves_its_logits_and_not_its_blurred_maps(train_set, tmp_path):
+    """Feature maps were once averaged to stride 16 and cut to 64 dimensions; their records are read by their papers."""
+    recipe = Recipe({"ce": 1.0, "kl": 1.0, "cosine@high": 1.0})
+    whole_one = open_teacher_cache(tmp_path / "new", make_teacher(), "tiny", train_set, recipe=recipe)
+    manifest = json.loads((whole_one.folder / "manifest.json").read_text())
+    old = copy.deepcopy(manifest)
+    del old["made_from"]["dims"], old["feature_maps"]
+    old["made_from"]["projection"] = {"kind": "mean and principal components", "dims": 64, "images": 48}
+    old["made_from"]["maps"]["high"] = [64, 16]
+    layouts = RecordLayout(manifest["made_from"]), RecordLayout(old["made_from"])
+    folder = tmp_path / "old" / whole_one.folder.name
+    folder.mkdir(parents=True)
+    records = []
+    for index in range(16):
+        _, rows, columns = layouts[0].shape("logits", index)
+        logits = whole_one.reader.windows("logits", [index], [(0, rows)], [(0, columns)])[0]
+        high = torch.zeros(layouts[1].shape("high", index))
+        records.append(layouts[1].encode(index, {"logits": logits, "high": high}))
+    (folder / "outputs.bin").write_bytes(b"".join(records))
+    (folder / "manifest.json").write_text(json.dumps(old))
+    served = open_teacher_cache(tmp_path / "old", make_teacher(), "tiny", train_set)
+    assert served.folder == folder
+    batch = full_batch(train_set, 3)
+    assert torch.equal(served(batch).logits, whole_one(batch).logits)
+    with pytest.raises(
+        UserError, match=r"projection of feature maps is .*'dims': 64.*'keeps': 0.9.*remove that folder"
+    ):
+        open_teacher_cache(tmp_path / "old", make_teacher(), "tiny", train_set, recipe=recipe)
 
 
 # -- what it refuses ---------------------------------------------------------------------------------

@@ -15,9 +15,10 @@ from basics.errors import UserError
 from basics.signals import Stopped
 from tests.conftest import assert_one_line_error
 from train_kd import get_args_parser, main, make_recipe, name_run
-from training import build
+from training import build, pace
 from training import trainer as trainer_module
 from training.trainer import Trainer
+from zoo import load_checkpoint_model
 
 TIMES = {"images_per_s", "epoch_s", "elapsed_s"}
 
@@ -137,6 +138,21 @@ def test_resume_with_terms_on_other_maps_is_exact(demo_data, distilled, tmp_path
     assert {key.partition(".")[0] for key in adapters} == {
         "cosine_low", "cosine_mid", "cosine_high", "cosine@high_high", "pkd@mid_mid",
     }  # fmt: skip
+
+
+def test_an_auxiliary_head_is_resumed_exactly_and_in_no_file(demo_data, distilled, tmp_path):
+    """With the mean of the weights, a frozen stage, and a stop within an epoch; the file is the plain student's."""
+    terms = [*distilled, "--loss", "ce@high=0.5", "--loss", "kl@high=0.1", "--ema", "0.9", "--freeze-epochs", "1"]
+    for name, *cuts in (("whole",), ("parts", 3)):
+        for more in [*(["--max-steps", cut] for cut in cuts), ["--resume", "auto"]]:
+            assert main(arguments(demo_data, tmp_path / name, *terms, *more)) == 0
+    assert_same_run(tmp_path / "whole" / "run", tmp_path / "parts" / "run")
+    assert {"train_ce@high", "train_kl@high"} <= rows(tmp_path / "whole" / "run")[0].keys()
+    last = load_file(tmp_path / "whole" / "run" / "last.pth")
+    heads = {key: value for key, value in last["training"]["adapters"].items() if key.startswith("head_high.")}
+    assert heads["head_high.1.num_batches_tracked"] == last["training"]["progress"]["step"]
+    model, _ = load_checkpoint_model(tmp_path / "whole" / "run" / "best.pth")
+    assert last["state_dict"].keys() == model.state_dict().keys()
 
 
 @pytest.mark.parametrize("dtype", ["fp16", "uint8"])
@@ -342,6 +358,46 @@ def test_an_adaptive_recipe_outlives_its_planned_steps(demo_data, distilled, tmp
     assert len(rows(tmp_path / "run")) == 3
 
 
+@pytest.fixture
+def a_second_a_step(monkeypatch):
+    """A clock that stands still but for optimizer steps."""
+    clock, step = [0.0], Trainer.train_step
+
+    def slow_step(self, batch):
+        clock[0] += 1
+        return step(self, batch)
+
+    monkeypatch.setattr(Trainer, "train_step", slow_step)
+    monkeypatch.setattr(pace, "time", types.SimpleNamespace(monotonic=lambda: clock[0]))
+
+
+def test_a_time_budget_ends_the_run_and_bends_the_schedule(demo_data, tmp_path, a_second_a_step, capsys):
+    """6.5 s are seven steps of a second; --epochs 2 of four steps each say that the first half is warm-up."""
+    more = ["--time-budget", "6.5", "--schedule", "poly", "--lr", "1e-3", "--backbone-lr-factor", "1"]
+    assert main(arguments(demo_data, tmp_path, *more)) == 0
+    history = rows(tmp_path / "run")
+    assert [(row["epoch"], row["step"]) for row in history] == [("1", "4"), ("2", "7")]
+    # Set after 4 s, at 4 / 6.5 of eight steps of which four are warm-up; and after 7 s, at the end.
+    rates = [1e-3 * (1 - (8 * 4 / 6.5 - 4) / 4) ** 0.9, 0.0]
+    assert [float(row["lr"]) for row in history] == pytest.approx(rates)
+    assert history[-1]["val_miou"] and "epoch 2 |" in capsys.readouterr().out
+    assert "optimizer steps" in (tmp_path / "run" / "report.txt").read_text()
+    more = ["--time-budget", "10.5", "--epochs", "1"]  # epochs are no bound
+    assert main(arguments(demo_data, tmp_path / "longer", *more)) == 0
+    assert [row["step"] for row in rows(tmp_path / "longer" / "run")] == ["4", "8", "11"]
+
+
+def test_a_resumed_run_has_the_rest_of_its_time(demo_data, distilled, tmp_path, a_second_a_step):
+    more = [*distilled, "--preset", "aicsd", "--time-budget", "6.5", "--save-steps", "1"]
+    for name, *cuts in (("whole",), ("parts", 3)):
+        for again in [*(["--max-steps", cut] for cut in cuts), ["--resume", "auto"], ["--resume", "auto"]]:
+            assert main(arguments(demo_data, tmp_path / name, *more, *again)) == 0
+    assert_same_run(tmp_path / "whole" / "run", tmp_path / "parts" / "run")
+    assert load_file(tmp_path / "parts" / "run" / "last.pth")["training"]["progress"]["train_s"] == 7
+    with pytest.raises(UserError, match=r"--time-budget was 6\.5, is 9\.0"):
+        main(arguments(demo_data, tmp_path / "parts", *more, "--resume", "auto", "--time-budget", "9"))
+
+
 def test_patience_stops_early(demo_data, tmp_path, monkeypatch):
     monkeypatch.setattr(Trainer, "keep_best", lambda self, evaluation: setattr(self.progress, "stale_evaluations", 1))
     assert main(arguments(demo_data, tmp_path, "--patience", "1", "--epochs", "5")) == 0
@@ -397,7 +453,8 @@ def test_runs_of_different_settings_get_different_folders():
         (["--loss", "kll=1"], ["kll", "cosine"]),
         (["--loss", "kl=x"], ["kl=x", "NAME=WEIGHT"]),
         (["--loss", "cosine@hi=1"], ["cosine@hi", "known: decoder, high, low, mid"]),
-        (["--loss", "kl@high=1"], ["kl looks at no feature map"]),
+        (["--loss", "ce=0", "--loss", "ce@high=1"], ["ce@high: no loss looks at what the student itself says"]),
+        (["--loss", "ce@hgih=1"], ["unknown feature map", "high"]),
         (["--preset", "nothing"], ["nothing", "papi"]),
         (["--epochs", "0"], ["--epochs"]),
         (["--lr", "-1"], ["--lr must be above 0"]),
@@ -409,6 +466,7 @@ def test_runs_of_different_settings_get_different_folders():
         (["--freeze-crop-size", "8"], ["--freeze-crop-size", "32"]),
         (["--warmup-epochs", "inf"], ["--warmup-epochs"]),
         (["--max-steps", "0"], ["--max-steps"]),
+        (["--time-budget", "0"], ["--time-budget must be above 0"]),
         (["--batch-size", "100000"], ["--batch-size", "train"]),
         (["--student-weights", "absent.pth"], ["absent.pth"]),
         (["--alpha", "1", "--teacher-weights", "absent.pth"], ["absent.pth"]),

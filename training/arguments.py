@@ -132,7 +132,7 @@ class Arguments(argparse.Namespace):
         "method",
         [],
         f"any further term, or another weight of ce (1): {', '.join(sorted(LOSSES))}; a feature loss on other maps "
-        "than its own: NAME@TAP+TAP, of low, mid, high, decoder",
+        "than its own: NAME@TAP+TAP, of low, mid, high, decoder; ce@high=0.5: another loss, on an auxiliary head there",
         metavar="NAME[@TAP]=WEIGHT",
     )
     class_weights: str | None = flag(
@@ -150,6 +150,14 @@ class Arguments(argparse.Namespace):
     )
 
     epochs: int = flag("optimization", "budget", 60, least=1)
+    time_budget: float | None = flag(
+        "optimization",
+        "budget",
+        None,
+        "instead of --epochs: end after so many seconds of training (docs/comparing.md); never the same to the bit",
+        above=0,
+        metavar="SECONDS",
+    )
     epoch_images: int | None = flag(
         "optimization",
         "budget",

@@ -23,7 +23,8 @@ from deploy.quantized import FakeQuantModel
 from deploy.teachers import FittedTeacher, TeacherChoice, load_teacher_for
 from kd.cached_teacher import CachedTeacher
 from kd.class_map import ClassMap
-from kd.distiller import DistilledStudent, Distiller, LiveTeacher, MappedTeacher, Recipe, Teacher
+from kd.distiller import DistilledStudent, Distiller, LiveTeacher, Recipe, Teacher
+from kd.mapped_teacher import MappedTeacher
 from kd.teacher_cache import open_teacher_cache, weights_sha256
 from networks.base import SegmentationModel
 from networks.folding import fold_batchnorm
@@ -35,8 +36,9 @@ from training.average import AveragedStudent
 from training.data import Data, scale_of
 from training.made_from import MadeFrom
 from training.optim import Optimization, make_optimizer, make_scheduler
+from training.pace import Pace
 from training.runlog import METRICS, RunLog, read_metrics
-from training.stages import Stage, Stages
+from training.stages import Stage
 from training.state import RunState, part_random_streams
 from zoo import create_model, load_model_state, model_file_dict
 
@@ -161,7 +163,7 @@ def build_models(args: Arguments, recipe: Recipe, data: Data, device: torch.devi
     teacher = None
     with distributed.main_first():  # it fetches weights and fills the teacher's cache; the other ranks find them
         classes, names = data.train_set.num_classes, data.train_set.class_names
-        student = create_model(args.student, classes, args.student_weights, names).to(device)
+        student = create_model(args.student, classes, args.student_weights, names, args.crop_size).to(device)
         if student.input_size not in (0, args.input_size):
             print(
                 f"remark: {args.student_weights} was trained at working size {student.input_size}, and this run's is "
@@ -172,6 +174,7 @@ def build_models(args: Arguments, recipe: Recipe, data: Data, device: torch.devi
     plain = distributed.synchronize_batchnorm(student, device)
     trained = _fake_quantized(plain) if args.qat else plain
     model = DistilledStudent(trained, recipe, teacher).to(device)
+    distributed.synchronize_batchnorm(model.adapters, device)
     # Seeded anew: how many numbers the adapters took must not change the student's dropout.
     torch.manual_seed(args.seed)
     part_random_streams()
@@ -263,11 +266,12 @@ def made_from(args: Arguments, recipe: Recipe, data: Data, models: Models) -> Ma
 
 
 def build_optimization(
-    args: Arguments, model: nn.Module, student: SegmentationModel, stages: Stages, device: torch.device
+    args: Arguments, model: nn.Module, student: SegmentationModel, pace: Pace, device: torch.device
 ) -> Optimization:
     """For the parameters of ``model``; those of the backbone of ``student``, a part of it, learn at their own rate."""
     optimizer = make_optimizer(
         model, args.optimizer, args.lr, args.weight_decay, student.backbone, args.backbone_lr_factor
     )
-    scheduler = make_scheduler(optimizer, stages.total_steps, stages.warmup_steps, args.schedule)
+    stages = pace.stages
+    scheduler = make_scheduler(optimizer, stages.total_steps, stages.warmup_steps, args.schedule, pace.schedule_step)
     return Optimization(optimizer, scheduler, torch.amp.GradScaler(device.type, enabled=args.amp == "fp16"), device)

@@ -31,7 +31,7 @@ from basics.memory import explain_memory, free_memory
 from datachecks.check import invitation, look_at
 from dataset import SegmentationDataset, build_split
 from deploy.teachers import TeacherChoice, load_teacher_for
-from kd.distiller import MappedTeacher
+from kd.mapped_teacher import MappedTeacher
 from networks.weights import read_weights
 from networks.working_size import at_working_size
 from scoring.memory import memory_advice, scoring_bytes
@@ -139,7 +139,8 @@ def examine(args: Arguments) -> int:
     if findings.wrong:
         print(f"{findings.wrong} {'thing is' if findings.wrong == 1 else 'things are'} wrong ({seconds:.0f} s)")
         return 1
-    print(f"all is well ({seconds:.0f} s); without --dry-run this trains {args.epochs} epochs into {args.run_folder}")
+    budget = f"{args.epochs} epochs" if args.time_budget is None else f"for {args.time_budget:g} s"
+    print(f"all is well ({seconds:.0f} s); without --dry-run this trains {budget} into {args.run_folder}")
     return 0
 
 
@@ -207,7 +208,8 @@ def check_batches(args: Arguments, dataset: SegmentationDataset) -> str:
     steps = (args.epoch_images or len(dataset)) // args.batch_size if args.batch_size > 0 else 0
     if not steps:
         raise UserError(f"--batch-size {args.batch_size}: the split {args.train_split} has {len(dataset)} images")
-    return f"{steps} steps an epoch, {steps * args.epochs} in all"
+    total = f"{steps * args.epochs} in all" if args.time_budget is None else f"as many as {args.time_budget:g} s allow"
+    return f"{steps} steps an epoch, {total}"
 
 
 def check_decode_cache(folder: Path, dataset: SegmentationDataset) -> str:

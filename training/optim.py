@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -53,7 +54,7 @@ def make_optimizer(
     return torch.optim.SGD(groups, lr=lr, momentum=0.9, nesterov=True, fused=True)
 
 
-def learning_rate_factor(step: int, total_steps: int, warmup_steps: int, schedule: str) -> float:
+def learning_rate_factor(step: float, total_steps: int, warmup_steps: int, schedule: str) -> float:
     """Share of the base learning rate at optimizer step ``step`` (0-based) of ``total_steps``.
 
     Linear warm-up from 1 % over ``warmup_steps``, then the named schedule over what is left.
@@ -66,12 +67,20 @@ def learning_rate_factor(step: int, total_steps: int, warmup_steps: int, schedul
 
 
 def make_scheduler(
-    optimizer: torch.optim.Optimizer, total_steps: int, warmup_steps: int, schedule: str
+    optimizer: torch.optim.Optimizer,
+    total_steps: int,
+    warmup_steps: int,
+    schedule: str,
+    place: Callable[[int], float] = float,
 ) -> torch.optim.lr_scheduler.LambdaLR:
-    """The schedule of `learning_rate_factor`, stepped once an optimizer step."""
+    """The schedule of `learning_rate_factor`, stepped once an optimizer step.
+
+    Args:
+        place: where the schedule stands at an optimizer step: by default there, or elsewhere if it follows the time.
+    """
     choose(SCHEDULES, schedule, "schedule")
     return torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: learning_rate_factor(step, total_steps, warmup_steps, schedule)
+        optimizer, lambda step: learning_rate_factor(place(step), total_steps, warmup_steps, schedule)
     )
 
 

@@ -44,8 +44,8 @@ def epoch_row(
     return row | ({"skipped_steps": progress.skipped_steps} if optimization.scaler.is_enabled() else {})
 
 
-def epoch_line(row: Mapping, losses: Mapping[str, float], epochs: int, total_steps: int, goal: Goal = MIOU) -> str:
-    """One line about an epoch: ``row`` as it goes into metrics.csv, ``losses`` the mean of each term."""
+def epoch_line(row: Mapping, losses: Mapping[str, float], title: str, total_steps: int, goal: Goal = MIOU) -> str:
+    """One line about the epoch ``title``: ``row`` as it goes into metrics.csv, ``losses`` the mean of each term."""
     left = row["elapsed_s"] / row["step"] * (total_steps - row["step"])
     terms = " ".join(f"{name} {value:.4f}" for name, value in losses.items())
     val = skipped = ""
@@ -55,7 +55,7 @@ def epoch_line(row: Mapping, losses: Mapping[str, float], epochs: int, total_ste
     if row.get("skipped_steps"):
         skipped = f" | {row['skipped_steps']} steps skipped"
     return (
-        f"epoch {row['epoch']}/{epochs} | {terms}{val}{skipped} | lr {row['lr']:.2e} | "
+        f"epoch {title} | {terms}{val}{skipped} | lr {row['lr']:.2e} | "
         f"{row['images_per_s']:.1f} images/s | epoch {clock(row['epoch_s'])} "
         f"elapsed {clock(row['elapsed_s'])} left {clock(left)}"
     )
@@ -72,7 +72,8 @@ def report_sections(
     """
     final = rows[-1] if rows else {}
     last, accuracy = final.get(f"val_{goal.key}"), final.get("val_pixel_accuracy")
-    timings = {"elapsed": clock(progress.elapsed_s), "optimizer steps": progress.step}
+    timings: dict[str, object] = {"elapsed": clock(progress.elapsed_s), "of it training": clock(progress.train_s)}
+    timings["optimizer steps"] = progress.step
     if "skipped_steps" in final:
         timings["steps skipped by fp16 scaling"] = progress.skipped_steps
     if rows:

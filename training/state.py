@@ -36,6 +36,7 @@ class Progress:
         stale_evaluations: evaluations since then.
         skipped_steps: optimizer steps that fp16 loss scaling left out.
         epoch_s: seconds of training in the epoch under way.
+        train_s: seconds of training in all, without scoring and saving (see `training.pace`).
         elapsed_s: seconds of work in all, earlier parts of the run included.
     """
 
@@ -49,6 +50,7 @@ class Progress:
     skipped_steps: int = 0
     epoch_s: float = 0.0
     elapsed_s: float = 0.0
+    train_s: float = 0.0
 
 
 def rng_state(device: torch.device) -> dict[str, torch.Tensor]:
@@ -136,13 +138,14 @@ class RunState:
 
     def __init__(
         self,
+        progress: Progress,
         made_from: MadeFrom,
         losses: LossSums,
         adapters: torch.nn.Module,
         optimization: Optimization,
         device: torch.device,
     ):
-        self.progress = Progress()
+        self.progress = progress
         self.made_from, self.losses, self.device = made_from, losses, device
         self.norms = LossSums(["grad_norm"], device)
         self.adapters, self.optimization = adapters, optimization
@@ -200,7 +203,7 @@ class RunState:
         groups, scheduler = self.optimization.optimizer.param_groups, self.optimization.scheduler
         given = [(group["initial_lr"], group["weight_decay"]) for group in groups]
         try:
-            self.progress = self._load(saved)
+            vars(self.progress).update(vars(self._load(saved)))  # in place: others have it
         except (LookupError, TypeError, ValueError, RuntimeError, AttributeError, ArithmeticError) as error:
             raise UserError(f"{path}: its training state does not fit this run ({error})") from error
         groups = self.optimization.optimizer.param_groups  # loading has made new ones
@@ -260,11 +263,12 @@ def _check_optimizer(saved: Mapping, optimizer: torch.optim.Optimizer) -> None:
 def _check_like(saved: Any, own: object, where: str) -> None:
     """A `ValueError` unless ``saved`` is built as ``own``: keys, lengths, kinds of values, shapes of tensors.
 
-    Tensors must be finite floats on the CPU. Walks as deep as ``own`` goes, however deep ``saved`` is.
+    Tensors must be finite, on the CPU, and floats where ``own`` are (BatchNorm counts its batches). Walks as deep as
+    ``own`` goes, however deep ``saved`` is.
     """
     if isinstance(own, torch.Tensor):
         alike = isinstance(saved, torch.Tensor) and saved.shape == own.shape and is_plain(saved)
-        alike = alike and saved.is_floating_point() and bool(saved.isfinite().all())
+        alike = alike and saved.is_floating_point() == own.is_floating_point() and bool(saved.isfinite().all())
     elif isinstance(own, Mapping):
         alike = isinstance(saved, Mapping) and saved.keys() == own.keys()
     elif isinstance(own, list | tuple):

@@ -33,6 +33,7 @@ from training.arguments import Arguments
 from training.build import build_models, build_optimization, locate_run, made_from, open_log
 from training.data import build_data, fit_recipe
 from training.failures import LossWatch, refuse_non_finite
+from training.pace import Pace
 from training.report import best_line, epoch_line, epoch_row, report_sections
 from training.runlog import RunLog
 from training.stages import Stage, Stages
@@ -44,6 +45,7 @@ class Trainer:
 
     Attributes:
         student: what is trained and scored; ``models`` has the other networks.
+        progress: how far the run has come.
         log: the run folder, in the main process, once the run has begun.
 
     Raises:
@@ -64,8 +66,11 @@ class Trainer:
         self.stages = Stages(args, len(self.data.train_set))
         self.models = build_models(args, recipe, self.data, self.device)
         self.student, self.distiller = self.models.student, self.models.distiller
-        self.optimization = build_optimization(args, self.models.model, self.student, self.stages, self.device)
+        self.progress = Progress()
+        self.pace = Pace(args, self.stages, self.progress)
+        self.optimization = build_optimization(args, self.models.model, self.student, self.pace, self.device)
         self.state = RunState(
+            self.progress,
             made_from(args, recipe, self.data, self.models),
             LossSums([*recipe.weights, "loss"], self.device),
             self.models.model.adapters,
@@ -76,11 +81,6 @@ class Trainer:
         self.stage: Stage | None = None
         if self.resume_from:
             self._resume(self.resume_from)
-
-    @property
-    def progress(self) -> Progress:
-        """How far the run has come."""
-        return self.state.progress
 
     def _resume(self, path: Path) -> None:
         checkpoint = load_file(path)
@@ -96,7 +96,7 @@ class Trainer:
     # -- the loop ------------------------------------------------------------------------------
 
     def run(self) -> int:
-        """Train to the end, a signal, --max-steps or --patience; returns the exit status."""
+        """Train to the end (see `Pace`), a signal, or --patience; returns the exit status."""
         args = self.args
         if distributed.is_main():
             self.lock = lock_folder(self.folder)  # held as long as this process lives
@@ -109,7 +109,7 @@ class Trainer:
                     self.run_epoch(stop)
                 except Stopped:
                     return self.interrupted()
-        if self.out_of_patience() and self.progress.epoch < args.epochs:
+        if self.out_of_patience() and not self.pace.is_over():
             print(f"no gain in {args.patience} evaluations: stopped early")
         if distributed.is_main():
             self.write_report()
@@ -119,8 +119,7 @@ class Trainer:
         """Train and score an epoch, or what is left of it; raises `Stopped` after a signal, with all saved."""
         progress, args = self.progress, self.args
         complete = self.train_epoch(stop)
-        last = progress.epoch + 1 == args.epochs or self.out_of_steps()
-        evaluate = last or (progress.epoch + 1) % args.eval_every == 0
+        evaluate = self.pace.is_last_epoch() or (progress.epoch + 1) % args.eval_every == 0
         if evaluate or stop.agreed:
             self.save_last()  # scoring may take long: it must not cost the epoch
         if stop.agreed:
@@ -128,16 +127,17 @@ class Trainer:
         self.finish_epoch(self.evaluate(stop) if evaluate else None, complete)
 
     def train_epoch(self, stop: StopSignal) -> bool:
-        """The rest of the epoch under way; False if it was broken off by a signal or --max-steps."""
-        progress, args = self.progress, self.args
+        """The rest of the epoch under way; False if it was broken off by a signal or its `Pace`."""
+        progress, args, pace = self.progress, self.args, self.pace
+        pace.start()
         stage = self.stages.of(progress.epoch)
         loader, steps = self.enter_stage(stage), self.stages.steps_in(stage)
         start = time.monotonic() - progress.epoch_s
         share = stage.batch_size // distributed.world_size()
         self.data.sampler.set_epoch(progress.epoch, start=progress.step_in_epoch * share)
         bar = tqdm(
-            itertools.islice(loader, 0 if self.out_of_steps() else steps - progress.step_in_epoch),
-            desc=f"epoch {progress.epoch + 1}/{args.epochs}",
+            itertools.islice(loader, 0 if pace.is_spent() else steps - progress.step_in_epoch),
+            desc=f"epoch {pace.epoch_title(progress.epoch + 1)}",
             initial=progress.step_in_epoch,
             total=steps,
             leave=False,
@@ -151,11 +151,13 @@ class Trainer:
             progress.epoch_s = time.monotonic() - start
             if progress.step % self.watch.every == 0:
                 bar.set_postfix({name: f"{value:.3f}" for name, value in self.state.means().items()})
-            if stop.poll() or self.out_of_steps():
+            if stop.poll() or pace.is_spent():
                 break
             if args.save_steps and progress.step % args.save_steps == 0 and progress.step_in_epoch < steps:
                 self.save_last()
+                pace.start()
         self.watch.look()
+        pace.tick()  # what a GPU still had to do
         return progress.step_in_epoch == steps
 
     def enter_stage(self, stage: Stage) -> DataLoader:
@@ -176,12 +178,12 @@ class Trainer:
         optimization = self.optimization
         batch = prepare_batch(batch, self.device)
         losses = self.distiller.losses(batch)
-        # Changed arguments may leave more steps than were planned.
-        total = self.distiller.total(losses, min(self.progress.step / self.stages.total_steps, 1.0))
+        total = self.distiller.total(losses, self.pace.share)
         optimization.optimizer.zero_grad(set_to_none=True)
         optimization.scaler.scale(total).backward()
         norm = optimization.clip(self.args.clip_norm)
         self.watch.add(total.detach(), norm, batch["id"], self.progress.epoch + 1)  # before weights are spoilt
+        self.pace.tick()  # the next step's rate may follow it
         optimization.step(norm)
         self.models.average_in(self.progress.step)
         return torch.stack([*(losses[name] for name in self.recipe.weights), total, norm]).detach()
@@ -215,8 +217,8 @@ class Trainer:
         if distributed.is_main():
             self.log.log_epoch(row)
             self.log.draw_curves()
-            steps = min(self.stages.total_steps, args.max_steps or self.stages.total_steps)
-            tqdm.write(epoch_line(row, losses, args.epochs, steps, goal))
+            title = self.pace.epoch_title(progress.epoch + 1)
+            tqdm.write(epoch_line(row, losses, title, self.pace.expected_steps, goal))
         if evaluation:
             self.keep_best(evaluation)
         progress.finished_step = progress.step
@@ -260,16 +262,12 @@ class Trainer:
 
     # -- the end -------------------------------------------------------------------------------
 
-    def out_of_steps(self) -> bool:
-        return self.args.max_steps is not None and self.progress.step >= self.args.max_steps
-
     def out_of_patience(self) -> bool:
         return 0 < self.args.patience <= self.progress.stale_evaluations
 
     def is_over(self) -> bool:
         """Nothing is left to train or to score, perhaps since before a resume."""
-        ended = self.out_of_steps() and self.progress.finished_step == self.progress.step
-        return self.progress.epoch >= self.args.epochs or ended or self.out_of_patience()
+        return self.pace.is_over() or self.out_of_patience()
 
     def interrupted(self) -> int:
         """Say that a signal ended the work; returns the exit status."""
