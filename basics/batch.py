@@ -58,13 +58,16 @@ def prepare_batch(batch: dict, device: torch.device) -> dict:
     The factors of the jitter, if any, come with the batch: the loader draws them, and leaves the arithmetic to the
     device, which does it in passing. Padding becomes 0 whatever was drawn.
 
-    The images cross as uint8 (a quarter of the bytes of float32) and without waiting for the copy
-    when the loader pins its memory. What is said about the crops (box, flip, index, id, size) stays where it
-    is: a cached teacher reads it on the CPU, and would wait for the GPU to get it back.
+    Images and masks cross as uint8 (a quarter of the bytes of float32, an eighth of those of int64) and without waiting
+    for the copy when the loader pins its memory; there the masks become int64, as losses want them. What is said about
+    the crops (box, flip, index, id, size) stays where it is: a cached teacher reads it on the CPU, and would wait for
+    the GPU to get it back.
     """
     moved = batch | {
         key: batch[key].to(device, non_blocking=True) for key in ("image", "mask", "valid", "jitter") if key in batch
     }
+    if "mask" in moved:
+        moved["mask"] = moved["mask"].to(torch.int64)
     images = moved["image"]
     if "jitter" in moved:
         images = jitter_colours(images, moved.pop("jitter"), moved.get("valid"))

@@ -55,7 +55,7 @@ TRIAL_IMAGES = 2
 GB = 1e9
 # Of the memory estimate: buffers of single operations, and what the allocators cannot give back.
 HEADROOM = 1.25
-BYTES_PER_PIXEL = 12  # of a collated sample: image uint8 x 3, mask int64, valid
+BYTES_PER_PIXEL = 5  # of a collated sample: image uint8 x 3, mask uint8, valid
 
 
 class Findings:
