@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import os
 
 import torch
@@ -40,6 +41,13 @@ def autocast(device: torch.device, amp: str = "off") -> contextlib.AbstractConte
 def exact_dtype(device: torch.device) -> torch.dtype:
     """The widest type of float for sums that lie on ``device``: float64, which MPS lacks."""
     return torch.float32 if device.type == "mps" else torch.float64
+
+
+@functools.lru_cache
+def constant_on(device: torch.device, values: tuple[float, ...], dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """``values`` (N,) on ``device``, sent there once: each sending would wait for all that the device has to do."""
+    with torch.inference_mode(False):
+        return torch.tensor(values, dtype=dtype, device=device)
 
 
 def synchronize(device: torch.device) -> None:

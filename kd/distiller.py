@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from basics import distributed
 from basics.batch import VOID
-from basics.device import autocast
+from basics.device import autocast, constant_on
 from basics.errors import UserError
 from basics.grids import adaptive_average, common_stride, to_stride, upsample_logits, valid_cells
 from kd.class_map import ClassMap
@@ -301,7 +301,8 @@ class Distiller:
         target = common_stride(self.student.logit_stride, stride)
         student_logits = to_stride(student_logits, self.student.logit_stride, target)
         if told.classes is not None:  # the teacher has no word on the others: compared is what both can say
-            student_logits = student_logits[:, told.classes]
+            known = constant_on(student_logits.device, told.classes, torch.int64)
+            student_logits = student_logits.index_select(1, known)
         teacher_logits = to_stride(told.logits.float().contiguous(), stride, target)
         heard = valid_cells(valid, target)
         if told.speaks is not None:

@@ -60,7 +60,9 @@ def dice(logits: torch.Tensor, mask: torch.Tensor, class_weights: torch.Tensor |
     labelled = mask != VOID
     truth = mask.where(labelled, 0)
     probabilities = logits.softmax(dim=1) * labelled[:, None]
-    pixels = add_up(torch.bincount(mask[labelled], minlength=logits.shape[1]))  # (C,), equals sum y^2
+    # Counted in whole numbers, and without selecting the labelled ones: a GPU would have to say first how many.
+    pixels = labelled.new_zeros(logits.shape[1], dtype=torch.int64)  # (C,), equals sum y^2
+    pixels = add_up(pixels.index_add(0, truth.flatten(), labelled.flatten().to(torch.int64)))
     hits = probabilities.gather(1, truth[:, None]).flatten()
     overlap = hits.new_zeros(len(pixels)).index_add(0, truth.flatten(), hits)  # (C,), sum p y
     overlap, squares = sum_over_ranks(torch.stack([overlap, probabilities.square().sum(dim=(0, 2, 3))]))
