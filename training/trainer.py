@@ -163,7 +163,7 @@ class Trainer:
         if stage != self.stage:
             self.stage = stage
             self.models.enter(stage, self.device, compiled=self.args.compile)
-            self.loader = self.data.loader(stage, self.args, self.device)
+            self.loader = self.data.loader(stage, self.args, self.device, self.distiller)
         self.models.train(stage)
         return self.loader
 
@@ -197,11 +197,10 @@ class Trainer:
                 at_working_size(self.models.scored, args.input_size),
                 self.data.val_set,
                 self.device,
-                batch_size=args.eval_batch_size,
                 tile=args.eval_tile,
-                workers=args.workers,
                 amp=args.amp,
                 stop=stop,
+                loader=self.data.val_loader(args, self.device),
             )
 
     def finish_epoch(self, evaluation: Evaluation | None, complete: bool) -> None:
