@@ -12,6 +12,7 @@ import torch
 from basics.errors import UserError
 
 AMP_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+AMP_HELP = "mixed precision; auto: bf16 on a GPU that has it, else off"
 
 
 def add_device_argument(parser: argparse._ActionsContainer) -> None:
@@ -58,6 +59,14 @@ def synchronize(device: torch.device) -> None:
         torch.mps.synchronize()
 
 
+def tune_kernels(on: bool) -> None:
+    """Let cuDNN try its algorithms once for each new size, and take the fastest: worth it where sizes come again.
+
+    It is left alone where results must be the same at every run.
+    """
+    torch.backends.cudnn.benchmark = on and not torch.are_deterministic_algorithms_enabled()
+
+
 def make_deterministic() -> None:
     """Take deterministic kernels only, wherever PyTorch has one; it names each operation that has none.
 
@@ -68,6 +77,18 @@ def make_deterministic() -> None:
     torch.backends.cudnn.benchmark = False
     # A debugging aid that costs time; it is a property of the module's class, which mypy does not see.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+def settle_amp(device: torch.device, amp: str) -> str:
+    """``amp``, looked at by `check_amp`; ``auto`` is bf16 on a GPU that has it, and off everywhere else.
+
+    bf16 has the range of float32 and needs no loss scaling; losses are computed in float32 all the same.
+    """
+    if amp == "auto":
+        has_it = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        return "bf16" if has_it else "off"
+    check_amp(device, amp)
+    return amp
 
 
 def check_amp(device: torch.device, amp: str) -> None:

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from basics import distributed
 from basics.batch import VOID, prepare_batch
-from basics.device import autocast, exact_dtype, synchronize
+from basics.device import autocast, exact_dtype, synchronize, tune_kernels
 from basics.errors import UserError
 from basics.signals import Stopped, StopSignal, ignore_stop_signals
 from basics.tiling import blended_bands, fits
@@ -34,6 +34,7 @@ from segdata.reading import image_size
 
 PROTOCOL = "single scale, no flip, logits resized to the mask, void (255) left out, background counted"
 WARMUP_IMAGES = 3
+SCORING_HELP = "pictures scored at once, if of one size; auto: 4 on a GPU, else 1; does not change the score"
 
 
 def protocol_text(tile: int = 0, input_size: int = 0) -> str:
@@ -151,6 +152,8 @@ def evaluate_model(
     """
     protocol, was_training = protocol_text(tile, working_size_of(model)), model.training
     model.eval()
+    tuned = torch.backends.cudnn.benchmark
+    tune_kernels(on=False)  # pictures have many sizes
     loader = loader or scoring_loader(dataset, device, batch_size, workers)
     network, counts = _TimedNetwork(model, device, amp), _Counts(dataset.num_classes, device)
     quiet = not (progress and distributed.is_main())
@@ -164,6 +167,7 @@ def evaluate_model(
         if watcher is not None:
             watcher.update(batch["index"], prediction)
     model.train(was_training)
+    tune_kernels(on=tuned)
     if stop is not None and stop.poll():
         raise Stopped
     scores, loss, broken = counts.of_all_ranks()
@@ -257,6 +261,11 @@ class _Counts:
         }
         everywhere = set().union(*distributed.gather(broken))
         return scores, self.loss_sum.item() / max(scores.pixels, 1), sorted(everywhere)
+
+
+def scoring_batch(asked: int | None, device: torch.device) -> int:
+    """How many pictures are scored at once: as many as ``asked``, or 4 on a GPU, which has little to do with one."""
+    return asked or (1 if device.type == "cpu" else 4)
 
 
 def scoring_loader(

@@ -39,6 +39,7 @@ class Progress:
         skipped_steps: optimizer steps that fp16 loss scaling left out.
         epoch_s: seconds of training in the epoch under way.
         elapsed_s: seconds of work in all, earlier parts of the run included.
+        data_s, step_s, scoring_s: of them, those spent waiting for pictures, in training steps, and scoring.
     """
 
     epoch: int = 0
@@ -51,6 +52,9 @@ class Progress:
     skipped_steps: int = 0
     epoch_s: float = 0.0
     elapsed_s: float = 0.0
+    data_s: float = 0.0
+    step_s: float = 0.0
+    scoring_s: float = 0.0
 
 
 def rng_state(device: torch.device) -> dict[str, torch.Tensor]:
