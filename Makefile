@@ -1,5 +1,6 @@
 # make demo   install, make the demo data, train a teacher, a student of few labels, and one that the teacher helps
 # make test   install everything and run the whole test suite, a process a core (at most four)
+# make gpu    what only a CUDA GPU can show: its tests, then what training costs there (10 minutes)
 # make lint   check style, formatting and types
 #
 # Needs a POSIX shell and Python >= 3.10; another interpreter: make demo PYTHON=python3.12
@@ -61,6 +62,14 @@ demo: $(VENV)/core-installed
 test: $(VENV)/all-installed
 	$(RUN) -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
+gpu: $(VENV)/all-installed
+	$(RUN) -m pytest -m gpu -rs tests/test_gpu.py
+	@if $(RUN) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then \
+	  set -x; $(RUN) bench.py --device cuda --crop-size 384 --batch-size 16 --json checkpoints/bench_gpu.json; \
+	else \
+	  echo 'bench.py --device cuda is left out: there is no CUDA GPU here'; \
+	fi
+
 lint: $(VENV)/all-installed
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
@@ -70,4 +79,4 @@ lint: $(VENV)/all-installed
 clean-demo:
 	rm -rf data/demo checkpoints/demo_* checkpoints/demo.csv
 
-.PHONY: help demo test lint clean-demo
+.PHONY: help demo test gpu lint clean-demo

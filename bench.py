@@ -1,6 +1,7 @@
 """Measure what distillation costs here, against plain training and against the usual way of doing it.
 
-    python bench.py                                     # this machine, pictures made up on the spot, 5 to 10 minutes
+    python bench.py                                     # this machine, pictures made up on the spot, about 15 minutes
+    python bench.py --device cuda --only loops          # images/s on a GPU: plain, live, cached; share of waiting
     python bench.py --dataset voc --data-dir data       # the same with real pictures
     python bench.py --json bench.json --quick           # everything once, tiny: does it run?
 
@@ -20,6 +21,7 @@ from basics.device import add_device_argument, pick_device
 from basics.errors import UserError, run_cli
 from basics.files import write_text
 from benchmarks.loading import bench_loading
+from benchmarks.loops import bench_loops, place_of
 from benchmarks.pictures import first_images, make_pictures
 from benchmarks.report import PARTS, describe_machine, format_rates, format_ratios, format_steps
 from benchmarks.steps import TEACHER, bench_steps
@@ -86,6 +88,11 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
             cheap_rounds=5 * rounds,
         )
         print("\n" + format_steps(results["steps"]))
+    if "loops" in args.only:
+        length = {"steps": 4, "rounds": 1} if args.quick else {"steps": 12, "rounds": 3}
+        size = {"crop_size": crop_size, "batch_size": batch_size}
+        results["loops"] = bench_loops(dataset, place_of(args, folder), folder, device, TEACHER, **size, **length)
+        print("\n" + format_rates("whole training loops", results["loops"]))
     return results
 
 

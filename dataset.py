@@ -10,7 +10,7 @@
 A sample is a dict:
 
     image  uint8   (3, H, W)  RGB; normalised later, on the device (`basics.batch.prepare_batch`)
-    mask   int64   (H, W)     classes 0..C-1, 255 = void; all 255 where the image has no mask
+    mask   uint8   (H, W)     classes 0..C-1, 255 = void; all 255 where the image has no mask; widened on the device
     valid  bool    (H, W)     False where the crop reached beyond the image
     box    float32 (4,)       (x0, y0, x1, y1) the crop's window in pixels of the original image, at any working size
     flip   bool               whether the window was mirrored

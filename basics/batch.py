@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 
 import torch
 
+from basics.device import constant_on
+
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 VOID = 255  # in a mask: no class; neither trained on nor scored
+ON_DEVICE = ("image", "mask", "valid", "jitter", "labelled")
 GREY = (0.299, 0.587, 0.114)  # luma of ITU-R BT.601, as in Pillow and torchvision
 
 
@@ -18,15 +20,8 @@ def normalize(images: torch.Tensor, mean: Sequence[float] = MEAN, std: Sequence[
 
     Images that are float32 already are overwritten.
     """
-    offset, scale = (255 * _constant(tuple(values), images.device).view(3, 1, 1) for values in (mean, std))
+    offset, scale = (255 * constant_on(images.device, tuple(values)).view(3, 1, 1) for values in (mean, std))
     return images.to(torch.float32).sub_(offset).div_(scale)
-
-
-@functools.lru_cache
-def _constant(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
-    """``values`` on ``device``, sent there once: each sending would wait for all that the device has to do."""
-    with torch.inference_mode(False):
-        return torch.tensor(values, device=device)
 
 
 def jitter_colours(images: torch.Tensor, factors: torch.Tensor, valid: torch.Tensor | None = None) -> torch.Tensor:
@@ -40,7 +35,7 @@ def jitter_colours(images: torch.Tensor, factors: torch.Tensor, valid: torch.Ten
     """
     brightness, contrast, saturation = factors.to(torch.float32)[..., None, None].unbind(1)  # (N, 1, 1) each
     pixels = images.to(torch.float32, memory_format=torch.contiguous_format).flatten(2)
-    to_grey = _constant(GREY, images.device).expand(3, 3)  # (r, g, b) -> the grey value, three times
+    to_grey = constant_on(images.device, GREY).expand(3, 3)  # (r, g, b) -> the grey value, three times
     identity = torch.eye(3, device=images.device)
     matrix = brightness * contrast * (saturation * identity + (1 - saturation) * to_grey)
     if valid is None:
@@ -58,13 +53,14 @@ def prepare_batch(batch: dict, device: torch.device) -> dict:
     The factors of the jitter, if any, come with the batch: the loader draws them, and leaves the arithmetic to the
     device, which does it in passing. Padding becomes 0 whatever was drawn.
 
-    The images cross as uint8 (a quarter of the bytes of float32) and without waiting for the copy
-    when the loader pins its memory. What is said about the crops (box, flip, index, id, size) stays where it
-    is: a cached teacher reads it on the CPU, and would wait for the GPU to get it back.
+    Images and masks cross as uint8 (a quarter of the bytes of float32, an eighth of those of int64) and without waiting
+    for the copy when the loader pins its memory; there the masks become int64, as losses want them. What is said about
+    the crops (box, flip, index, id, size) stays where it is: a cached teacher reads it on the CPU, and would wait for
+    the GPU to get it back.
     """
-    moved = batch | {
-        key: batch[key].to(device, non_blocking=True) for key in ("image", "mask", "valid", "jitter") if key in batch
-    }
+    moved = batch | {key: batch[key].to(device, non_blocking=True) for key in ON_DEVICE if key in batch}
+    if "mask" in moved:
+        moved["mask"] = moved["mask"].to(torch.int64)
     images = moved["image"]
     if "jitter" in moved:
         images = jitter_colours(images, moved.pop("jitter"), moved.get("valid"))

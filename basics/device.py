@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import os
 
 import torch
@@ -11,6 +12,7 @@ import torch
 from basics.errors import UserError
 
 AMP_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+AMP_HELP = "mixed precision; auto: bf16 on a GPU that has it, else off"
 
 
 def add_device_argument(parser: argparse._ActionsContainer) -> None:
@@ -42,12 +44,27 @@ def exact_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
+@functools.lru_cache
+def constant_on(device: torch.device, values: tuple[float, ...], dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """``values`` (N,) on ``device``, sent there once: each sending would wait for all that the device has to do."""
+    with torch.inference_mode(False):
+        return torch.tensor(values, dtype=dtype, device=device)
+
+
 def synchronize(device: torch.device) -> None:
     """Wait for the device's queue, so that a clock read next means something."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
         torch.mps.synchronize()
+
+
+def tune_kernels(on: bool) -> None:
+    """Let cuDNN try its algorithms once for each new size, and take the fastest: worth it where sizes come again.
+
+    It is left alone where results must be the same at every run.
+    """
+    torch.backends.cudnn.benchmark = on and not torch.are_deterministic_algorithms_enabled()
 
 
 def make_deterministic() -> None:
@@ -60,6 +77,18 @@ def make_deterministic() -> None:
     torch.backends.cudnn.benchmark = False
     # A debugging aid that costs time; it is a property of the module's class, which mypy does not see.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+def settle_amp(device: torch.device, amp: str) -> str:
+    """``amp``, looked at by `check_amp`; ``auto`` is bf16 on a GPU that has it, and off everywhere else.
+
+    bf16 has the range of float32 and needs no loss scaling; losses are computed in float32 all the same.
+    """
+    if amp == "auto":
+        has_it = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        return "bf16" if has_it else "off"
+    check_amp(device, amp)
+    return amp
 
 
 def check_amp(device: torch.device, amp: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -32,6 +33,15 @@ def upsample_logits(logits: torch.Tensor, logit_stride: int, size: Sequence[int]
         full = (logits.shape[-2] * logit_stride, logits.shape[-1] * logit_stride)
         logits = F.interpolate(logits, size=full, mode="bilinear", align_corners=False)
     return logits[..., : size[0], : size[1]]
+
+
+@functools.lru_cache(maxsize=64)
+def upsampling_matrix(cells: int, stride: int, size: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """(size, cells): what `upsample_logits` does along one side; of a map X it makes ``rows @ X @ columns.T``."""
+    with torch.inference_mode(False):
+        identity = torch.eye(cells, dtype=dtype, device=device)[None, None]
+        full = F.interpolate(identity, size=(cells * stride, cells), mode="bilinear", align_corners=False)
+        return full[0, 0, :size].contiguous()
 
 
 def common_stride(*strides: int) -> int:

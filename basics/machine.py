@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import shlex
@@ -53,7 +54,45 @@ def cpu_name() -> str:
 
 def available_cores() -> int:
     """Processor cores that this process may use, which in a container or on a cluster are not all."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, int(min(cores, _cpu_quota())))
+
+
+def _cpu_quota(cgroup: Path = Path("/sys/fs/cgroup")) -> float:
+    """Cores' worth of time that a container is given (docker run --cpus 4); infinite without a limit."""
+    try:
+        if (cgroup / "cpu.max").exists():
+            quota, period = (cgroup / "cpu.max").read_text().split()
+        else:  # the first version of cgroups
+            quota, period = ((cgroup / "cpu" / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+        return float(quota) / float(period) if quota.strip() not in ("max", "-1") else math.inf
+    except (OSError, ValueError, ZeroDivisionError):
+        return math.inf
+
+
+WORKERS_HELP = (
+    "loader processes, a number or auto: on a GPU one for each core but one, at most 16, shared by the processes of "
+    "torchrun; on the CPU, whose cores the training itself wants, a quarter of them, from 1 to 4; does not change the "
+    "result"
+)
+
+
+def loader_processes(asked: int | None, device: torch.device) -> int:
+    """How many processes read pictures beside a network on ``device``: as many as ``asked``, or as `WORKERS_HELP` says.
+
+    A process that trains on the CPU gains little from them: what they save it they take from its threads.
+    """
+    if asked is not None:
+        return asked
+    cores = available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # of torchrun
+    if device.type == "cpu":
+        return min(max(cores // 4, 1), 4)
+    return min(max(cores - 1, 1), 16)
+
+
+def number_or_auto(text: str) -> int | None:
+    """A type for argparse; ``auto`` gives None."""
+    return None if text == "auto" else int(text)
 
 
 def git_commit(folder: Path) -> str | None:

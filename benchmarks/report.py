@@ -24,8 +24,16 @@ GOALS = {
     "loader + preparation here / naive": "-",  # the device's part of the work counted in, on the CPU
     "loader with decoded cache / naive": ">= 4",
     "validation / naive": ">= 1.2",
+    "loop, live / plain": "-",
+    "loop, cached / plain": "-",
+    "torchvision's loop / ours, plain": ">= 1",
+    "torchvision's loop / ours, live": ">= 1",
+    "torchvision's loop / ours, cached": "-",
+    "Hugging Face's Trainer / ours, plain": ">= 1",  # left out where it is not installed
+    "Hugging Face's Trainer / ours, live": ">= 1",
+    "Hugging Face's Trainer / ours, cached": "-",
 }
-PARTS = ("steps", "loader", "validation")
+PARTS = ("steps", "loader", "validation", "loops")
 WIDTH = 40  # of the first column, in all tables
 
 
@@ -44,7 +52,7 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
 
 
 def format_rates(title: str, part: Mapping[str, Any]) -> str:
-    """Images a second by variant, from the results of `bench_loading` or `bench_validation`."""
+    """Images a second by variant, from the results of a part."""
     rows = [[f"  {name}", f"{rate:.1f}"] for name, rate in part["images_per_s"].items()]
     lines = [text_table([title.ljust(WIDTH), "images/s"], rows)]
     if "shares" in part:
@@ -53,6 +61,10 @@ def format_rates(title: str, part: Mapping[str, Any]) -> str:
         same = "identical to" if part["same_as_torchmetrics"] else "DIFFERENT FROM"
         batched = "identical" if part["batched_is_single"] else "DIFFERENT"
         lines.append(f"  scores: {same} torchmetrics', batched and single {batched}")
+    if "waiting" in part:
+        lines.append(f"  {part['workers']} loader processes; ours waits for pictures: {_shares(part['waiting'])}")
+    if part.get("left_out"):
+        lines.append(f"  left out: {part['left_out']}")
     return "\n".join(lines)
 
 

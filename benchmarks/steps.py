@@ -22,7 +22,7 @@ from networks.base import SegmentationModel
 from networks.folding import fold_batchnorm
 from segdata.transforms import TrainTransform
 from student_model import StudentNet
-from training.optim import make_optimizer
+from training.optim import Optimization, make_optimizer, make_scheduler
 from zoo import build_model
 
 P = ParamSpec("P")
@@ -50,7 +50,10 @@ class Step:
     def __init__(self, student: StudentNet, recipe: Recipe, teacher: Teacher | None, device: torch.device):
         self.model = DistilledStudent(student, recipe, teacher).to(device).train()
         self.distiller = Distiller(self.model, student, recipe, teacher)
-        self.optimizer = make_optimizer(self.model, "adamw", lr=5e-4, weight_decay=1e-2)
+        optimizer = make_optimizer(self.model, "adamw", lr=5e-4, weight_decay=1e-2)
+        scheduler = make_scheduler(optimizer, total_steps=100_000, warmup_steps=0, schedule="poly")
+        scaler = torch.amp.GradScaler(device.type, enabled=False)
+        self.optimization = Optimization(optimizer, scheduler, scaler, device)
         self.device = device
 
     def __call__(self, batch: dict, timer: PartTimer | None = None) -> None:
@@ -58,9 +61,10 @@ class Step:
         batch = time("preparation", prepare_batch, batch, self.device)
         losses = self.distiller.losses(batch)
         total = self.distiller.total(losses)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimization.optimizer.zero_grad(set_to_none=True)
         time("backward", total.backward)
-        time("optimizer", self.optimizer.step)
+        norm = time("gradient norm", self.optimization.clip, None)
+        time("optimizer", self.optimization.step, norm)
 
     def parts(self, batches: list[dict]) -> dict[str, float]:
         """Share of each part of a step; what the distiller spends beside both networks is the losses."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from basics.checkpoint import file_sha256
+from basics.device import pick_device, settle_amp
 from basics.errors import UserError
 from basics.machine import available_cores
 from basics.signals import StopSignal
@@ -65,6 +66,8 @@ def check_config(run: Run) -> None:
         raise UserError(f"{path} is not a run's configuration ({error}): mend or remove it") from error
     free = FREE if run.needs_teacher else FREE | TEACHER_ARGUMENTS
     defaults = Arguments().as_plain()  # of arguments that are younger than the run
+    if run.args.amp == "auto" and saved.get("amp") == settle_amp(pick_device(run.args.device), "auto"):
+        saved["amp"] = "auto"  # a run keeps what that came to
     arguments = {name: (saved.get(name, defaults[name]), value) for name, value in run.args.as_plain().items()}
     changed = [
         f"--{name.replace('_', '-')} was {was!r}, is {now!r} in the plan"

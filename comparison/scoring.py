@@ -17,7 +17,7 @@ from basics.checkpoint import file_sha256
 from basics.device import pick_device
 from basics.errors import UserError
 from basics.files import write_text
-from basics.machine import device_name
+from basics.machine import device_name, loader_processes
 from basics.memory import explain_memory
 from comparison.plan import Group, Plan, Run
 from dataset import SegmentationDataset, build_split
@@ -28,7 +28,7 @@ from networks.onnx_teacher import OnnxTeacher
 from networks.sources import digest, is_source
 from scoring.memory import memory_advice
 from scoring.metrics import image_miou
-from scoring.protocol import check_classes, evaluate_model, protocol_text
+from scoring.protocol import check_classes, evaluate_model, protocol_text, scoring_batch
 from scoring.tables import SummaryRow, summary_row
 from segdata.decode_cache import describe_sources
 from training.made_from import fingerprint
@@ -201,15 +201,16 @@ def _score(
     name, model, parameters = load()
     print(f"scoring {label} on {dataset.name}/{dataset.split}", flush=True)
     images = ImageScores(dataset)
-    batch_size, tile = run.args.eval_batch_size, run.args.eval_tile
+    device = pick_device(run.args.device)
+    batch_size, tile = scoring_batch(run.args.eval_batch_size, device), run.args.eval_tile
     with explain_memory(f"{memory_advice(batch_size, tile, '--eval-batch-size', input_size)}, in [common]"):
         evaluation = evaluate_model(
             model,
             dataset,
-            pick_device(run.args.device),
+            device,
             batch_size=batch_size,
             tile=tile,
-            workers=run.args.workers,
+            workers=loader_processes(run.args.workers, device),
             watcher=images,
         )
     row = summary_row(label, name, parameters, evaluation, dataset.class_names)

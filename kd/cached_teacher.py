@@ -6,10 +6,11 @@ teacher would have said of the crop *by itself* differs a little, and `measure_a
 
 from __future__ import annotations
 
+import functools
 import math
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypedDict
 
@@ -22,10 +23,12 @@ from basics.checkpoint import load_file
 from basics.device import synchronize
 from basics.grids import valid_cells
 from kd.cache_store import CacheReader
-from kd.distiller import FirstWord, LiveTeacher, TeacherOutput, pad_batch
+from kd.distiller import FirstWord, LiveTeacher, Teacher, TeacherOutput, pad_batch
+from kd.mapped_teacher import MappedTeacher
 from kd.projection import Projection
 
 AGREEMENT_CROPS = 32
+TOLD = "told"  # in a batch: what the teacher says of its crops, by name
 ROUNDING = 1e-4  # of a stored cell; a pixel of a crop, which is no error, is more than that
 
 
@@ -90,6 +93,9 @@ class Agreement(TypedDict):
 class CachedTeacher:
     """A `kd.distiller.Teacher` that reads instead of computing.
 
+    A batch that `collate_for` has put together brings its crops' outputs along; those of another are cut when asked
+    for.
+
     Args:
         ids: of the training images, in their order, where the cache holds others as well or in another order.
 
@@ -120,13 +126,23 @@ class CachedTeacher:
     @torch.no_grad()
     def __call__(self, batch: dict) -> TeacherOutput:
         """The outputs for a batch's crops: float32, on the device of ``batch["image"]``."""
-        logits = self._crop("logits", self.logit_stride, batch)
+        device = batch["image"].device
+        told = batch.get(TOLD)
+        if told is None:
+            told = self.cut(batch)
+            if device.type == "cuda":
+                told = {name: values.pin_memory() for name, values in told.items()}
+        taps = {name: values.to(device, non_blocking=True) for name, values in told.items()}
+        logits = taps.pop("logits")
         self.first_word.look(logits, batch.get("id", ()))
-        taps = {}
-        for tap, offset in self._offsets.items():
-            cropped = self._crop(tap, self.tap_strides[tap], batch)
-            taps[tap] = cropped + offset.to(cropped.device, non_blocking=True)
         return TeacherOutput(logits, taps)
+
+    def cut(self, batch: dict) -> dict[str, torch.Tensor]:
+        """The outputs for a batch's crops by name, float32 on the CPU; the batch is prepared, or just collated."""
+        told = {"logits": self._crop("logits", self.logit_stride, batch)}
+        for tap, offset in self._offsets.items():
+            told[tap] = self._crop(tap, self.tap_strides[tap], batch) + offset
+        return told
 
     def _crop(self, name: str, stride: int, batch: dict) -> torch.Tensor:
         """Cut one map to the crops of a batch: (N, C, H / stride, W / stride).
@@ -134,12 +150,11 @@ class CachedTeacher:
         Each output cell is the mean over the part of the image it stands for (one bilinear sample where that is no
         larger than a stored cell). Cells beyond the image hold any finite number: ``valid`` leaves them out.
         """
-        device = batch["image"].device
         height, width = batch["image"].shape[-2:]
         indices = [self._places[index] for index in batch["index"].tolist()]
-        boxes = batch["box"].cpu() / stride  # in cells
+        boxes = batch["box"] / stride  # in cells
         if self._shown is not None:
-            boxes = boxes * (self._shown[batch["index"].cpu()] / batch["size"].cpu()).flip(1).repeat(1, 2)
+            boxes = boxes * (self._shown[batch["index"]] / batch["size"]).flip(1).repeat(1, 2)
         cells = height // stride, width // stride
         boxes = _without_rounding(boxes, cells)
         shapes = [self.reader.layout.shape(name, index)[1:] for index in indices]
@@ -148,16 +163,25 @@ class CachedTeacher:
         windows = self.reader.windows(name, indices, rows, columns)
         corner = torch.tensor([[left, top] * 2 for (left, _), (top, _) in zip(columns, rows, strict=True)])
         rois = torch.cat([torch.arange(len(indices))[:, None], boxes - corner], dim=1)
-        if device.type == "cuda":
-            windows, rois = windows.pin_memory(), rois.pin_memory()
-        cropped = roi_align(
-            windows.to(device, non_blocking=True),
-            rois.to(device, non_blocking=True),
-            cells,
-            aligned=True,  # half-pixel centres
-        )
-        flip = batch["flip"].to(device, non_blocking=True).view(-1, 1, 1, 1)
-        return torch.where(flip, cropped.flip(-1), cropped)
+        cropped = roi_align(windows, rois, cells, aligned=True)  # half-pixel centres
+        return torch.where(batch["flip"].view(-1, 1, 1, 1), cropped.flip(-1), cropped)
+
+
+def collate_for(teacher: Teacher | None, stride: int) -> Callable[[list[dict]], dict]:
+    """How a loader makes a batch of samples: with what a cached teacher says of them, if it is one.
+
+    Its windows are then read and cut by the loader's processes, beside the training.
+
+    Args:
+        stride: batches are padded to a multiple of it before the teacher is asked (see `kd.distiller.pad_batch`).
+    """
+    cached = teacher.teacher if isinstance(teacher, MappedTeacher) else teacher
+    return functools.partial(_collate, cached, stride) if isinstance(cached, CachedTeacher) else default_collate
+
+
+def _collate(cached: CachedTeacher, stride: int, samples: list[dict]) -> dict:
+    batch = default_collate(samples)
+    return batch | {TOLD: cached.cut(pad_batch(batch, stride))}
 
 
 def _without_rounding(boxes: torch.Tensor, cells: tuple[int, int]) -> torch.Tensor:

@@ -18,6 +18,8 @@ from functools import cached_property
 
 import torch
 
+from basics.device import constant_on
+
 NOTHING = -1  # what a teacher's class without a group is in the student's classes
 NEVER = -1e4  # the logit of a class that the teacher cannot say: finite, for tiles are blended by weights that may be 0
 
@@ -83,7 +85,9 @@ class ClassMap:
     def logits(self, logits: torch.Tensor) -> torch.Tensor:
         """The teacher's logits (N, C_teacher, h, w) -> logits of the `known` classes (N, K, h, w), float32."""
         logits = logits.float()
-        return torch.stack([logits[:, group].logsumexp(dim=1) for group in self._known_members], dim=1)
+        groups = (constant_on(logits.device, group, torch.int64) for group in self._known_members)
+        members = (logits.index_select(1, group) for group in groups)
+        return torch.stack([group.logsumexp(dim=1) for group in members], dim=1)
 
     def whole_logits(self, logits: torch.Tensor) -> torch.Tensor:
         """As `logits`, of all of the student's classes (N, C, h, w); `NEVER` for those that the teacher cannot say."""
@@ -95,12 +99,11 @@ class ClassMap:
         """Where the teacher's most likely class means anything here, bool (N, h, w); None: it always does."""
         if NOTHING not in self.meaning:
             return None
-        meaning = torch.tensor(self.meaning, device=logits.device)
-        return meaning[logits.max(1)[1]] != NOTHING
+        return constant_on(logits.device, self.meaning, torch.int64)[logits.max(1)[1]] != NOTHING
 
     @cached_property
-    def _known_members(self) -> list[list[int]]:
-        return [self._members(index) for index in self.known]
+    def _known_members(self) -> list[tuple[int, ...]]:
+        return [tuple(self._members(index)) for index in self.known]
 
     def _members(self, index: int) -> list[int]:
         """The teacher's classes that mean the student's class ``index``."""

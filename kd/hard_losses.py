@@ -6,11 +6,15 @@ float32. `VOID` (void and padding alike) is left out; without a labelled pixel t
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from torch.autograd.function import FunctionCtx
 from torch.nn import functional as F
 
 from basics.batch import VOID
 from basics.distributed import add_up, shared_count, sum_over_ranks
+from basics.grids import upsampling_matrix
 from kd.loss_tools import wide
 
 
@@ -26,6 +30,51 @@ def ce(logits: torch.Tensor, mask: torch.Tensor, class_weights: torch.Tensor | N
     # Summed apart: on a GPU the sum inside cross_entropy adds in any order (--deterministic).
     pixels = F.cross_entropy(logits, mask, weight=class_weights, ignore_index=VOID, reduction="none")
     return pixels.sum() / _labelled_weight(mask, class_weights)
+
+
+def upsampled_ce(
+    logits: torch.Tensor, stride: int, mask: torch.Tensor, class_weights: torch.Tensor | None = None
+) -> torch.Tensor:
+    """`ce` of strided ``logits`` (N, C, h, w) enlarged to the mask's size, image by image, with its gradient at once.
+
+    What is as large as the pictures is made for one image at a time, used up in place and never kept: on a CPU it stays
+    in the caches, which halves the time of loss and enlargement, forward and backward. Value and gradient are those of
+    `ce` after `basics.grids.upsample_logits`, to rounding.
+    """
+    logits = wide(logits)
+    class_weights = None if class_weights is None else class_weights.to(logits)
+    total = _UpsampledCrossEntropy.apply(logits, stride, mask, class_weights)
+    return total / _labelled_weight(mask, class_weights)
+
+
+class _UpsampledCrossEntropy(torch.autograd.Function):
+    """The sum over labelled pixels of weight * cross-entropy."""
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx, logits: torch.Tensor, stride: int, mask: torch.Tensor, class_weights: torch.Tensor | None
+    ) -> torch.Tensor:
+        rows, columns = (
+            upsampling_matrix(cells, stride, size, logits.dtype, logits.device)
+            for cells, size in zip(logits.shape[-2:], mask.shape[-2:], strict=True)
+        )
+        gradient, total = torch.empty_like(logits), logits.new_zeros(())
+        for image, truth, slope in zip(logits, mask, gradient, strict=True):
+            labelled = truth != VOID
+            target = truth.where(labelled, 0)[None]  # (1, H, W)
+            weight = labelled.to(logits.dtype) if class_weights is None else class_weights[target[0]] * labelled
+            log_p = (rows @ image @ columns.T).log_softmax(0)  # (C, H, W)
+            total -= (log_p.gather(0, target)[0] * weight).sum()
+            # d/dz of -log p_y is p - 1 at y and p elsewhere; from the pixels back to the cells by the same matrices.
+            at_pixels = log_p.exp_().scatter_add_(0, target, weight.new_full((), -1.0).expand_as(target)).mul_(weight)
+            torch.matmul(rows.T @ at_pixels, columns, out=slope)
+        ctx.save_for_backward(gradient)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return grad_output * gradient, None, None, None
 
 
 def focal(
@@ -60,7 +109,9 @@ def dice(logits: torch.Tensor, mask: torch.Tensor, class_weights: torch.Tensor |
     labelled = mask != VOID
     truth = mask.where(labelled, 0)
     probabilities = logits.softmax(dim=1) * labelled[:, None]
-    pixels = add_up(torch.bincount(mask[labelled], minlength=logits.shape[1]))  # (C,), equals sum y^2
+    # Counted in whole numbers, and without selecting the labelled ones: a GPU would have to say first how many.
+    pixels = labelled.new_zeros(logits.shape[1], dtype=torch.int64)  # (C,), equals sum y^2
+    pixels = add_up(pixels.index_add(0, truth.flatten(), labelled.flatten().to(torch.int64)))
     hits = probabilities.gather(1, truth[:, None]).flatten()
     overlap = hits.new_zeros(len(pixels)).index_add(0, truth.flatten(), hits)  # (C,), sum p y
     overlap, squares = sum_over_ranks(torch.stack([overlap, probabilities.square().sum(dim=(0, 2, 3))]))

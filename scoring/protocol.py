@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from basics import distributed
 from basics.batch import VOID, prepare_batch
-from basics.device import autocast, exact_dtype, synchronize
+from basics.device import autocast, exact_dtype, synchronize, tune_kernels
 from basics.errors import UserError
 from basics.signals import Stopped, StopSignal, ignore_stop_signals
 from basics.tiling import blended_bands, fits
@@ -34,6 +34,7 @@ from segdata.reading import image_size
 
 PROTOCOL = "single scale, no flip, logits resized to the mask, void (255) left out, background counted"
 WARMUP_IMAGES = 3
+SCORING_HELP = "pictures scored at once, if of one size; auto: 4 on a GPU, else 1; does not change the score"
 
 
 def protocol_text(tile: int = 0, input_size: int = 0) -> str:
@@ -134,14 +135,16 @@ def evaluate_model(
     progress: bool = True,
     stop: StopSignal | None = None,
     watcher: Watcher | None = None,
+    loader: DataLoader | None = None,
 ) -> Evaluation:
     """Score ``model`` (images (N, 3, H, W) -> logits (N, C, H, W)) on every image of ``dataset``.
 
     The model's mode is put back as it was. The loss is summed over pixels and divided once, so that it,
     like the scores, does not depend on the batch size. In a distributed run, where all ranks must call
     it, each image is seen by one rank, and each rank gets the scores of all. ``watcher`` is shown every
-    prediction. Pictures with a side longer than ``tile`` pixels are scored in tiles, as predict.py runs
-    them; 0: none are. A `networks.working_size.WorkingSize` is scored at its working size.
+    prediction. Whoever scores a split again and again keeps its ``loader`` (see `scoring_loader`); else one is
+    made here, of ``batch_size`` and ``workers``. Pictures with a side longer than ``tile`` pixels are scored in
+    tiles, as predict.py runs them; 0: none are. A `networks.working_size.WorkingSize` is scored at its working size.
 
     Raises:
         Stopped: ``stop`` was requested before the last image.
@@ -149,7 +152,9 @@ def evaluate_model(
     """
     protocol, was_training = protocol_text(tile, working_size_of(model)), model.training
     model.eval()
-    loader = _make_loader(dataset, device, batch_size, workers)
+    tuned = torch.backends.cudnn.benchmark
+    tune_kernels(on=False)  # pictures have many sizes
+    loader = loader or scoring_loader(dataset, device, batch_size, workers)
     network, counts = _TimedNetwork(model, device, amp), _Counts(dataset.num_classes, device)
     quiet = not (progress and distributed.is_main())
     for batch in tqdm(loader, desc=f"evaluate {dataset.split}", leave=False, disable=quiet or None, unit="batch"):
@@ -162,6 +167,7 @@ def evaluate_model(
         if watcher is not None:
             watcher.update(batch["index"], prediction)
     model.train(was_training)
+    tune_kernels(on=tuned)
     if stop is not None and stop.poll():
         raise Stopped
     scores, loss, broken = counts.of_all_ranks()
@@ -257,12 +263,25 @@ class _Counts:
         return scores, self.loss_sum.item() / max(scores.pixels, 1), sorted(everywhere)
 
 
-def _make_loader(dataset: SegmentationDataset, device: torch.device, batch_size: int, workers: int) -> DataLoader:
-    """Of this rank's share of the batches."""
+def scoring_batch(asked: int | None, device: torch.device) -> int:
+    """How many pictures are scored at once: as many as ``asked``, or 4 on a GPU, which has little to do with one."""
+    return asked or (1 if device.type == "cpu" else 4)
+
+
+def scoring_loader(
+    dataset: SegmentationDataset, device: torch.device, batch_size: int, workers: int, *, lasting: bool = False
+) -> DataLoader:
+    """This rank's share of the batches of whole pictures.
+
+    Args:
+        lasting: its processes stay between passes: to start them takes seconds where each must import all anew (macOS
+            and Windows).
+    """
     return DataLoader(
         dataset,
         batch_sampler=SameSizeBatches(dataset, batch_size).batches[distributed.rank() :: distributed.world_size()],
         num_workers=workers,
+        persistent_workers=lasting and workers > 0,
         pin_memory=device.type == "cuda",
         worker_init_fn=ignore_stop_signals if workers else None,
         generator=torch.Generator(),  # its own, so that scoring leaves the training's random numbers alone

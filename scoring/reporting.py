@@ -10,6 +10,7 @@ from torch import nn
 
 from basics.device import add_device_argument, check_amp, pick_device
 from basics.errors import UserError
+from basics.machine import WORKERS_HELP, loader_processes, number_or_auto
 from basics.memory import explain_memory
 from basics.tiling import check_tile
 from dataset import SegmentationDataset, add_data_arguments
@@ -29,7 +30,7 @@ def add_evaluation_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--eval-tile", type=int, default=0, metavar="PIXELS", help="score larger pictures in blended tiles of this side"
     )
-    parser.add_argument("--workers", type=int, default=2, help="loader processes")
+    parser.add_argument("--workers", type=number_or_auto, metavar="auto|N", help=WORKERS_HELP)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results as JSON")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write the results as CSV")
 
@@ -60,7 +61,7 @@ def report(
     Raises:
         UserError: an option has no sense, or memory ran out.
     """
-    if args.batch_size < 1 or args.workers < 0:
+    if args.batch_size < 1 or (args.workers or 0) < 0:
         raise UserError("--batch-size must be at least 1, --workers at least 0")
     check_tile("--eval-tile", args.eval_tile)
     check_untiled(label, working_size_of(model), "--eval-tile", args.eval_tile)
@@ -73,7 +74,7 @@ def report(
             device,
             batch_size=args.batch_size,
             tile=args.eval_tile,
-            workers=args.workers,
+            workers=loader_processes(args.workers, device),
             amp=args.amp,
             watcher=agreement,
         )

@@ -25,7 +25,7 @@ def full_sample(image: torch.Tensor, mask: torch.Tensor) -> dict:
     height, width = image.shape[1:]
     return {
         "image": image.contiguous(),
-        "mask": mask.to(torch.int64),
+        "mask": mask.clone(),  # that of a cache is a view of its file
         "valid": torch.ones(height, width, dtype=torch.bool),
         "box": torch.tensor([0, 0, width, height], dtype=torch.float32),
         "flip": False,
@@ -92,7 +92,7 @@ class TrainTransform:
     def __call__(self, image: torch.Tensor, mask: torch.Tensor) -> dict:
         """``image`` uint8 (3, H, W) and ``mask`` uint8 (H, W), possibly memory-mapped -> a sample.
 
-        Returns a dict of ``image`` uint8 (3, h, w), ``mask`` int64 (h, w), ``valid`` bool (h, w), ``box``
+        Returns a dict of ``image`` uint8 (3, h, w), ``mask`` uint8 (h, w), ``valid`` bool (h, w), ``box``
         float32 (4,), ``flip`` bool and ``jitter`` float32 (3,), with (h, w) the crop size.
         """
         window = self.draw_window(*mask.shape)
@@ -103,7 +103,7 @@ class TrainTransform:
             image, mask, valid = image.flip(-1), mask.flip(-1), valid.flip(-1)
         sample = {
             "image": image.contiguous(),
-            "mask": mask.to(torch.int64),
+            "mask": mask.contiguous(),
             "valid": valid,
             "box": torch.tensor(window, dtype=torch.float32),
             "flip": flip,

@@ -13,6 +13,7 @@ from torch.utils.data import default_collate
 
 from basics.batch import normalize
 from basics.timing import PartTimer, Timings, interleave
+from benchmarks.loops import StepClock, WithLoss, missing_packages
 from benchmarks.naive import NaiveDataset, NaiveStep
 from benchmarks.pictures import first_images, make_pictures
 from benchmarks.report import GOALS, PARTS
@@ -38,7 +39,8 @@ def test_every_number_is_there(run_script, tmp_path):
     done = run_script("bench.py", "--quick", "--device", "cpu", "--json", out)
     results = json.loads(out.read_text())
     ratios = {name: value for part in PARTS for name, value in results[part]["ratios"].items()}
-    assert ratios.keys() == GOALS.keys() and all(value > 0 for value in ratios.values())
+    optional = {name for name in GOALS if name.startswith("Hugging Face") and missing_packages()}
+    assert ratios.keys() == GOALS.keys() - optional and all(value > 0 for value in ratios.values())
     assert all(name in done.stdout for name in ratios)
     assert results["machine"]["torch"] == torch.__version__ and results["machine"]["threads"] >= 1
     assert len(results["steps"]["steps"]) == 5 and len(results["loader"]["images_per_s"]) == 4
@@ -137,3 +139,43 @@ def test_made_up_pictures_cost_what_photographs_cost(tmp_path):
 def test_first_images_leaves_the_data_set_alone(pictures):
     part = first_images(pictures, 2)
     assert len(part) == 2 and len(pictures) == 3 and part.ids == pictures.ids[:2]
+
+
+# -- whole loops -------------------------------------------------------------------------------------
+
+
+def test_a_clock_leaves_the_warm_up_out(monkeypatch):
+    times = iter([10.0, 16.0])
+    monkeypatch.setattr("benchmarks.loops.time.perf_counter", lambda: next(times))
+    clock = StepClock(5, CPU)
+    for _ in range(5):
+        clock.tick()
+    assert clock.seconds == 2  # three steps in six seconds
+
+
+def test_the_other_loops_learn_what_they_should():
+    """In float64: CE + T^2 KL at full size; the teacher gets no gradient and belongs to no parameter list."""
+    torch.manual_seed(0)
+    student, teacher = StudentNet(5, "compact").eval(), StudentNet(5, "compact").eval()
+    model = WithLoss(student, teacher)
+    batch = tiny_batch(size=64, classes=5)
+    out = model(batch["image"], batch["mask"])
+    out["loss"].backward()
+    log_s, log_t = ((net(batch["image"]).double() / 4).log_softmax(1) for net in (student, teacher))
+    expected = F.cross_entropy(student(batch["image"]).double(), batch["mask"], ignore_index=255)
+    expected += 16 * (log_t.exp() * (log_t - log_s)).sum(1).mean()
+    assert out["loss"].item() == pytest.approx(expected.item(), rel=1e-4)
+    assert {id(p) for p in model.parameters()} == {id(p) for p in student.parameters()}
+    assert all(p.grad is None for p in teacher.parameters())
+
+
+@pytest.mark.slow
+def test_the_loops_run_side_by_side(run_script, tmp_path):
+    out = tmp_path / "bench.json"
+    done = run_script("bench.py", "--quick", "--only", "loops", "--device", "cpu", "--json", out)
+    loops = json.loads(out.read_text())["loops"]
+    others = 1 if missing_packages() else 2
+    assert len(loops["images_per_s"]) == 3 + 2 * others and all(rate > 0 for rate in loops["images_per_s"].values())
+    assert loops["waiting"].keys() == {"plain", "distillation", "distillation, cached teacher"}
+    assert all(0 <= share < 1 for share in loops["waiting"].values())
+    assert bool(loops["left_out"]) == bool(missing_packages()) and "waits for pictures" in done.stdout

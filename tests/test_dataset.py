@@ -254,7 +254,7 @@ def test_a_sample_at_native_size(voc):
     data = build_dataset("voc", voc, "train")
     sample = data[1]
     stored = np.asarray(Image.open(voc / "JPEGImages" / "two.jpg"))
-    assert sample["image"].dtype == torch.uint8 and sample["mask"].dtype == torch.int64
+    assert sample["image"].dtype == torch.uint8 and sample["mask"].dtype == torch.uint8
     assert np.abs(sample["image"].permute(1, 2, 0).numpy().astype(int) - stored).max() <= 2  # two JPEG decoders
     assert np.array_equal(sample["mask"].numpy(), np.asarray(Image.open(voc / "SegmentationClass" / "two.png")))
     assert sample["valid"].all() and sample["valid"].shape == (33, 47)

@@ -56,7 +56,7 @@ def test_scores_agree_with_torchmetrics(model, val_set):
     with torch.no_grad():
         for sample in val_set:
             logits = model(normalize(sample["image"][None]))
-            mask = sample["mask"][None]
+            mask = sample["mask"][None].long()
             assert logits.shape[-2:] == mask.shape[-2:]
             iou.update(logits.argmax(1), mask)
             accuracy.update(logits.argmax(1), mask)

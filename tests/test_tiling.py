@@ -140,7 +140,7 @@ def test_the_loss_in_tiles_is_that_of_the_blended_logits(model, val_set):
     one, sample = copy.copy(val_set), val_set[2]
     one.files = type(val_set.files)(*[part[2:3] for part in vars(val_set.files).values()])
     logits = torch.from_numpy(blended_by_hand(model.eval(), normalize(sample["image"][None])[0], 64))
-    loss = nn.functional.cross_entropy(logits[None], sample["mask"][None], ignore_index=255).item()
+    loss = nn.functional.cross_entropy(logits[None], sample["mask"][None].long(), ignore_index=255).item()
     assert evaluate_model(model, one, CPU, tile=64, progress=False).loss == pytest.approx(loss, rel=1e-5)
 
 

@@ -50,11 +50,29 @@ def test_mask_valid_and_box_agree_with_an_independent_mapping(shape):
 def test_types_and_shapes():
     sample = TrainTransform((24, 40))(*picture(60, 80))
     assert sample["image"].shape == (3, 24, 40) and sample["image"].dtype == torch.uint8
-    assert sample["mask"].shape == (24, 40) and sample["mask"].dtype == torch.int64
+    assert sample["mask"].shape == (24, 40) and sample["mask"].dtype == torch.uint8
     assert sample["valid"].shape == (24, 40) and sample["valid"].dtype == torch.bool
     assert sample["box"].shape == (4,) and sample["box"].dtype == torch.float32
     assert isinstance(sample["flip"], bool)
-    assert sample["image"].is_contiguous()
+    assert sample["image"].is_contiguous() and sample["mask"].is_contiguous()
+
+
+def test_masks_travel_as_bytes_and_are_widened_on_the_device():
+    """255 stays 255 on the way, and a loss may take the mask for indices."""
+    image, mask = picture(20, 20)
+    mask[:, ::2] = 255
+    samples = [TrainTransform(16)(image, mask), TrainTransform(16)(*picture(30, 12))]
+    collated = default_collate(samples)
+    batch = prepare_batch(collated, torch.device("cpu"))
+    assert collated["mask"].dtype == torch.uint8 and batch["mask"].dtype == torch.int64
+    assert 255 in batch["mask"] and batch["mask"].tolist() == [sample["mask"].tolist() for sample in samples]
+
+
+def test_writing_to_a_whole_sample_leaves_its_source_alone():
+    image, mask = picture(8, 8)
+    before = mask.clone()
+    full_sample(image, mask)["mask"].zero_()
+    assert torch.equal(mask, before) and mask.any()
 
 
 def test_padding_is_void_and_invalid_but_void_is_not_padding():
@@ -88,7 +106,7 @@ def test_without_scaling_a_crop_is_a_plain_cut():
         x0, y0, x1, y1 = (int(value) for value in sample["box"])
         assert (x1 - x0, y1 - y0) == (32, 32)
         assert torch.equal(sample["image"], image[:, y0:y1, x0:x1])
-        assert torch.equal(sample["mask"], mask[y0:y1, x0:x1].long())
+        assert torch.equal(sample["mask"], mask[y0:y1, x0:x1])
         assert sample["valid"].all()
 
 

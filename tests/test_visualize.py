@@ -26,7 +26,7 @@ class Oracle(nn.Module):
         super().__init__()
         self.classes, self.wrong = dataset.num_classes, wrong
         samples = [dataset[index] for index in known]
-        self.known = [(normalize(sample["image"][None]), sample["mask"] % 255) for sample in samples]
+        self.known = [(normalize(sample["image"][None]), sample["mask"].long() % 255) for sample in samples]
 
     def forward(self, images):
         labels = torch.full((1, *images.shape[-2:]), self.wrong)

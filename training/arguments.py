@@ -16,8 +16,9 @@ from dataclasses import Field, dataclass, fields
 from pathlib import Path
 
 from basics import distributed
-from basics.device import add_device_argument
+from basics.device import AMP_HELP, AMP_TYPES, add_device_argument
 from basics.errors import UserError
+from basics.machine import WORKERS_HELP, number_or_auto
 from basics.tiling import LEAST_TILE
 from dataset import add_data_arguments
 from deploy.teachers import CLASS_MAP_HELP
@@ -25,6 +26,7 @@ from kd.cache_store import DTYPES
 from kd.losses import LOSSES, PRESETS
 from kd.teacher_cache import DEFAULT_FOLDER as TEACHER_FOLDER
 from networks.working_size import LEAST_SIDE
+from scoring.protocol import SCORING_HELP
 from segdata.decode_cache import DEFAULT_FOLDER as DECODED_FOLDER
 from training.flags import Flag, Scope, fault_of_bounds, flag, parser_options
 from training.optim import OPTIMIZERS, SCHEDULES
@@ -220,7 +222,7 @@ class Arguments(argparse.Namespace):
     )
 
     device: str = flag("machine", "machine", "auto", may_change=True, shared=True)
-    amp: str = flag("machine", "budget", "off", "mixed precision", choices=["off", "bf16", "fp16"])
+    amp: str = flag("machine", "budget", "auto", AMP_HELP, choices=["auto", "off", *AMP_TYPES])
     compile: bool = flag("machine", "machine", False, "torch.compile the student", may_change=True)
     decode_cache: Path | None = flag(
         "machine",
@@ -232,8 +234,8 @@ class Arguments(argparse.Namespace):
         const=DECODED_FOLDER,
         metavar="DIR",
     )
-    workers: int = flag(
-        "machine", "machine", 2, "loader processes; does not change the result", may_change=True, least=0
+    workers: int | None = flag(
+        "machine", "machine", None, WORKERS_HELP, may_change=True, least=0, parse=number_or_auto, metavar="auto|N"
     )
     seed: int = flag("machine", "run", 0, least=0, most=2**32 - 1)
     deterministic: bool = flag("machine", "budget", False, "the same numbers at every run on a GPU, too")
@@ -252,8 +254,8 @@ class Arguments(argparse.Namespace):
         "run", "run", None, "run folder below --output-dir; made from the arguments by default", may_change=True
     )
     eval_every: int = flag("run", "budget", 1, may_change=True, least=1, metavar="EPOCHS")
-    eval_batch_size: int = flag(
-        "run", "machine", 1, "only images of equal size share a batch", may_change=True, least=1
+    eval_batch_size: int | None = flag(
+        "run", "machine", None, SCORING_HELP, may_change=True, least=1, parse=number_or_auto, metavar="auto|N"
     )
     eval_tile: int = flag(
         "run", "budget", 0, "score larger pictures in blended tiles of this side; 0: whole", least=0, metavar="PIXELS"
@@ -362,8 +364,8 @@ def check_arguments(args: Arguments) -> None:
     if args.labelled_per_batch and args.labelled_per_batch >= smallest:
         faults.append(f"--labelled-per-batch {args.labelled_per_batch} leaves a batch of {smallest} no other pictures")
     if args.qat:
-        clashes = {"--amp": args.amp != "off", "--compile": args.compile, "--freeze-epochs": args.freeze_epochs > 0}
-        clashes["--ema"] = args.ema > 0
+        clashes = {"--amp": args.amp not in ("auto", "off"), "--compile": args.compile}
+        clashes |= {"--freeze-epochs": args.freeze_epochs > 0, "--ema": args.ema > 0}
         faults += [f"--qat and {name} exclude each other" for name, given in clashes.items() if given]
     if faults:
         raise UserError("; ".join(faults))

@@ -16,8 +16,10 @@ from torch import nn
 
 from basics import distributed
 from basics.checkpoint import file_sha256
+from basics.device import tune_kernels
 from basics.errors import UserError
 from basics.files import remove_stale
+from basics.machine import loader_processes
 from datachecks.stats import class_weights
 from deploy.quantized import FakeQuantModel
 from deploy.teachers import FittedTeacher, TeacherChoice, load_teacher_for
@@ -136,7 +138,8 @@ class Models:
             self.student.load_ranges(checkpoint.get("qat", {}))
 
     def enter(self, stage: Stage, device: torch.device, *, compiled: bool) -> None:
-        """Set what is trained in the stage."""
+        """Set what is trained in the stage, whose batches are all of one size."""
+        tune_kernels(on=True)
         self.student.backbone.requires_grad_(not stage.frozen)
         model = distributed.wrap(self.model, device)
         # A stage has one size. Left to find that out, the second stage's would be free, and the modulo in the student's
@@ -236,7 +239,7 @@ def _run_or_cached(
             dtype=args.cache_teacher,
             device=device,
             batch_size=max(args.batch_size // distributed.world_size(), 1),
-            workers=args.workers,
+            workers=loader_processes(args.workers, device),
             build=not args.dry_run,
         )
         if cached:

@@ -10,12 +10,15 @@ from torch.utils.data import DataLoader
 
 from basics import distributed
 from basics.errors import UserError
+from basics.machine import loader_processes
 from basics.signals import ignore_stop_signals
 from datachecks import teacher_masks
 from datachecks.check import invitation, look_at
 from datachecks.unlabelled import find_unlabelled
 from dataset import EpochSampler, SegmentationDataset, build_split
-from kd.distiller import Recipe
+from kd.cached_teacher import collate_for
+from kd.distiller import Distiller, Recipe
+from scoring.protocol import scoring_batch, scoring_loader
 from segdata.layouts import SplitFiles
 from segdata.reading import DataError
 from segdata.sampler import Mixture, mix_seed
@@ -45,36 +48,56 @@ class Data:
     val_images: str
     sources: list[str]
     goal: Goal = MIOU
+    _val_loader: DataLoader | None = None
 
     def score_against(self, said: SegmentationDataset) -> None:
         """Score against these masks, which are what a teacher says: the validation split brings no others."""
-        self.val_set, self.goal = said, AGREEMENT
+        self.val_set, self.goal, self._val_loader = said, AGREEMENT, None
         if distributed.is_main():
             print(
                 f"warning: {said.name}/{said.split} has no masks of people: scored is the student's agreement with the "
                 "teacher, and best.pth follows it; that is no mIoU, and says nothing of where the teacher errs"
             )
 
-    def loader(self, stage: Stage, args: Arguments, device: torch.device) -> DataLoader:
-        """This rank's batches of an epoch of the stage; set the sampler's epoch before each pass."""
+    def loader(self, stage: Stage, args: Arguments, device: torch.device, distiller: Distiller) -> DataLoader:
+        """This rank's batches of an epoch of the stage, with all that its teacher's cache says of them.
+
+        Set the sampler's epoch before each pass.
+        """
         self.train_set.transform = TrainTransform(stage.crop_size, scale_of(args))
+        workers = loader_processes(args.workers, device)
         self.sampler.batch_size = stage.batch_size
         return DataLoader(
             self.train_set,
             batch_size=stage.batch_size // distributed.world_size(),
             sampler=self.sampler,
             drop_last=True,
-            num_workers=args.workers,
-            persistent_workers=args.workers > 0,
+            collate_fn=collate_for(distiller.teacher, distiller.stride),
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            prefetch_factor=prefetched(device) if workers else None,
             pin_memory=device.type == "cuda",
-            worker_init_fn=ignore_stop_signals if args.workers else None,
+            worker_init_fn=ignore_stop_signals if workers else None,
             generator=torch.Generator(),  # its own: making an iterator leaves the global one alone
         )
+
+    def val_loader(self, args: Arguments, device: torch.device) -> DataLoader:
+        """This rank's batches of the validation split, always the same loader."""
+        if self._val_loader is None:
+            batch_size = scoring_batch(args.eval_batch_size, device)
+            workers = loader_processes(args.workers, device)
+            self._val_loader = scoring_loader(self.val_set, device, batch_size, workers, lasting=True)
+        return self._val_loader
 
     def describe(self) -> dict[str, int]:
         """How many training pictures have masks and how many have none, for the run's folder and report."""
         labelled = self.train_set.num_labelled
         return {"labelled images": labelled, "unlabelled images": len(self.train_set) - labelled}
+
+
+def prefetched(device: torch.device) -> int:
+    """Batches that each loader process fetches ahead: a GPU is faster than the slowest picture of a few."""
+    return 2 if device.type == "cpu" else 4
 
 
 def scale_of(args: Arguments) -> tuple[float, float]:

@@ -24,9 +24,10 @@ from torch.utils.data import default_collate
 
 from basics import distributed
 from basics.batch import prepare_batch
-from basics.device import check_amp, pick_device
+from basics.device import pick_device, settle_amp
 from basics.errors import UserError
 from basics.files import free_bytes, nearest, require_room
+from basics.machine import loader_processes
 from basics.memory import explain_memory, free_memory
 from datachecks.check import invitation, look_at
 from dataset import SegmentationDataset, build_split
@@ -35,12 +36,13 @@ from kd.mapped_teacher import MappedTeacher
 from networks.weights import read_weights
 from networks.working_size import at_working_size
 from scoring.memory import memory_advice, scoring_bytes
+from scoring.protocol import scoring_batch
 from segdata.decode_cache import check_room, room_needed
 from segdata.parallel import map_in_order
 from segdata.reading import image_size
 from segdata.transforms import TrainTransform
 from training.arguments import Arguments, check_arguments
-from training.data import training_split, with_pictures
+from training.data import prefetched, training_split, with_pictures
 from training.recipe import make_recipe, name_run
 from training.runlog import METRICS, read_metrics
 from training.trainer import Trainer
@@ -55,7 +57,8 @@ TRIAL_IMAGES = 2
 GB = 1e9
 # Of the memory estimate: buffers of single operations, and what the allocators cannot give back.
 HEADROOM = 1.25
-BYTES_PER_PIXEL = 12  # of a collated sample: image uint8 x 3, mask int64, valid
+BYTES_PER_PIXEL = 5  # of a collated sample: image uint8 x 3, mask uint8, valid
+CACHED_BYTES = 12  # a pixel, about: of a cached teacher's word, logits of 21 classes and 64 channels of three maps
 
 
 class Findings:
@@ -121,7 +124,8 @@ def examine(args: Arguments) -> int:
         if args.decode_cache:
             findings.look("decoding", check_decode_cache, args.decode_cache, train_set)
     findings.look("packages", check_packages, args)
-    findings.look("workers", check_shared_memory, args)
+    if device is not None:
+        findings.look("workers", check_shared_memory, args, device)
     trainer = None
     if recipe is not None and not findings.wrong:  # as it would be trained, without caches that are not there yet
         trainer = findings.look("run", Trainer, args, recipe)
@@ -164,7 +168,7 @@ def check_folder(args: Arguments) -> str:
 
 
 def check_device(device: torch.device, amp: str) -> str:
-    check_amp(device, amp)
+    amp = settle_amp(device, amp)
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)}, amp {amp}"
     return f"{device.type}, {torch.get_num_threads()} threads, amp {amp}"
@@ -226,15 +230,15 @@ def check_packages(args: Arguments) -> str | None:
     return ", ".join(wanted) or None
 
 
-def check_shared_memory(args: Arguments) -> str | None:
+def check_shared_memory(args: Arguments, device: torch.device) -> str | None:
     """Loader processes hand batches over in /dev/shm, which containers keep small."""
-    shared = Path("/dev/shm")
-    if not args.workers or not shared.is_dir():
+    shared, workers = Path("/dev/shm"), loader_processes(args.workers, device)
+    if not workers or not shared.is_dir():
         return None
-    batch = args.batch_size * args.crop_size**2 * BYTES_PER_PIXEL
-    needed = batch * args.workers * 3  # two fetched ahead by each, one at work
-    require_room(shared, needed, f"{args.workers} workers", "lower --workers, or enlarge it (docker run --shm-size)")
-    return f"{args.workers}, with {free_bytes(shared) / GB:.1f} GB of shared memory"
+    batch = args.batch_size * args.crop_size**2 * (BYTES_PER_PIXEL + (CACHED_BYTES if args.cache_teacher else 0))
+    needed = batch * workers * (prefetched(device) + 1)  # fetched ahead by each, one at work
+    require_room(shared, needed, f"{workers} workers", "lower --workers, or enlarge it (docker run --shm-size)")
+    return f"{workers}, with {free_bytes(shared) / GB:.1f} GB of shared memory"
 
 
 # -- models ----------------------------------------------------------------------------------------
@@ -318,7 +322,8 @@ def check_scoring_memory(trainer: Trainer) -> str:
     args, dataset = trainer.args, trainer.data.val_set
     paths = [dataset.image_path(index) for index in range(len(dataset))]
     sizes = Counter(map_in_order(image_size, paths, desc="sizes", total=len(paths)))  # (width, height) -> how many
-    batches = {size: min(count, args.eval_batch_size) for size, count in sizes.items()}  # of equal sizes
+    batch_size = scoring_batch(args.eval_batch_size, trainer.device)
+    batches = {size: min(count, batch_size) for size, count in sizes.items()}  # of equal sizes
     width, height = max(batches, key=lambda size: size[0] * size[1] * batches[size])
     images = batches[width, height]
     what = f"to score {images} picture{'s' * (images > 1)} of {width}x{height}"
@@ -329,9 +334,11 @@ def check_scoring_memory(trainer: Trainer) -> str:
     if needed is None:
         return f"not known what it takes {what}"
     if trainer.device.type == "cpu":  # what the loader has read lies in the same memory
-        needed += BYTES_PER_PIXEL * width * height * images * (3 + 2 * args.workers)  # sample, batch, batch before
+        needed += (
+            BYTES_PER_PIXEL * width * height * images * (3 + 2 * loader_processes(args.workers, trainer.device))
+        )  # sample, batch, batch before
     needed = int(HEADROOM * (lasting_bytes(trainer) + needed))
-    advice = memory_advice(args.eval_batch_size, args.eval_tile, "--eval-batch-size", args.input_size)
+    advice = memory_advice(batch_size, args.eval_tile, "--eval-batch-size", args.input_size)
     return _compare_memory(needed, what, trainer.device, advice)
 
 

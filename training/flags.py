@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import MISSING, Field, dataclass, field
 from typing import Any, Literal
 
@@ -27,6 +27,7 @@ class Flag:
         may_change: a resumed run may have another value.
         least, above, most: bounds of its number.
         shared: other scripts have it, too; one of their functions adds it.
+        parse: makes a value of a word, where its type alone cannot.
     """
 
     group: str
@@ -42,6 +43,7 @@ class Flag:
     choices: Sequence[str] | None = None
     nargs: int | str | None = None
     const: object = None
+    parse: Callable[[str], object] | None = None
 
 
 def flag(group: str, scope: Scope, default: Any, help: str | None = None, **about: Any) -> Any:
@@ -63,7 +65,8 @@ def parser_options(each: Field, about: Flag, hint: Any) -> dict[str, Any]:
     kinds = [kind for kind in typing.get_args(hint) or (hint,) if kind is not type(None)]
     if typing.get_origin(hint) is list and about.nargs is None:
         options["action"] = "append"
-    return options | ({"type": kinds[0]} if kinds[0] is not str else {})
+    kind = about.parse or kinds[0]
+    return options | ({"type": kind} if kind is not str else {})
 
 
 def fault_of_bounds(value: float, about: Flag, option: str) -> str | None:

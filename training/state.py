@@ -38,6 +38,7 @@ class Progress:
         epoch_s: seconds of training in the epoch under way.
         train_s: seconds of training in all, without scoring and saving (see `training.pace`).
         elapsed_s: seconds of work in all, earlier parts of the run included.
+        data_s, step_s, scoring_s: of them, those spent waiting for pictures, in training steps, and scoring.
     """
 
     epoch: int = 0
@@ -51,6 +52,9 @@ class Progress:
     epoch_s: float = 0.0
     elapsed_s: float = 0.0
     train_s: float = 0.0
+    data_s: float = 0.0
+    step_s: float = 0.0
+    scoring_s: float = 0.0
 
 
 def rng_state(device: torch.device) -> dict[str, torch.Tensor]:

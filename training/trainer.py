@@ -20,7 +20,7 @@ from tqdm import tqdm
 from basics import distributed
 from basics.batch import prepare_batch
 from basics.checkpoint import load_file, save_atomic
-from basics.device import check_amp, pick_device
+from basics.device import pick_device, settle_amp
 from basics.errors import UserError
 from basics.files import lock_folder
 from basics.memory import explain_memory
@@ -28,7 +28,7 @@ from basics.signals import Stopped, StopSignal
 from kd.distiller import Recipe
 from networks.working_size import at_working_size
 from scoring.memory import memory_advice
-from scoring.protocol import Evaluation, evaluate_model, protocol_text
+from scoring.protocol import Evaluation, evaluate_model, protocol_text, scoring_batch
 from training.arguments import Arguments
 from training.build import build_models, build_optimization, locate_run, made_from, open_log
 from training.data import build_data, fit_recipe
@@ -38,6 +38,7 @@ from training.report import best_line, epoch_line, epoch_row, report_sections
 from training.runlog import RunLog
 from training.stages import Stage, Stages
 from training.state import LossSums, Progress, RunState
+from training.timeshare import scoring_time, time_line, timed_batches
 
 
 class Trainer:
@@ -59,7 +60,7 @@ class Trainer:
         self.args, self.folder = args, args.run_folder
         self.start = time.monotonic()
         self.device = pick_device(args.device)
-        check_amp(self.device, args.amp)
+        args.amp = settle_amp(self.device, "off" if args.qat else args.amp)
         self.resume_from = locate_run(args)
         self.data = build_data(args, resumed=self.resume_from is not None)
         self.recipe = recipe = fit_recipe(recipe, self.data)
@@ -144,7 +145,7 @@ class Trainer:
             unit="step",
             disable=None if distributed.is_main() else True,  # None: a bar on terminals, none in log files
         )
-        for batch in bar:
+        for batch in timed_batches(bar, progress, self.device):
             self.state.add(self.train_step(batch))
             progress.step += 1
             progress.step_in_epoch += 1
@@ -165,7 +166,7 @@ class Trainer:
         if stage != self.stage:
             self.stage = stage
             self.models.enter(stage, self.device, compiled=self.args.compile)
-            self.loader = self.data.loader(stage, self.args, self.device)
+            self.loader = self.data.loader(stage, self.args, self.device, self.distiller)
         self.models.train(stage)
         return self.loader
 
@@ -192,18 +193,17 @@ class Trainer:
 
     def evaluate(self, stop: StopSignal) -> Evaluation:
         """Score the student on the validation split; raises `Stopped` after a signal."""
-        args = self.args
-        advice = memory_advice(args.eval_batch_size, args.eval_tile, "--eval-batch-size", args.input_size)
-        with explain_memory(advice):
+        args, batch_size = self.args, scoring_batch(self.args.eval_batch_size, self.device)
+        advice = memory_advice(batch_size, args.eval_tile, "--eval-batch-size", args.input_size)
+        with explain_memory(advice), scoring_time(self.progress):
             return evaluate_model(
                 at_working_size(self.models.scored, args.input_size),
                 self.data.val_set,
                 self.device,
-                batch_size=args.eval_batch_size,
                 tile=args.eval_tile,
-                workers=args.workers,
                 amp=args.amp,
                 stop=stop,
+                loader=self.data.val_loader(args, self.device),
             )
 
     def finish_epoch(self, evaluation: Evaluation | None, complete: bool) -> None:
@@ -287,3 +287,4 @@ class Trainer:
         self.log.write_report(sections)
         self.log.close()
         print(f"{best_line(progress, parameters, data.goal)}; everything is in {self.folder}")
+        print(time_line(progress, self.args, self.device))
