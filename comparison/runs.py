@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 import os
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from basics.checkpoint import file_sha256
-from basics.device import pick_device, settle_amp
+from basics.device import pick_device
 from basics.errors import UserError
 from basics.machine import available_cores
 from basics.signals import StopSignal
@@ -22,6 +23,7 @@ from comparison.plan import Plan, Run
 from comparison.words import TEACHER_ARGUMENTS
 from deploy.teachers import TeacherChoice
 from training.arguments import MAY_CHANGE, Arguments, names_of
+from training.recipe import settle
 from training.runlog import CONFIG, METRICS, REPORT, read_metrics
 
 SCRIPT = Path(__file__).resolve().parent.parent / "train_kd.py"
@@ -66,9 +68,9 @@ def check_config(run: Run) -> None:
         raise UserError(f"{path} is not a run's configuration ({error}): mend or remove it") from error
     free = FREE if run.needs_teacher else FREE | TEACHER_ARGUMENTS
     defaults = Arguments().as_plain()  # of arguments that are younger than the run
-    if run.args.amp == "auto" and saved.get("amp") == settle_amp(pick_device(run.args.device), "auto"):
-        saved["amp"] = "auto"  # a run keeps what that came to
-    arguments = {name: (saved.get(name, defaults[name]), value) for name, value in run.args.as_plain().items()}
+    planned = copy.copy(run.args)
+    settle(planned, pick_device(planned.device))  # a run keeps what that came to
+    arguments = {name: (saved.get(name, defaults[name]), value) for name, value in planned.as_plain().items()}
     changed = [
         f"--{name.replace('_', '-')} was {was!r}, is {now!r} in the plan"
         for name, (was, now) in arguments.items()

@@ -18,6 +18,14 @@ from networks.weights import StateDict, WeightsFile, fetch, load_backbone, load_
 
 
 @dataclass(frozen=True)
+class Rates:
+    """Learning rates of a training by AdamW: the base rate, and the backbone's share of it."""
+
+    lr: float = 5e-4
+    backbone_lr_factor: float = 1.0
+
+
+@dataclass(frozen=True)
 class ModelSpec:
     """A row of the registry.
 
@@ -29,6 +37,7 @@ class ModelSpec:
         whole_classes: the classes that these tell apart.
         whole_starts_students: a student for just these classes starts from them, too, and not from a backbone alone.
         fits_crop: ``build`` takes ``crop_size``, that of the training crops in pixels.
+        rates: what serves a student of this kind best that starts from pretrained weights, where that was measured.
     """
 
     build: Callable[..., SegmentationModel]
@@ -38,6 +47,7 @@ class ModelSpec:
     whole_classes: Sequence[str] = ()
     whole_starts_students: bool = False
     fits_crop: bool = False
+    rates: Rates = Rates()
 
     def published(
         self, name: str, num_classes: int | None = None, class_names: Sequence[str] | None = None

@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from tests.test_train import arguments
-from train_kd import main, make_recipe
+from train_kd import get_args_parser, main, make_recipe
 from training.optim import Optimization, make_optimizer, make_scheduler
+from training.recipe import settle
 from training.trainer import Trainer
 
 CPU = torch.device("cpu")
@@ -102,3 +103,25 @@ def test_epochs_and_resumes_keep_the_norm(demo_data, tmp_path):
         with (tmp_path / name / "run" / "metrics.csv").open() as file:
             columns.append([row["grad_norm"] for row in csv.DictReader(file)])
     assert columns[0] == columns[1] and all(float(value) > 0 for value in columns[0])
+
+
+@pytest.mark.parametrize(
+    ("words", "lr", "factor"),
+    [
+        ([], 3e-3, 0.03),
+        (["--student", "compact", "--student-weights", "some.pth"], 3e-3, 0.03),
+        (["--student-weights", "none"], 5e-4, 1),
+        (["--student", "fastlitessnet"], 5e-4, 1),
+        (["--student", "smp:Unet/resnet18"], 5e-4, 1),
+        (["--lr", "1e-4"], 1e-4, 1),  # nobody has measured the share beside another rate
+        (["--backbone-lr-factor", "0.5"], 3e-3, 0.5),
+        (["--lr", "1e-3", "--backbone-lr-factor", "0"], 1e-3, 0),
+    ],
+)
+def test_rates_are_those_that_were_measured_for_the_student(words, lr, factor):
+    args = get_args_parser().parse_args(words)
+    settle(args, torch.device("cpu"))
+    assert (args.lr, args.backbone_lr_factor) == (lr, factor)
+    before = args.as_plain()
+    settle(args, torch.device("cpu"))
+    assert args.as_plain() == before

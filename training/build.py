@@ -272,6 +272,7 @@ def build_optimization(
     args: Arguments, model: nn.Module, student: SegmentationModel, pace: Pace, device: torch.device
 ) -> Optimization:
     """For the parameters of ``model``; those of the backbone of ``student``, a part of it, learn at their own rate."""
+    assert args.lr is not None and args.backbone_lr_factor is not None  # see `training.recipe.settle`
     optimizer = make_optimizer(
         model, args.optimizer, args.lr, args.weight_decay, student.backbone, args.backbone_lr_factor
     )

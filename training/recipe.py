@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
+from basics.device import settle_amp
 from basics.errors import UserError, choose
 from kd.distiller import Recipe
 from kd.losses import PAPER_LAMBDAS, PRESETS, term_name
 from networks.sources import short_name
 from training.arguments import Arguments
+from zoo import rates_of
 
 
 def make_recipe(args: Arguments) -> Recipe:
@@ -35,6 +39,16 @@ def make_recipe(args: Arguments) -> Recipe:
     if temperature is None:
         temperature = preset.temperature if preset else 4.0
     return Recipe(weights, temperature=temperature, adaptive=bool(preset and preset.adaptive))
+
+
+def settle(args: Arguments, device: torch.device) -> None:
+    """Fill in what was left to the machine and to the student: --amp, --lr and --backbone-lr-factor."""
+    args.amp = settle_amp(device, "off" if args.qat else args.amp)
+    rates = rates_of(args.student, args.student_weights)
+    if args.backbone_lr_factor is None:  # the two were measured together
+        args.backbone_lr_factor = rates.backbone_lr_factor if args.lr is None else 1.0
+    if args.lr is None:
+        args.lr = rates.lr
 
 
 def name_run(args: Arguments, recipe: Recipe) -> None:

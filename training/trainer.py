@@ -20,7 +20,7 @@ from tqdm import tqdm
 from basics import distributed
 from basics.batch import prepare_batch
 from basics.checkpoint import load_file, save_atomic
-from basics.device import pick_device, settle_amp
+from basics.device import pick_device
 from basics.errors import UserError
 from basics.files import lock_folder
 from basics.memory import explain_memory
@@ -34,6 +34,7 @@ from training.build import build_models, build_optimization, locate_run, made_fr
 from training.data import build_data, fit_recipe
 from training.failures import LossWatch, refuse_non_finite
 from training.pace import Pace
+from training.recipe import settle
 from training.report import best_line, epoch_line, epoch_row, report_sections
 from training.runlog import RunLog
 from training.stages import Stage, Stages
@@ -60,7 +61,7 @@ class Trainer:
         self.args, self.folder = args, args.run_folder
         self.start = time.monotonic()
         self.device = pick_device(args.device)
-        args.amp = settle_amp(self.device, "off" if args.qat else args.amp)
+        settle(args, self.device)
         self.resume_from = locate_run(args)
         self.data = build_data(args, resumed=self.resume_from is not None)
         self.recipe = recipe = fit_recipe(recipe, self.data)
