@@ -254,18 +254,18 @@ ENDS = ", ends with "  # before the digest of how an image's file begins and end
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     """What keeps a cache made from ``there`` from serving a run that needs ``here``, in words; empty if nothing.
 
-    More images and more feature maps than needed are no difference.
+    More images and more feature maps than needed are no difference, nor are maps that are kept as once they were.
     """
     maps_there, maps_here = there["maps"], here["maps"]
-    with_taps = len(maps_here) > 1
+    looks_at_maps = len(maps_here) > 1 and not is_blurred(there)
     found = []
     for key, label in LABELS.items():
-        if there.get(key) != here[key] and (key != "projection" or with_taps):
+        if there.get(key) != here[key] and (key != "projection" or looks_at_maps):
             found.append(f"{label} is {_short(there.get(key))} there, {_short(here[key])} here")
     for name, spec in maps_here.items():
         if name not in maps_there:
             found.append(f"the feature map {name!r} is not there")
-        elif maps_there[name] != spec:
+        elif maps_there[name] != spec and (name == "logits" or looks_at_maps):
             found.append(f"{name} has channels and stride {maps_there[name]} there, {spec} here")
     ours, theirs = here["images"], {image[0]: image for image in there["images"]}
     if missing := [image[0] for image in ours if image[0] not in theirs]:
@@ -278,6 +278,11 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
         first, second = (text.format(*image[:4], "".join(image[4:])) for image in unlike[0])
         found.append(f"{len(unlike)} images differ: {first} there, {second} here")
     return found
+
+
+def is_blurred(made_from: Mapping[str, Any]) -> bool:
+    """Whether a cache's feature maps, if it has any, are averaged to stride 16 and cut to 64 dimensions, as of old."""
+    return made_from.get("projection") == {"kind": "mean and principal components", "dims": 64, "images": 48}
 
 
 def _has_ends(image: list) -> bool:

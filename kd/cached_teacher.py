@@ -209,7 +209,7 @@ def load_projections(folder: Path, taps: Sequence[str]) -> dict[str, Projection]
     if not taps:
         return {}
     content = load_file(folder / "projection.pth")
-    return {tap: Projection(**content[tap]) for tap in taps}
+    return {tap: Projection(content[tap]["basis"], content[tap]["mean"]) for tap in taps}
 
 
 @torch.no_grad()

@@ -49,6 +49,7 @@ from kd.cache_store import (
     RecordLayout,
     check_room,
     differences,
+    is_blurred,
     load_manifest,
     locked,
     writing,
@@ -122,7 +123,7 @@ def open_teacher_cache(
             continue
         found = differences(manifest["made_from"], here)
         if not found:
-            print(f"teacher cache: {candidate}; {agreement_line(manifest)}")
+            _announce(candidate, manifest, taps)
             return CachedTeacher(candidate, manifest, taps, dataset.ids)
         if candidate == folder:
             _refuse(folder, found)
@@ -136,6 +137,15 @@ def open_teacher_cache(
     return open_teacher_cache(  # another run has built it meanwhile: look at it as at any other
         cache_dir, model, name, dataset, recipe=recipe, dtype=dtype, device=device, batch_size=batch_size
     )
+
+
+def _announce(folder: Path, manifest: dict[str, Any], taps: Sequence[str]) -> None:
+    print(f"teacher cache: {folder}; {agreement_line(manifest)}")
+    if taps and is_blurred(manifest["made_from"]):  # a run that began with it can go on
+        print(
+            f"warning: {folder} keeps feature maps blurred (stride 16, at most 64 dimensions): remove it for a new run, "
+            "and one that keeps 90 % of their variance is built"
+        )
 
 
 def _check_losses(recipe: Recipe, model: SegmentationModel) -> None:

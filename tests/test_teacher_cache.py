@@ -407,7 +407,7 @@ def test_what_is_left_of_feature_maps_by_hand(train_set, tmp_path, capsys):
     assert f"{100 * measured['variance_kept']:.0f} % of its variance" in printed
 
 
-def test_an_older_cache_serves_its_logits_and_not_its_blurred_maps(train_set, tmp_path):
+def test_an_older_cache_serves_its_blurred_maps_and_says_so(train_set, tmp_path, capsys):
     """Feature maps were once averaged to stride 16 and cut to 64 dimensions; their records are read by their papers."""
     recipe = Recipe({"ce": 1.0, "kl": 1.0, "cosine@high": 1.0})
     whole_one = open_teacher_cache(tmp_path / "new", make_teacher(), "tiny", train_set, recipe=recipe)
@@ -427,14 +427,16 @@ def test_an_older_cache_serves_its_logits_and_not_its_blurred_maps(train_set, tm
         records.append(layouts[1].encode(index, {"logits": logits, "high": high}))
     (folder / "outputs.bin").write_bytes(b"".join(records))
     (folder / "manifest.json").write_text(json.dumps(old))
-    served = open_teacher_cache(tmp_path / "old", make_teacher(), "tiny", train_set)
-    assert served.folder == folder
+    torch.save({"high": {"basis": torch.eye(64, 128), "mean": torch.ones(128), "kept": 0.7}}, folder / "projection.pth")
     batch = full_batch(train_set, 3)
-    assert torch.equal(served(batch).logits, whole_one(batch).logits)
-    with pytest.raises(
-        UserError, match=r"projection of feature maps is .*'dims': 64.*'keeps': 0.9.*remove that folder"
-    ):
-        open_teacher_cache(tmp_path / "old", make_teacher(), "tiny", train_set, recipe=recipe)
+    for wanted in (None, recipe):
+        capsys.readouterr()
+        served = open_teacher_cache(tmp_path / "old", make_teacher(), "tiny", train_set, recipe=wanted)
+        assert served.folder == folder and torch.equal(served(batch).logits, whole_one(batch).logits)
+        assert ("keeps feature maps blurred" in capsys.readouterr().out) == (wanted is not None)
+    assert served.tap_channels == {"high": 64} and served.tap_strides == {"high": 16}
+    inside = served(batch).taps["high"][:, :, :2, :2]
+    assert torch.equal(inside, torch.ones_like(inside))  # the stored zeros and the mean
 
 
 # -- what it refuses ---------------------------------------------------------------------------------
