@@ -143,8 +143,8 @@ def _announce(folder: Path, manifest: dict[str, Any], taps: Sequence[str]) -> No
     print(f"teacher cache: {folder}; {agreement_line(manifest)}")
     if taps and is_blurred(manifest["made_from"]):  # a run that began with it can go on
         print(
-            f"warning: {folder} keeps feature maps blurred (stride 16, at most 64 dimensions): remove it for a new run, "
-            "and one that keeps 90 % of their variance is built"
+            f"warning: {folder} keeps feature maps blurred (stride 16, at most 64 dimensions): remove it for a new "
+            "run, and one that keeps 90 % of their variance is built"
         )
 
 
