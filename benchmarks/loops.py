@@ -157,6 +157,8 @@ def our_loop(args: Arguments, clock: StepClock) -> float:
     trainer = Ticking(args, make_recipe(args))
     with StopSignal() as stop:
         trainer.train_epoch(stop)
+    if stop.requested:  # it has ended early: there is nothing to measure
+        raise KeyboardInterrupt
     progress = trainer.progress
     return progress.data_s / (progress.data_s + progress.step_s)
 
