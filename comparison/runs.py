@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+import argparse
 import functools
 import json
 import os
@@ -67,18 +67,19 @@ def check_config(run: Run) -> None:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not a run's configuration ({error}): mend or remove it") from error
     free = FREE if run.needs_teacher else FREE | TEACHER_ARGUMENTS
-    defaults = Arguments().as_plain()  # of arguments that are younger than the run
-    planned = copy.copy(run.args)
-    settle(planned, pick_device(planned.device))  # a run keeps what that came to
-    arguments = {name: (saved.get(name, defaults[name]), value) for name, value in planned.as_plain().items()}
+    planned, defaults = run.args.as_plain(), Arguments().as_plain()  # of arguments that are younger than the run
+    was, now = argparse.Namespace(**defaults | saved), argparse.Namespace(**planned)
+    for arguments in (was, now):  # a run keeps what it settled on
+        settle(arguments, pick_device(run.args.device))
     changed = [
-        f"--{name.replace('_', '-')} was {was!r}, is {now!r} in the plan"
-        for name, (was, now) in arguments.items()
-        if name not in free and was != now
+        f"--{name.replace('_', '-')} was {getattr(was, name)!r}, is {getattr(now, name)!r} in the plan"
+        for name in planned
+        if name not in free and getattr(was, name) != getattr(now, name)
     ]
     files = saved.get("weight_files", {})
-    now = {"student": Path(run.args.student_weights), **(TeacherChoice.of(run.args).files if run.needs_teacher else {})}
-    for role, path in now.items():
+    roles = {"student": Path(run.args.student_weights)}
+    roles |= TeacherChoice.of(run.args).files if run.needs_teacher else {}
+    for role, path in roles.items():
         if role in files and path.is_file() and _sha256_of(path, path.stat().st_mtime_ns) != files[role]:
             changed.append(f"the {role}'s {path} has another content now")
     if changed:

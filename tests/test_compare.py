@@ -212,6 +212,23 @@ def test_an_argument_younger_than_a_run_had_its_default(tmp_path, demo_data):
         state_of(plan.runs[0])
 
 
+def test_runs_of_a_gpu_are_told_on_a_laptop(tmp_path, demo_data):
+    """Precision of a GPU that the machine at hand would refuse to train with; and runs that settled what was open."""
+    plan = read_plan(write_plan(tmp_path, demo_data, 'amp = "fp16"', methods=METHODS), tmp_path)
+    pretend_done(plan)
+    path = plan.runs[0].folder / "config.json"
+    content = json.loads(path.read_text())
+    assert content["arguments"]["lr"] is None
+    for lr in (None, 5e-4):  # that of a student from scratch
+        content["arguments"] |= {"lr": lr, "backbone_lr_factor": 1.0}
+        path.write_text(json.dumps(content))
+        assert state_of(plan.runs[0]).kind == "done"
+    content["arguments"]["amp"] = "off"
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match="--amp was 'off', is 'fp16' in the plan"):
+        state_of(plan.runs[0])
+
+
 def test_a_teacher_file_with_another_content_is_another_run(tmp_path, demo_data):
     weights = tmp_path / "teacher.pth"
     weights.write_bytes(b"one")

@@ -169,9 +169,9 @@ class Arguments(argparse.Namespace):
         metavar="N",
     )
     batch_size: int = flag("optimization", "budget", 16, least=1)
-    lr: float | None = flag("optimization", "budget", None, "base learning rate (see zoo.py; 5e-4)", above=0)
+    lr: float | None = flag("optimization", "budget", None, "base rate (the student's: docs/losses.md)", above=0)
     backbone_lr_factor: float | None = flag(
-        "optimization", "budget", None, "the backbone's share of it (1; without --lr see zoo.py)", least=0, metavar="F"
+        "optimization", "budget", None, "the backbone's share of it (likewise; 1 beside --lr)", least=0, metavar="F"
     )
     weight_decay: float = flag("optimization", "budget", 1e-2, least=0)
     optimizer: str = flag("optimization", "budget", "adamw", choices=OPTIMIZERS)

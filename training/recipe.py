@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 import torch
@@ -41,14 +42,19 @@ def make_recipe(args: Arguments) -> Recipe:
     return Recipe(weights, temperature=temperature, adaptive=bool(preset and preset.adaptive))
 
 
-def settle(args: Arguments, device: torch.device) -> None:
-    """Fill in what was left to the machine and to the student: --amp, --lr and --backbone-lr-factor."""
-    args.amp = settle_amp(device, "off" if args.qat else args.amp)
-    rates = rates_of(args.student, args.student_weights)
-    if args.backbone_lr_factor is None:  # the two were measured together
-        args.backbone_lr_factor = rates.backbone_lr_factor if args.lr is None else 1.0
-    if args.lr is None:
-        args.lr = rates.lr
+def settle(args: argparse.Namespace, device: torch.device) -> None:
+    """Fill in what `Arguments` leave to the machine and to the student: --amp, --lr and --backbone-lr-factor.
+
+    A choice of --amp that was made is not judged here: see `basics.device.check_amp`.
+    """
+    if args.amp == "auto":
+        args.amp = settle_amp(device, "off" if args.qat else "auto")
+    if args.lr is None or args.backbone_lr_factor is None:
+        rates = rates_of(args.student, args.student_weights)
+        if args.backbone_lr_factor is None:  # the two were measured together
+            args.backbone_lr_factor = rates.backbone_lr_factor if args.lr is None else 1.0
+        if args.lr is None:
+            args.lr = rates.lr
 
 
 def name_run(args: Arguments, recipe: Recipe) -> None:

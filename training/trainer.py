@@ -20,7 +20,7 @@ from tqdm import tqdm
 from basics import distributed
 from basics.batch import prepare_batch
 from basics.checkpoint import load_file, save_atomic
-from basics.device import pick_device
+from basics.device import check_amp, pick_device
 from basics.errors import UserError
 from basics.files import lock_folder
 from basics.memory import explain_memory
@@ -62,6 +62,7 @@ class Trainer:
         self.start = time.monotonic()
         self.device = pick_device(args.device)
         settle(args, self.device)
+        check_amp(self.device, args.amp)
         self.resume_from = locate_run(args)
         self.data = build_data(args, resumed=self.resume_from is not None)
         self.recipe = recipe = fit_recipe(recipe, self.data)
