@@ -3,6 +3,7 @@
     python evaluate.py checkpoints/RUN/best.pth --dataset voc
     python evaluate.py checkpoints/*/best.pth --dataset voc --csv scores.csv --json scores.json
     python evaluate.py checkpoints/RUN/best.pth ptq_int8.onnx qat_int8.onnx --agreement
+    python evaluate.py best.pth best_int8.onnx --input-size 192 256 384 --chart front.png --beside teacher.json
     python evaluate.py checkpoints/RUN/best.pth --submission voc_test.tgz        # for VOC's evaluation server
 
 Architecture, classes, normalisation and working size come from the checkpoint. The protocol: native resolution, or
@@ -21,6 +22,8 @@ from basics.errors import UserError, run_cli
 from datachecks import teacher_masks
 from dataset import SegmentationDataset, build_split
 from deploy.segmenter import load_segmenter
+from networks.working_size import LEAST_SIDE
+from scoring.front import check_chart, draw_front, read_rows, require_same_data
 from scoring.protocol import Agreement, check_classes
 from scoring.reporting import add_evaluation_arguments, report
 from scoring.submission import submit
@@ -31,6 +34,11 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoints", nargs="+", type=Path, metavar="CHECKPOINT", help=".pth or exported files")
     parser.add_argument("--agreement", action="store_true", help="share of pixels each decides as the first one")
+    parser.add_argument("--input-size", type=int, nargs="+", metavar="N",
+                        help="score at these working sizes, 0 for native, instead of the checkpoint's own")  # fmt: skip
+    parser.add_argument("--chart", type=Path, metavar="FILE.png", help="draw mIoU over milliseconds an image")
+    parser.add_argument("--beside", type=Path, nargs="+", default=[], metavar="FILE.json",
+                        help="results of this script or of test_teacher.py, for the table and the chart")  # fmt: skip
     parser.add_argument("--submission", type=Path, metavar="FILE.tgz", help="write the masks of VOC's test split")
     add_evaluation_arguments(parser)
     return parser
@@ -49,6 +57,12 @@ def main(args: argparse.Namespace) -> None:
     dataset.require_masks()
     if said := teacher_masks.unmended(dataset.files.masks or []):
         print(teacher_masks.warning(f"{dataset.name}/{dataset.split}", len(said), len(dataset)))
+    if args.chart is not None:
+        check_chart(args.chart)
+    if any(0 < size < LEAST_SIDE or size < 0 for size in args.input_size or ()):
+        raise UserError(f"--input-size must be at least {LEAST_SIDE} pixels, or 0 for native")
+    others = [row for path in args.beside for row in read_rows(path)]
+    require_same_data(others, f"{dataset.name}/{dataset.split}, {len(dataset)} images")
     for path in (args.json, args.csv):
         if path is not None and path.is_dir():
             raise UserError(f"{path}: a folder; name a file for the results")
@@ -58,8 +72,10 @@ def main(args: argparse.Namespace) -> None:
             rows.append(row)
     finally:  # what was scored before one that could not be is not lost
         if rows:
-            print("\n" + format_summary(rows))
+            print("\n" + format_summary([*others, *rows]))
             write_results(rows, args.json, args.csv)
+            if args.chart is not None:
+                draw_front([*others, *rows], args.chart)
 
 
 def score_checkpoints(args: argparse.Namespace, dataset: SegmentationDataset) -> Iterator[SummaryRow]:
@@ -68,19 +84,20 @@ def score_checkpoints(args: argparse.Namespace, dataset: SegmentationDataset) ->
     for path in args.checkpoints:
         segmenter = load_segmenter(path, args.device)
         check_classes(str(path), segmenter.class_names, dataset)
-        if agreement is not None:
-            agreement.restart()
-        yield report(
-            str(path),
-            segmenter.name,
-            segmenter.model,
-            dataset,
-            args,
-            device=segmenter.device,
-            parameters=segmenter.parameters,
-            file_mb=segmenter.file_bytes / 1e6,
-            agreement=agreement,
-        )
+        for sized in map(segmenter.at, args.input_size) if args.input_size else [segmenter]:
+            if agreement is not None:
+                agreement.restart()
+            yield report(
+                str(path),
+                sized.name,
+                sized.model,
+                dataset,
+                args,
+                device=sized.device,
+                parameters=sized.parameters,
+                file_mb=sized.file_bytes / 1e6,
+                agreement=agreement,
+            )
 
 
 if __name__ == "__main__":

@@ -9,14 +9,12 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from basics.charts import COLOURS, GREY, MARKERS, plain_axes
 from basics.fonts import fonts_for
 from comparison.plan import Plan
 from comparison.scoring import Comparison
 from comparison.statistics import Line, Spread
 
-COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito
-MARKERS = "osD^vP"
-GREY = "#666666"
 BUDGETS = "labels.png"
 
 
@@ -70,13 +68,8 @@ def _draw(axes: Axes, plan: Plan, student: str, lines: Sequence[Line]) -> None:
     if teacher:
         axes.axhline(100 * teacher.mean, color=GREY, linestyle="--", linewidth=1.2, label="teacher")
     axes.set_xticks(range(len(budgets)), [_masks(count) for count in budgets])
-    axes.set_xlabel("masks of the training split")
-    axes.set_ylabel(_title(plan))
     axes.set_ylim(bottom=0)
-    axes.grid(axis="y", color="#dddddd", linewidth=0.7)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=9)
+    plain_axes(axes, "masks of the training split", _title(plan))
     if len(plan.students) > 1:
         axes.set_title(student, fontsize=11, loc="left")
 

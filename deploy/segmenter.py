@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -22,6 +22,7 @@ from basics.batch import normalize
 from basics.device import pick_device
 from basics.errors import UserError
 from basics.tiling import blended_blocks
+from deploy.exported import ExportedModel
 from deploy.exporting import LEAST_SIZE
 from deploy.formats import format_of, load_exported, stored_bytes
 from networks.cost import count_parameters
@@ -69,6 +70,18 @@ class Segmenter:
     def input_size(self) -> int:
         """Its working size, in pixels on the longer side; 0: it sees pictures at their own size."""
         return working_size_of(self.model)
+
+    def at(self, input_size: int) -> Segmenter:
+        """The same network at another working size; 0: at each picture's own.
+
+        Raises:
+            UserError: it comes from a file for pictures of one size.
+        """
+        model = self.model.model if isinstance(self.model, WorkingSize) else self.model
+        if isinstance(model, ExportedModel) and model.size is not None:
+            raise UserError(f"{self.name}: a file for pictures of {model.size[0]}x{model.size[1]} has no other size")
+        name, model = _sized(self.name.removesuffix(f" at {self.input_size}"), model, input_size)
+        return replace(self, name=name, model=model)
 
     @torch.inference_mode()
     def logits(self, images: torch.Tensor) -> torch.Tensor:

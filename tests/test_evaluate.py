@@ -16,7 +16,9 @@ from basics.checkpoint import save_atomic
 from basics.device import exact_dtype
 from basics.errors import UserError
 from dataset import build_dataset
+from deploy.segmenter import load_segmenter
 from scoring import protocol
+from scoring.front import on_front, short_names
 from scoring.metrics import ConfusionMatrix
 from scoring.protocol import SameSizeBatches, evaluate_model
 from scoring.tables import lab_score, summary_row, write_results
@@ -247,3 +249,57 @@ def test_mixed_precision_that_only_costs_time_is_refused(script, run_script, che
     model = [checkpoint] if script == "evaluate.py" else ["--teacher", "compact", "--teacher-weights", checkpoint]
     options = ["--dataset", "demo", "--data-dir", demo_data, "--workers", 0, "--device", "cpu", "--amp", "fp16"]
     assert_one_line_error(run_script(script, *model, *options, check=False), "--amp fp16 is for GPUs")
+
+
+def row(checkpoint, model, miou, ms, protocol="demo/val, 9 images: native"):
+    return {"checkpoint": checkpoint, "model": model, "miou": miou, "ms_per_image": ms, "protocol": protocol}
+
+
+def test_the_front_holds_what_nothing_as_fast_beats():
+    slow_and_bad, best = row("d", "d", 0.3, 9.0), row("c", "c", 0.8, 8.0)
+    fastest, equal, better = row("a", "a", 0.4, 1.0), row("b", "b", 0.4, 2.0), row("b", "b", 0.6, 2.0)
+    assert on_front([slow_and_bad, best, equal, better, fastest]) == [fastest, better, best]
+
+
+def test_names_in_the_chart_are_as_short_as_they_can_be():
+    assert short_names(["runs/a/best.pth", "runs/a/best.onnx"]) == ["best.pth", "best.onnx"]
+    assert short_names(["runs/a/best.pth", "runs/b/best.pth"]) == ["a/best.pth", "b/best.pth"]
+    assert short_names(["best.pth"]) == ["best.pth"]
+
+
+def test_script_scores_at_other_working_sizes(run_script, checkpoint, demo_data, val_set, tmp_path):
+    common = ["evaluate.py", str(checkpoint), "--dataset", "demo", "--data-dir", str(demo_data)]
+    teacher, chart, results = tmp_path / "teacher.json", tmp_path / "charts" / "front.png", tmp_path / "all.json"
+    run_script(*common, "--json", str(teacher))
+    sizes = ["--input-size", "0", "64", "48"]
+    result = run_script(*common, *sizes, "--chart", str(chart), "--beside", str(teacher), "--json", str(results))
+    rows = json.loads(results.read_text())
+    assert [row["model"] for row in rows] == ["compact", "compact at 64", "compact at 48"]
+    assert "working size 48" in rows[2]["protocol"] and "native resolution" in rows[0]["protocol"].split(",")[1]
+    [alone] = json.loads(teacher.read_text())
+    assert rows[0]["miou"] == alone["miou"] and result.stdout.count(f"{100 * alone['miou']:.2f}") >= 2
+    sized = load_segmenter(checkpoint, "cpu").at(48)
+    assert rows[2]["miou"] == evaluate_model(sized.model, val_set, CPU, progress=False).scores.miou
+    with Image.open(chart) as picture:
+        assert picture.format == "PNG" and picture.width > 600
+    assert not list(chart.parent.glob(".*"))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--chart", "front.chart"], "name a picture"),
+        (["--input-size", "16"], "at least 32"),
+        (["--beside", "missing.json"], "missing.json: No such file"),
+        (["--beside", "classes.txt"], "no rows of evaluate.py"),
+        (["--beside", "other.json"], "was scored on voc/val, 7 images, not on demo/val"),
+    ],
+)
+def test_what_cannot_stand_beside_or_be_drawn_is_one_line(run_script, checkpoint, demo_data, tmp_path, options, said):
+    (tmp_path / "classes.txt").write_text('[{"a": 1}]')
+    (tmp_path / "other.json").write_text(json.dumps([row("t.pth", "t", 0.5, 1.0, "voc/val, 7 images: native")]))
+    options = [str(tmp_path / option) if "." in option else option for option in options]
+    result = run_script(
+        "evaluate.py", str(checkpoint), "--dataset", "demo", "--data-dir", str(demo_data), *options, check=False
+    )
+    assert_one_line_error(result, said)

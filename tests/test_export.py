@@ -13,6 +13,7 @@ from basics.checkpoint import save_atomic
 from basics.errors import UserError, run_cli
 from deploy.exporting import Deployed, export_program
 from deploy.formats import FORMATS, load_exported
+from deploy.segmenter import load_segmenter
 from deploy.speed import file_table, size_alone
 from tests.conftest import assert_one_line_error
 from tests.small import CLASS_NAMES, PALETTE, SmallStudent, balanced, in_zoo, lively, small_checkpoint
@@ -142,8 +143,6 @@ def test_pt2_round_trip(pt2, network, size):
 
 def test_a_format_is_a_row(folder, network, tmp_path, monkeypatch):
     """Export, its check, and what reads files know a format from its row alone."""
-    from deploy.segmenter import load_segmenter
-
     row = dataclasses.replace(FORMATS["pt2"], suffix=".new", engine="something new")
     monkeypatch.setitem(FORMATS, "new", row)
     path = run_export(folder / "best.pth", tmp_path / "student.new", "--uint8", "--rounds", "1")
@@ -303,3 +302,11 @@ def test_an_int8_file_of_no_known_kind_is_refused_before_the_work(run_script, de
     done = run_script("export.py", demo_student, "--output", output, "--int8", other, check=False)
     assert_one_line_error(done, "int8.bin", "must end in one of .onnx, .pt2")
     assert not output.exists()
+
+
+def test_a_file_of_one_size_has_no_other_working_size(folder, tmp_path):
+    file = tmp_path / "small.onnx"
+    arguments = [str(folder / "best.pth"), "--output", str(file), "--size", "64x48", "--rounds", "0"]
+    export.main(export.get_args_parser().parse_args(arguments))
+    with pytest.raises(UserError, match="pictures of 64x48"):
+        load_segmenter(file).at(96)

@@ -11,12 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from basics.charts import BLUE, GREEN, GREY, ORANGE, plain_axes
 from basics.fonts import fonts_for
 from training.goal import AGREEMENT, MIOU, Goal
-
-# Okabe and Ito's colours: told apart by the colour-blind, and in grey.
-BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
-GREY = "#666666"
 
 
 def draw_curves(rows: Sequence[Mapping[str, Any]], path: str | Path, title: str = "") -> None:
@@ -76,12 +73,7 @@ def _mark_best(axes: Axes, rows: Sequence[Mapping[str, Any]], goal: Goal) -> Non
 
 def _finish(axes: Axes, title: str) -> None:
     axes.set_title(title, fontsize=11, loc="left")
-    axes.set_xlabel("epoch")
+    plain_axes(axes, "epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    axes.grid(color="#dddddd", linewidth=0.7)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(frameon=False, fontsize=9, loc="best")
-    else:
+    if not axes.get_legend_handles_labels()[0]:
         axes.text(0.5, 0.5, "no values yet", transform=axes.transAxes, ha="center", va="center", color=GREY)
