@@ -5,6 +5,7 @@ In turn, so that whatever else the machine does in the meantime falls on all var
 
 from __future__ import annotations
 
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -48,11 +49,16 @@ def interleave(
     warmup: int,
     device: torch.device,
     limit_s: float = float("inf"),
+    ahead: int = 0,
 ) -> Timings:
     """Call every variant with the round's number, ``warmup`` rounds untimed, then ``rounds`` timed ones.
 
-    The order turns with every round: none always runs in the wake of the same neighbour. Warm-up and timed rounds
-    each end early after ``limit_s`` seconds, with at least one timed round made.
+    The order is drawn anew for every round: none always runs in the wake of the same neighbour. Warm-up and timed
+    rounds each end early after ``limit_s`` seconds, with at least one timed round made.
+
+    Args:
+        ahead: untimed calls of a variant before each timed one. Short calls want some: for milliseconds the threads
+            of the runtime before them still spin, and the caches hold its weights.
     """
     names = list(variants)
     number = 0
@@ -61,8 +67,9 @@ def interleave(
         nonlocal number
         seconds: dict[str, list[float]] = {name: [] for name in names}
         for _ in range(rounds):
-            first = number % len(names)
-            for name in names[first:] + names[:first]:
+            for name in random.Random(number).sample(names, len(names)):
+                for _ in range(ahead):
+                    variants[name](number)
                 synchronize(device)
                 start = time.perf_counter()
                 variants[name](number)

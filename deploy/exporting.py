@@ -157,7 +157,7 @@ def without_aliases(program: ExportedProgram, *, decompose: bool = False) -> tor
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Without the exporters' progress notes and warnings about themselves."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript")]
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "coremltools")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)

@@ -19,6 +19,7 @@ from deploy.segmenter import Segmenter
 
 TIMED_RUNS, WARMUP_RUNS = 50, 5  # of a picture
 WARMUP_ROUNDS = 3  # of files in turn
+AHEAD = 3  # untimed runs of a file before each timed one: a device, too, looks at one picture after the other
 FILE_SIZES = ((256, 256), (512, 512))  # height, width of the pictures that files are timed with
 
 
@@ -122,9 +123,9 @@ def size_alone(columns: Sequence[Mapping[str, float]]) -> list[str]:
 def milliseconds(
     runs: Mapping[str, Callable[[torch.Tensor], torch.Tensor]], size: Size, uint8: bool, rounds: int
 ) -> dict[str, float]:
-    """Median time of each for the same picture of ``size``."""
+    """Median time of each for the same picture of ``size``, in turn."""
     images = smooth_pictures(1, *size) if uint8 else torch.randn(1, 3, *size)
     # `run=run`: a lambda sees a loop's variable as it is when called.
     variants = {title: lambda _, run=run: run(images) for title, run in runs.items()}
-    timings = interleave(variants, rounds, WARMUP_ROUNDS, torch.device("cpu"))
+    timings = interleave(variants, rounds, WARMUP_ROUNDS, torch.device("cpu"), ahead=AHEAD)
     return {title: 1000 * timings.median(title) for title in runs}

@@ -1,6 +1,7 @@
 """The benchmark runs, measures what it says, and its baselines compute what they claim to."""
 
 import copy
+import itertools
 import json
 import time
 
@@ -69,13 +70,28 @@ def test_ratios_are_paired():
     assert timings.ratio("b", "a") == 2 and timings.median("a") == 1
 
 
-def test_interleaving_turns_the_order_and_leaves_the_warmup_out():
+def test_interleaving_draws_the_order_and_leaves_the_warmup_out():
     seen = []
-    variants = {name: (lambda n, name=name: seen.append((n, name))) for name in "abc"}
-    timings = interleave(variants, rounds=4, warmup=2, device=CPU)
-    assert [len(values) for values in timings.seconds.values()] == [4, 4, 4]
-    assert sorted(seen) == sorted((n, name) for n in range(6) for name in "abc")
-    assert [name for n, name in seen if n == 1] == ["b", "c", "a"]
+    variants = {name: (lambda n, name=name: seen.append((n, name))) for name in "abcd"}
+    timings = interleave(variants, rounds=40, warmup=2, device=CPU)
+    assert [len(values) for values in timings.seconds.values()] == [40] * 4
+    assert sorted(seen) == sorted((n, name) for n in range(42) for name in "abcd")
+    neighbours = {(one, other) for (_, one), (_, other) in itertools.pairwise(seen)}
+    assert neighbours >= set(itertools.permutations("abcd", 2))
+
+
+def test_calls_ahead_are_not_timed():
+    """The first of three calls in a row is slow, as in the wake of another variant."""
+    state = {"last": ""}
+
+    def run(name):
+        slow = state["last"] != name
+        state["last"] = name
+        time.sleep(0.02 if slow else 0.0)
+
+    variants = {name: (lambda _, name=name: run(name)) for name in "ab"}
+    assert interleave(variants, rounds=4, warmup=0, device=CPU).median("a") >= 0.02
+    assert interleave(variants, rounds=4, warmup=0, device=CPU, ahead=2).median("a") < 0.01
 
 
 def test_parts_add_up():
