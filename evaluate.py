@@ -36,6 +36,8 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument("--agreement", action="store_true", help="share of pixels each decides as the first one")
     parser.add_argument("--input-size", type=int, nargs="+", metavar="N",
                         help="score at these working sizes, 0 for native, instead of the checkpoint's own")  # fmt: skip
+    parser.add_argument("--mean-over", nargs="+", default=[], metavar="CLASS",
+                        help="the mean over these classes alone is told, too, and drawn")  # fmt: skip
     parser.add_argument("--chart", type=Path, metavar="FILE.png", help="draw mIoU over milliseconds an image")
     parser.add_argument("--beside", type=Path, nargs="+", default=[], metavar="FILE.json",
                         help="results of this script or of test_teacher.py, for the table and the chart")  # fmt: skip
@@ -57,25 +59,33 @@ def main(args: argparse.Namespace) -> None:
     dataset.require_masks()
     if said := teacher_masks.unmended(dataset.files.masks or []):
         print(teacher_masks.warning(f"{dataset.name}/{dataset.split}", len(said), len(dataset)))
-    if args.chart is not None:
-        check_chart(args.chart)
-    if any(0 < size < LEAST_SIDE or size < 0 for size in args.input_size or ()):
-        raise UserError(f"--input-size must be at least {LEAST_SIDE} pixels, or 0 for native")
+    check_arguments(args, dataset)
     others = [row for path in args.beside for row in read_rows(path)]
     require_same_data(others, f"{dataset.name}/{dataset.split}, {len(dataset)} images")
-    for path in (args.json, args.csv):
-        if path is not None and path.is_dir():
-            raise UserError(f"{path}: a folder; name a file for the results")
     rows: list[SummaryRow] = []
     try:
         for row in score_checkpoints(args, dataset):
             rows.append(row)
     finally:  # what was scored before one that could not be is not lost
         if rows:
-            print("\n" + format_summary([*others, *rows]))
+            print("\n" + format_summary([*others, *rows], args.mean_over))
             write_results(rows, args.json, args.csv)
             if args.chart is not None:
-                draw_front([*others, *rows], args.chart)
+                draw_front([*others, *rows], args.chart, args.mean_over)
+
+
+def check_arguments(args: argparse.Namespace, dataset: SegmentationDataset) -> None:
+    """A `UserError` for what would only be found out after everything is scored."""
+    if args.chart is not None:
+        check_chart(args.chart)
+    if any(0 < size < LEAST_SIDE or size < 0 for size in args.input_size or ()):
+        raise UserError(f"--input-size must be at least {LEAST_SIDE} pixels, or 0 for native")
+    for name in args.mean_over:
+        if name not in dataset.class_names:
+            raise UserError(f"--mean-over {name}: no such class; there are {', '.join(dataset.class_names)}")
+    for path in (args.json, args.csv):
+        if path is not None and path.is_dir():
+            raise UserError(f"{path}: a folder; name a file for the results")
 
 
 def score_checkpoints(args: argparse.Namespace, dataset: SegmentationDataset) -> Iterator[SummaryRow]:

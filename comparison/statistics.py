@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from comparison.plan import Group
 from comparison.scoring import Comparison, Cost, Result, Scored
-from scoring.tables import lab_score
+from scoring.tables import lab_score, mean_over
 
 DASH = "—"
 WITHIN = "within noise"
@@ -137,11 +137,6 @@ def paired(values: Mapping[int, float], baseline: Mapping[int, float]) -> list[f
     return [value - baseline[seed] for seed, value in values.items() if seed in baseline]
 
 
-def chosen_miou(score: Scored, classes: Sequence[str]) -> float | None:
-    """Mean IoU (0..1) of these classes, those left out that occur in neither truth nor prediction; None of none."""
-    return _mean_of_known(score.row["iou"][name] for name in classes)
-
-
 def by_seed(results: Sequence[Result], value: Callable[[Result], float | None]) -> dict[int, float]:
     """A value of each run by its seed; a run that has none is left out."""
     values = {result.run.seed: value(result) for result in results}
@@ -184,7 +179,7 @@ def _line(
         return Spread.of(list(values.values())), Spread.of(differences)
 
     miou, difference = spreads(lambda result: result.miou)
-    chosen, chosen_difference = spreads(lambda result: chosen_miou(result, comparison.plan.report.classes))
+    chosen, chosen_difference = spreads(lambda result: mean_over(result.row, comparison.plan.report.classes))
     pixel_accuracy = Spread.of([result.row["pixel_accuracy"] for result in results])
     assert miou is not None and pixel_accuracy is not None  # there is a result
     return Line(
@@ -212,7 +207,7 @@ def _line(
 def _teacher_line(comparison: Comparison, teacher: Scored) -> Line:
     plan, cost = comparison.plan, comparison.costs["teacher"]
     assert plan.teacher is not None  # it was scored
-    chosen = chosen_miou(teacher, plan.report.classes)
+    chosen = mean_over(teacher.row, plan.report.classes)
     return Line(
         kind="teacher",
         method="teacher",

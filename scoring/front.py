@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
@@ -14,7 +15,7 @@ from basics.charts import COLOURS, GREY, MARKERS, plain_axes
 from basics.errors import UserError
 from basics.files import replacing
 from basics.fonts import fonts_for
-from scoring.tables import SummaryRow
+from scoring.tables import SummaryRow, mean_over
 
 
 def read_rows(path: Path) -> list[SummaryRow]:
@@ -26,8 +27,8 @@ def read_rows(path: Path) -> list[SummaryRow]:
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))
         for row in rows:
-            row["miou"] + row["ms_per_image"], row["checkpoint"] + row["model"] + row["protocol"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+            row["miou"] + row["ms_per_image"], row["checkpoint"] + row["model"] + row["protocol"], row["iou"].keys()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         fault = error.strerror if isinstance(error, OSError) else "no rows of evaluate.py or test_teacher.py --json"
         raise UserError(f"--beside {path}: {fault}") from error
     return cast("list[SummaryRow]", rows)
@@ -41,44 +42,58 @@ def require_same_data(rows: Sequence[SummaryRow], data: str) -> None:
             raise UserError(f"--beside: {row['checkpoint']} was scored on {theirs}, not on {data}")
 
 
-def on_front(rows: Sequence[SummaryRow]) -> list[SummaryRow]:
-    """The rows that no other one beats: of all that are as fast or faster, the best; fastest first."""
-    front: list[SummaryRow] = []
-    for row in sorted(rows, key=lambda row: (row["ms_per_image"], -row["miou"])):
-        if not front or row["miou"] > front[-1]["miou"]:
-            front.append(row)
+@dataclass(frozen=True)
+class Point:
+    """A row's place in the chart: milliseconds an image, percent, and the working size in words ("" if it has none)."""
+
+    ms: float
+    percent: float
+    size: str = ""
+
+
+def on_front(points: Iterable[Point]) -> list[Point]:
+    """Those that no other one beats: of all that are as fast or faster, the best; fastest first."""
+    front: list[Point] = []
+    for point in sorted(points, key=lambda point: (point.ms, -point.percent)):
+        if not front or point.percent > front[-1].percent:
+            front.append(point)
     return front
 
 
-def draw_front(rows: Sequence[SummaryRow], path: Path) -> None:
+def draw_front(rows: Sequence[SummaryRow], path: Path, classes: Sequence[str] = ()) -> None:
     """Draw mIoU over milliseconds an image, both of ``rows``: a line a file, through the sizes it was scored at.
 
     Points that no other beats stand on a dashed line.
 
     Args:
         path: picture to write; its suffix chooses the format.
+        classes: the mean is over these alone.
 
     Raises:
         UserError: it cannot be written there.
     """
-    files = list(dict.fromkeys(row["checkpoint"] for row in rows))
-    names = dict(zip(files, short_names(files), strict=True))
+    lines: dict[str, list[Point]] = {}
+    for row in rows:
+        score = mean_over(row, classes) if classes else row["miou"]
+        size = row["model"].partition(" at ")[2]
+        if score is not None:
+            lines.setdefault(row["checkpoint"], []).append(Point(row["ms_per_image"], 100 * score, size))
+    names = short_names(list(lines))
     figure = Figure(figsize=(7.2, 4.5), layout="constrained", facecolor="white")
     axes = figure.subplots()
-    with fonts_for(names.values()):
-        front = on_front(rows)
-        axes.plot([row["ms_per_image"] for row in front], [100 * row["miou"] for row in front], "--", color=GREY,
-                  linewidth=1, drawstyle="steps-post", label="none faster is better", zorder=1)  # fmt: skip
-        for index, file in enumerate(files):
-            points = sorted((row for row in rows if row["checkpoint"] == file), key=lambda row: row["ms_per_image"])
+    with fonts_for(names):
+        front = on_front(point for points in lines.values() for point in points)
+        axes.plot([point.ms for point in front], [point.percent for point in front], "--", color=GREY, linewidth=1,
+                  drawstyle="steps-post", label="none faster is better", zorder=1)  # fmt: skip
+        for index, (name, points) in enumerate(zip(names, lines.values(), strict=True)):
             colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
-            times, scores = [row["ms_per_image"] for row in points], [100 * row["miou"] for row in points]
-            axes.plot(times, scores, label=names[file], linewidth=1.5, color=colour, marker=marker)
-            for row, time, score in zip(points, times, scores, strict=True):
-                if len(points) > 1:
-                    axes.annotate(row["model"].rpartition(" at ")[2], (time, score), (4, 4), fontsize=8,
-                                  textcoords="offset points", color=colour)  # fmt: skip
-        plain_axes(axes, "ms an image", "mIoU, %")
+            points = sorted(points, key=lambda point: point.ms)
+            axes.plot([point.ms for point in points], [point.percent for point in points], color=colour,
+                      marker=marker, linewidth=1.5, label=name)  # fmt: skip
+            for point in points:
+                axes.annotate(point.size, (point.ms, point.percent), (4, 4), textcoords="offset points", fontsize=8,
+                              color=colour)  # fmt: skip
+        plain_axes(axes, "ms an image", f"mIoU over {len(classes)} classes, %" if classes else "mIoU, %")
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))

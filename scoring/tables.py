@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypedDict
@@ -63,11 +64,21 @@ def format_class_table(scores: Scores, class_names: Sequence[str]) -> str:
     return table
 
 
-def format_summary(rows: Sequence[SummaryRow]) -> str:
-    """One line by checkpoint; ``file MB`` and ``agree %`` only where the rows have them."""
+def mean_over(row: SummaryRow, classes: Sequence[str]) -> float | None:
+    """Mean IoU (0..1) of these classes, those left out that occur in neither truth nor prediction; None of none."""
+    known = [value for name in classes if (value := row["iou"][name]) is not None]
+    return statistics.fmean(known) if known else None
 
-    def number(value: float | None, unit: float = 1) -> str:
-        return "-" if value is None else f"{value / unit:.3f}"
+
+def format_summary(rows: Sequence[SummaryRow], classes: Sequence[str] = ()) -> str:
+    """One line by checkpoint; ``file MB`` and ``agree %`` only where the rows have them.
+
+    Args:
+        classes: the mean over these alone is a column, too.
+    """
+
+    def number(value: float | None, unit: float = 1, digits: int = 3) -> str:
+        return "-" if value is None else f"{value / unit:.{digits}f}"
 
     columns: list[tuple[str, Callable[[SummaryRow], str]]] = [
         ("checkpoint", lambda row: row["checkpoint"]),
@@ -78,6 +89,8 @@ def format_summary(rows: Sequence[SummaryRow]) -> str:
         ("ms/image", lambda row: f"{row['ms_per_image']:.1f}"),
         (" score", lambda row: number(row["score"])),
     ]
+    if classes:
+        columns.insert(3, (f"of {len(classes)} %", lambda row: number(mean_over(row, classes), 0.01, 2)))
     if any("file_mb" in row for row in rows):
         columns.append((" file MB", lambda row: f"{row['file_mb']:.2f}"))
     if any("agreement" in row for row in rows):

@@ -18,7 +18,7 @@ from basics.errors import UserError
 from dataset import build_dataset
 from deploy.segmenter import load_segmenter
 from scoring import protocol
-from scoring.front import on_front, short_names
+from scoring.front import Point, on_front, short_names
 from scoring.metrics import ConfusionMatrix
 from scoring.protocol import SameSizeBatches, evaluate_model
 from scoring.tables import lab_score, summary_row, write_results
@@ -252,12 +252,12 @@ def test_mixed_precision_that_only_costs_time_is_refused(script, run_script, che
 
 
 def row(checkpoint, model, miou, ms, protocol="demo/val, 9 images: native"):
-    return {"checkpoint": checkpoint, "model": model, "miou": miou, "ms_per_image": ms, "protocol": protocol}
+    return {"checkpoint": checkpoint, "model": model, "miou": miou, "ms_per_image": ms, "protocol": protocol, "iou": {}}
 
 
 def test_the_front_holds_what_nothing_as_fast_beats():
-    slow_and_bad, best = row("d", "d", 0.3, 9.0), row("c", "c", 0.8, 8.0)
-    fastest, equal, better = row("a", "a", 0.4, 1.0), row("b", "b", 0.4, 2.0), row("b", "b", 0.6, 2.0)
+    slow_and_bad, best = Point(9.0, 30.0), Point(8.0, 80.0)
+    fastest, equal, better = Point(1.0, 40.0), Point(2.0, 40.0), Point(2.0, 60.0)
     assert on_front([slow_and_bad, best, equal, better, fastest]) == [fastest, better, best]
 
 
@@ -271,7 +271,7 @@ def test_script_scores_at_other_working_sizes(run_script, checkpoint, demo_data,
     common = ["evaluate.py", str(checkpoint), "--dataset", "demo", "--data-dir", str(demo_data)]
     teacher, chart, results = tmp_path / "teacher.json", tmp_path / "charts" / "front.png", tmp_path / "all.json"
     run_script(*common, "--json", str(teacher))
-    sizes = ["--input-size", "0", "64", "48"]
+    sizes = ["--input-size", "0", "64", "48", "--mean-over", "ring", "background"]
     result = run_script(*common, *sizes, "--chart", str(chart), "--beside", str(teacher), "--json", str(results))
     rows = json.loads(results.read_text())
     assert [row["model"] for row in rows] == ["compact", "compact at 64", "compact at 48"]
@@ -280,6 +280,8 @@ def test_script_scores_at_other_working_sizes(run_script, checkpoint, demo_data,
     assert rows[0]["miou"] == alone["miou"] and result.stdout.count(f"{100 * alone['miou']:.2f}") >= 2
     sized = load_segmenter(checkpoint, "cpu").at(48)
     assert rows[2]["miou"] == evaluate_model(sized.model, val_set, CPU, progress=False).scores.miou
+    for row in rows:
+        assert f"{50 * (row['iou']['ring'] + row['iou']['background']):.2f}" in result.stdout
     with Image.open(chart) as picture:
         assert picture.format == "PNG" and picture.width > 600
     assert not list(chart.parent.glob(".*"))
@@ -290,6 +292,7 @@ def test_script_scores_at_other_working_sizes(run_script, checkpoint, demo_data,
     [
         (["--chart", "front.chart"], "name a picture"),
         (["--input-size", "16"], "at least 32"),
+        (["--mean-over", "rings"], "--mean-over rings: no such class; there are background"),
         (["--beside", "missing.json"], "missing.json: No such file"),
         (["--beside", "classes.txt"], "no rows of evaluate.py"),
         (["--beside", "other.json"], "was scored on voc/val, 7 images, not on demo/val"),
