@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from basics.errors import UserError, run_cli
+from basics.files import nearest
 from datachecks import teacher_masks
 from dataset import SegmentationDataset, build_split
 from deploy.segmenter import load_segmenter
@@ -61,10 +62,10 @@ def main(args: argparse.Namespace) -> None:
         print(teacher_masks.warning(f"{dataset.name}/{dataset.split}", len(said), len(dataset)))
     check_arguments(args, dataset)
     others = [row for path in args.beside for row in read_rows(path)]
-    require_same_data(others, f"{dataset.name}/{dataset.split}, {len(dataset)} images")
     rows: list[SummaryRow] = []
     try:
         for row in score_checkpoints(args, dataset):
+            require_same_data(row, others)
             rows.append(row)
     finally:  # what was scored before one that could not be is not lost
         if rows:
@@ -83,9 +84,10 @@ def check_arguments(args: argparse.Namespace, dataset: SegmentationDataset) -> N
     for name in args.mean_over:
         if name not in dataset.class_names:
             raise UserError(f"--mean-over {name}: no such class; there are {', '.join(dataset.class_names)}")
-    for path in (args.json, args.csv):
-        if path is not None and path.is_dir():
-            raise UserError(f"{path}: a folder; name a file for the results")
+    for path in (args.json, args.csv, args.chart):
+        if path is not None and (path.is_dir() or nearest(path.parent).is_file()):
+            raise UserError(f"{path}: {'a folder' if path.is_dir() else 'a file lies where its folder should be'}; "
+                            "name a file for the results")  # fmt: skip
 
 
 def score_checkpoints(args: argparse.Namespace, dataset: SegmentationDataset) -> Iterator[SummaryRow]:
@@ -94,7 +96,7 @@ def score_checkpoints(args: argparse.Namespace, dataset: SegmentationDataset) ->
     for path in args.checkpoints:
         segmenter = load_segmenter(path, args.device)
         check_classes(str(path), segmenter.class_names, dataset)
-        for sized in map(segmenter.at, args.input_size) if args.input_size else [segmenter]:
+        for sized in map(segmenter.at, dict.fromkeys(args.input_size)) if args.input_size else [segmenter]:
             if agreement is not None:
                 agreement.restart()
             yield report(

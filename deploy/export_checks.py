@@ -50,8 +50,8 @@ def compare(deployed: Deployed, path: Path, sizes: Sequence[tuple[int, int, int]
     """
     exported = load_exported(path)
     differences = []
-    if exported.size is not None:
-        sizes = FIXED_PICTURES * [(1, *exported.size)]
+    if exported.fitted_size is not None:
+        sizes = FIXED_PICTURES * [(1, *exported.fitted_size)]
     for seed, (images, height, width) in enumerate(sizes):
         pictures = smooth_pictures(images, height, width, seed)
         if deployed.card.input == "normalized":

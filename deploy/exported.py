@@ -25,13 +25,13 @@ class ExportedModel(nn.Module, ABC):
     Attributes:
         card: what the file says about itself.
         device: where it runs; images may lie elsewhere, and the results go where they lie.
-        size: height and width of the one image that the file takes; None for any number and size.
+        fitted_size: height and width of the one image that the file takes; None for any number and size.
         decides_only: its file gives masks: there is no loss to be had of its logits.
     """
 
     def __init__(self, card: ModelCard, device: torch.device, size: Size | None = None) -> None:
         super().__init__()
-        self.card, self.device, self.size = card, device, size
+        self.card, self.device, self.fitted_size = card, device, size
         self.decides_only = card.output == "mask"
 
     @abstractmethod
@@ -39,9 +39,9 @@ class ExportedModel(nn.Module, ABC):
         """The file's own input to the file's own output."""
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        if self.size is None:
+        if self.fitted_size is None:
             return self._logits(images)
-        return torch.cat([self._fitted(image[None], self.size) for image in images])
+        return torch.cat([self._fitted(image[None], self.fitted_size) for image in images])
 
     def _fitted(self, image: torch.Tensor, size: Size) -> torch.Tensor:
         """Logits (1, C, h, w) of ``image`` (1, 3, h, w) by way of the file's own size."""

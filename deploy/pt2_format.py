@@ -38,8 +38,8 @@ class Pt2Model(ExportedModel):
         if card.precision == "int8" and platform.machine().lower() in ("x86_64", "amd64"):
             from deploy.quantization import lower_to_x86
 
-            shapes = dynamic_shapes() if self.size is None else ({},)
-            self.program = lower_to_x86(self.program, example_images(card.input == "uint8", self.size), shapes)
+            shapes = dynamic_shapes() if self.fitted_size is None else ({},)
+            self.program = lower_to_x86(self.program, example_images(card.input == "uint8", self.fitted_size), shapes)
             remove_size_assertions(self.program)
             names = [str(node.target) for node in self.program.graph.nodes]
             self.integer_kernels = sum("onednn.q" in name and "pointwise" in name for name in names)

@@ -22,11 +22,10 @@ from basics.batch import normalize
 from basics.device import pick_device
 from basics.errors import UserError
 from basics.tiling import blended_blocks
-from deploy.exported import ExportedModel
 from deploy.exporting import LEAST_SIZE
 from deploy.formats import format_of, load_exported, stored_bytes
 from networks.cost import count_parameters
-from networks.working_size import WorkingSize, at_working_size, working_size_of
+from networks.working_size import WorkingSize, at_working_size, fitted_size_of, working_size_of
 from scoring.protocol import check_untiled
 from zoo import load_checkpoint_model
 
@@ -51,7 +50,7 @@ class Segmenter:
     Attributes:
         model: normalised images (N, 3, H, W) -> logits (N, C, H, W), in eval mode; a
             `networks.working_size.WorkingSize` where it has a working size.
-        name: the architecture, the precision where it is not float32, and the working size where it has one.
+        name: the architecture, the precision where it is not float32, and the size that it sees pictures at, if any.
         class_names, palette: of the classes it knows.
         parameters: number of parameters.
         file_bytes: size of the file it came from.
@@ -77,9 +76,9 @@ class Segmenter:
         Raises:
             UserError: it comes from a file for pictures of one size.
         """
+        if fitted := fitted_size_of(self.model):
+            raise UserError(f"{self.name}: a file for pictures of {fitted[0]}x{fitted[1]} has no other size")
         model = self.model.model if isinstance(self.model, WorkingSize) else self.model
-        if isinstance(model, ExportedModel) and model.size is not None:
-            raise UserError(f"{self.name}: a file for pictures of {model.size[0]}x{model.size[1]} has no other size")
         name, model = _sized(self.name.removesuffix(f" at {self.input_size}"), model, input_size)
         return replace(self, name=name, model=model)
 
@@ -204,5 +203,9 @@ def _from_checkpoint(path: Path, device: torch.device) -> Segmenter:
 
 
 def _sized(name: str, model: nn.Module, input_size: int) -> tuple[str, nn.Module]:
-    """Name and network at its working size, if it has one."""
-    return f"{name} at {input_size}" if input_size else name, at_working_size(model, input_size)
+    """Network at its working size, and its name with that, or with the size of pictures of its file, if it has one."""
+    if fitted := fitted_size_of(model):
+        name = f"{name} at {fitted[0]}x{fitted[1]}"
+    elif input_size:
+        name = f"{name} at {input_size}"
+    return name, at_working_size(model, input_size)

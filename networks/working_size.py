@@ -84,6 +84,12 @@ def working_size_of(model: nn.Module) -> int:
     return next((part.input_size for part in model.modules() if isinstance(part, WorkingSize)), 0)
 
 
+def fitted_size_of(model: nn.Module) -> tuple[int, int] | None:
+    """Height and width of the one picture that a network, or one inside it, takes; None: any."""
+    sizes = (getattr(part, "fitted_size", None) for part in model.modules())
+    return next((size for size in sizes if size is not None), None)
+
+
 def resize(images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """Float ``images`` (N, 3, H, W) -> (N, 3, *size), bilinearly with antialiasing."""
     if images.shape[-2:] == size:

@@ -17,6 +17,8 @@ from basics.files import replacing
 from basics.fonts import fonts_for
 from scoring.tables import SummaryRow, mean_over
 
+CHARTS = (".png", ".svg", ".pdf", ".jpg", ".webp")
+
 
 def read_rows(path: Path) -> list[SummaryRow]:
     """The rows that evaluate.py or test_teacher.py wrote with --json.
@@ -26,29 +28,51 @@ def read_rows(path: Path) -> list[SummaryRow]:
     """
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))
-        for row in rows:
-            row["miou"] + row["ms_per_image"], row["checkpoint"] + row["model"] + row["protocol"], row["iou"].keys()
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        fault = error.strerror if isinstance(error, OSError) else "no rows of evaluate.py or test_teacher.py --json"
-        raise UserError(f"--beside {path}: {fault}") from error
+    except OSError as error:
+        raise UserError(f"--beside {path}: {error.strerror}") from error
+    except ValueError:
+        rows = None
+    if not isinstance(rows, list) or not rows or not all(map(_is_row, rows)):
+        raise UserError(f"--beside {path}: no results of evaluate.py or test_teacher.py --json: make them again")
     return cast("list[SummaryRow]", rows)
 
 
-def require_same_data(rows: Sequence[SummaryRow], data: str) -> None:
-    """A `UserError` where one of ``rows`` was scored on something else than ``data``, as its protocol begins."""
-    for row in rows:
-        if not row["protocol"].startswith(f"{data}: "):
-            theirs = row["protocol"].partition(":")[0]
-            raise UserError(f"--beside: {row['checkpoint']} was scored on {theirs}, not on {data}")
+def _is_row(row: object) -> bool:
+    """Whether it has all that a table and a chart want."""
+    if not isinstance(row, dict):
+        return False
+    texts = [row.get(key) for key in ("checkpoint", "model", "protocol")]
+    numbers = [row.get(key) for key in ("miou", "pixel_accuracy", "ms_per_image", "file_mb", "agreement") if key in row]
+    perhaps = [row[key] for key in ("parameters", "score") if row.get(key) is not None]
+    return (
+        all(isinstance(text, str) for text in texts)
+        and all(isinstance(number, int | float) for number in numbers + perhaps)
+        and {"miou", "pixel_accuracy", "ms_per_image", "parameters", "score", "pixels"} <= set(row)
+        and all(isinstance(row.get(key), dict) for key in ("iou", "class_pixels"))
+    )
+
+
+def require_same_data(row: SummaryRow, others: Sequence[SummaryRow]) -> None:
+    """A `UserError` where one of ``others`` was scored on other masks than ``row``."""
+    for other in others:
+        if row["class_pixels"] != other["class_pixels"]:
+            raise UserError(
+                f"--beside: {other['checkpoint']} was scored on other masks ({_data(other)}) than {row['checkpoint']} "
+                f"({_data(row)}): the two cannot stand side by side"
+            )
+
+
+def _data(row: SummaryRow) -> str:
+    return f"{row['protocol'].partition(':')[0]}, {row['pixels']:,} labelled pixels"
 
 
 @dataclass(frozen=True)
 class Point:
-    """A row's place in the chart: milliseconds an image, percent, and the working size in words ("" if it has none)."""
+    """A row's place in the chart: milliseconds an image, percent, and the size that its pictures had, in words."""
 
     ms: float
     percent: float
-    size: str = ""
+    size: str = "native"
 
 
 def on_front(points: Iterable[Point]) -> list[Point]:
@@ -75,7 +99,7 @@ def draw_front(rows: Sequence[SummaryRow], path: Path, classes: Sequence[str] = 
     lines: dict[str, list[Point]] = {}
     for row in rows:
         score = mean_over(row, classes) if classes else row["miou"]
-        size = row["model"].partition(" at ")[2]
+        size = row["model"].partition(" at ")[2] or "native"
         if score is not None:
             lines.setdefault(row["checkpoint"], []).append(Point(row["ms_per_image"], 100 * score, size))
     names = short_names(list(lines))
@@ -90,7 +114,7 @@ def draw_front(rows: Sequence[SummaryRow], path: Path, classes: Sequence[str] = 
             points = sorted(points, key=lambda point: point.ms)
             axes.plot([point.ms for point in points], [point.percent for point in points], color=colour,
                       marker=marker, linewidth=1.5, label=name)  # fmt: skip
-            for point in points:
+            for point in points if len(points) > 1 else ():
                 axes.annotate(point.size, (point.ms, point.percent), (4, 4), textcoords="offset points", fontsize=8,
                               color=colour)  # fmt: skip
         plain_axes(axes, "ms an image", f"mIoU over {len(classes)} classes, %" if classes else "mIoU, %")
@@ -115,5 +139,5 @@ def short_names(files: Sequence[str]) -> list[str]:
 
 def check_chart(path: Path) -> None:
     """A `UserError` for what is no name of a picture that can be drawn."""
-    if path.is_dir() or path.suffix.lstrip(".").lower() not in Figure().canvas.get_supported_filetypes():
-        raise UserError(f"--chart {path}: name a picture, such as front.png")
+    if path.is_dir() or path.suffix.lower() not in CHARTS:
+        raise UserError(f"--chart {path}: name a picture, {', '.join(CHARTS)}")

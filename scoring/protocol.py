@@ -28,7 +28,7 @@ from basics.signals import Stopped, StopSignal, ignore_stop_signals
 from basics.tiling import blended_bands, fits
 from dataset import SegmentationDataset
 from networks.class_names import class_difference, list_classes
-from networks.working_size import working_size_of
+from networks.working_size import fitted_size_of, working_size_of
 from scoring.metrics import ConfusionMatrix, Scores
 from segdata.reading import image_size
 
@@ -37,9 +37,17 @@ WARMUP_IMAGES = 3
 SCORING_HELP = "pictures scored at once, if of one size; auto: 4 on a GPU, else 1; does not change the score"
 
 
-def protocol_text(tile: int = 0, input_size: int = 0) -> str:
-    """The protocol in words; ``tile`` as for `evaluate_model`, ``input_size`` the network's working size."""
-    size = f"working size {input_size}, masks at native resolution" if input_size else "native resolution"
+def protocol_text(tile: int = 0, input_size: int = 0, fitted: tuple[int, int] | None = None) -> str:
+    """The protocol in words.
+
+    Args:
+        tile: as for `evaluate_model`.
+        input_size: the network's working size.
+        fitted: height and width of the one picture that a network takes, into which all others are fitted.
+    """
+    sizes = [f"working size {input_size}"] if input_size else []
+    sizes += [f"pictures fitted into {fitted[1]}x{fitted[0]}"] if fitted else []
+    size = f"{', '.join(sizes)}, masks at native resolution" if sizes else "native resolution"
     return f"{size}, {PROTOCOL}" + (f", larger pictures in blended tiles of {tile} pixels a side" if tile else "")
 
 
@@ -150,7 +158,7 @@ def evaluate_model(
         Stopped: ``stop`` was requested before the last image.
         UserError: the split has no labelled pixel, or the network's outputs are not finite: there is no score.
     """
-    protocol, was_training = protocol_text(tile, working_size_of(model)), model.training
+    protocol, was_training = protocol_text(tile, working_size_of(model), fitted_size_of(model)), model.training
     model.eval()
     tuned = torch.backends.cudnn.benchmark
     tune_kernels(on=False)  # pictures have many sizes

@@ -26,8 +26,9 @@ class SummaryRow(_Extras):
     """The figures of one evaluation as plain numbers and strings, for printing, JSON and CSV.
 
     Shares are in 0..1, ``loss`` is the mean cross-entropy of a labelled pixel, ``score`` that of `lab_score`, and an
-    ``iou`` of None belongs to a class that occurs in neither truth nor prediction. Not every row has ``file_mb``, of
-    10^6 bytes, and ``agreement`` with another network.
+    ``iou`` of None belongs to a class that occurs in neither truth nor prediction. By ``class_pixels``, the labelled
+    ones of each class, rows of the same masks are known. Not every row has ``file_mb``, of 10^6 bytes, and
+    ``agreement`` with another network.
     """
 
     checkpoint: str
@@ -42,6 +43,7 @@ class SummaryRow(_Extras):
     pixels: int
     protocol: str
     iou: dict[str, float | None]
+    class_pixels: dict[str, int]
 
 
 def lab_score(miou: float, parameters: int) -> float:
@@ -131,6 +133,10 @@ def summary_row(
         "iou": {
             name: None if value.isnan() else value.item() for name, value in zip(class_names, scores.iou, strict=True)
         },
+        "class_pixels": {
+            name: round(share.item() * scores.pixels)
+            for name, share in zip(class_names, scores.pixel_share, strict=True)
+        },
     }
 
 
@@ -146,7 +152,8 @@ def write_results(rows: Sequence[SummaryRow], json_path: Path | None, csv_path: 
         write_text(json_path, json.dumps(plain, indent=2, allow_nan=False) + "\n")
     if csv_path:
         ious = [iou_columns(row["iou"]) for row in rows]
-        flat = [{k: v for k, v in row.items() if k != "iou"} | iou for row, iou in zip(plain, ious, strict=True)]
+        numbers = [{key: value for key, value in row.items() if key not in ("iou", "class_pixels")} for row in plain]
+        flat = [row | iou for row, iou in zip(numbers, ious, strict=True)]
         write_text(csv_path, csv_text(flat))
 
 

@@ -1,5 +1,6 @@
 """The evaluation protocol: native size, one matrix, independent of the batch size; the script around it."""
 
+import copy
 import csv
 import json
 import shutil
@@ -17,6 +18,7 @@ from basics.device import exact_dtype
 from basics.errors import UserError
 from dataset import build_dataset
 from deploy.segmenter import load_segmenter
+from networks.working_size import at_working_size
 from scoring import protocol
 from scoring.front import Point, on_front, short_names
 from scoring.metrics import ConfusionMatrix
@@ -251,10 +253,6 @@ def test_mixed_precision_that_only_costs_time_is_refused(script, run_script, che
     assert_one_line_error(run_script(script, *model, *options, check=False), "--amp fp16 is for GPUs")
 
 
-def row(checkpoint, model, miou, ms, protocol="demo/val, 9 images: native"):
-    return {"checkpoint": checkpoint, "model": model, "miou": miou, "ms_per_image": ms, "protocol": protocol, "iou": {}}
-
-
 def test_the_front_holds_what_nothing_as_fast_beats():
     slow_and_bad, best = Point(9.0, 30.0), Point(8.0, 80.0)
     fastest, equal, better = Point(1.0, 40.0), Point(2.0, 40.0), Point(2.0, 60.0)
@@ -291,18 +289,42 @@ def test_script_scores_at_other_working_sizes(run_script, checkpoint, demo_data,
     ("options", "said"),
     [
         (["--chart", "front.chart"], "name a picture"),
+        (["--json", "classes.txt/scores.json"], "a file lies where its folder should be"),
         (["--input-size", "16"], "at least 32"),
         (["--mean-over", "rings"], "--mean-over rings: no such class; there are background"),
         (["--beside", "missing.json"], "missing.json: No such file"),
-        (["--beside", "classes.txt"], "no rows of evaluate.py"),
-        (["--beside", "other.json"], "was scored on voc/val, 7 images, not on demo/val"),
+        (["--beside", "classes.txt"], "classes.txt: no results of evaluate.py"),
+        (["--beside", "empty.json"], "empty.json: no results of evaluate.py"),
+        (["--beside", "text.json"], "text.json: no results of evaluate.py"),
     ],
 )
 def test_what_cannot_stand_beside_or_be_drawn_is_one_line(run_script, checkpoint, demo_data, tmp_path, options, said):
     (tmp_path / "classes.txt").write_text('[{"a": 1}]')
-    (tmp_path / "other.json").write_text(json.dumps([row("t.pth", "t", 0.5, 1.0, "voc/val, 7 images: native")]))
+    (tmp_path / "empty.json").write_text("[]")
+    (tmp_path / "text.json").write_text("background")
     options = [str(tmp_path / option) if "." in option else option for option in options]
     result = run_script(
         "evaluate.py", str(checkpoint), "--dataset", "demo", "--data-dir", str(demo_data), *options, check=False
     )
     assert_one_line_error(result, said)
+
+
+def test_results_on_other_masks_cannot_stand_beside(run_script, checkpoint, demo_data, tmp_path):
+    """As many pictures of the same names, and other masks."""
+    options = ["--dataset", "demo", "--data-dir", demo_data, "--device", "cpu", "--workers", "0"]
+    results = tmp_path / "scores.json"
+    run_script("evaluate.py", checkpoint, *options, "--json", results)
+    [row] = json.loads(results.read_text())
+    assert sum(row["class_pixels"].values()) == row["pixels"]
+    row["class_pixels"]["background"] -= 1
+    row["class_pixels"]["ring"] += 1
+    results.write_text(json.dumps([row]))
+    done = run_script("evaluate.py", checkpoint, *options, "--beside", results, check=False)
+    assert_one_line_error(done, "--beside", "was scored on other masks")
+
+
+def test_the_protocol_tells_of_pictures_that_are_fitted_into_a_file(model, val_set):
+    model = copy.copy(model)
+    model.fitted_size = (48, 64)
+    told = evaluate_model(at_working_size(model, 80), val_set, CPU, progress=False).protocol
+    assert "working size 80, pictures fitted into 64x48, masks at native resolution" in told

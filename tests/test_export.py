@@ -308,5 +308,6 @@ def test_a_file_of_one_size_has_no_other_working_size(folder, tmp_path):
     file = tmp_path / "small.onnx"
     arguments = [str(folder / "best.pth"), "--output", str(file), "--size", "64x48", "--rounds", "0"]
     export.main(export.get_args_parser().parse_args(arguments))
+    assert load_segmenter(file).name == "small at 64x48"
     with pytest.raises(UserError, match="pictures of 64x48"):
         load_segmenter(file).at(96)

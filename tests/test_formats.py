@@ -172,7 +172,7 @@ def logits_of(path, pictures):
 def test_pt2(best, network, tmp_path, size):
     pictures = raw_pictures(1, 48, 80)
     path = run_export(best, tmp_path / "a.pt2", *size)
-    assert load_exported(path).size == ((48, 80) if size else None)
+    assert load_exported(path).fitted_size == ((48, 80) if size else None)
     np.testing.assert_allclose(logits_of(path, pictures), expected(network, pictures), atol=1e-4)
 
 
@@ -196,7 +196,7 @@ def test_formats_of_one_size(best, network, tmp_path, suffix, module):
     pytest.importorskip(module)
     path = run_export(best, tmp_path / f"a{suffix}", "--size", "48x80")
     model, pictures = load_exported(path), raw_pictures(1, 48, 80)
-    assert (model.size, model.card.class_names) == ((48, 80), small_checkpoint()["class_names"])
+    assert (model.fitted_size, model.card.class_names) == ((48, 80), small_checkpoint()["class_names"])
     np.testing.assert_allclose(logits_of(path, pictures), expected(network, pictures), atol=1e-4)
 
 

@@ -277,7 +277,7 @@ def test_a_format_of_one_size_takes_a_square_of_the_working_size(root, checkpoin
     """And --size of another scale is remarked upon."""
     monkeypatch.setitem(FORMATS, "new", dataclasses.replace(FORMATS["pt2"], suffix=".new", one_size=True))
     output = run_script("export.py", checkpoint, "--output", tmp_path / "a.new", "--rounds", 1).stdout
-    assert load_exported(tmp_path / "a.new").size == (48, 48)
+    assert load_exported(tmp_path / "a.new").fitted_size == (48, 48)
     assert "ms at 48" in output and "warning" not in output
     model, data = load_segmenter(checkpoint, "cpu"), build_dataset("folder", root, "val")
     file = load_segmenter(tmp_path / "a.new", "cpu")
