@@ -45,6 +45,9 @@ STREAMED = 30_000_000  # pixels: TIFFs beyond are read piece by piece
 BYTES_A_PIXEL = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "LA": 4, "PA": 4}  # in Pillow's memory; others: 4
 PIECE_BYTES_A_PIXEL = 16  # at most, of a row of pieces while it is decoded
 BEHIND_TRANSPARENCY = (255, 255, 255)
+FULL = {bits: (1 << bits) - 1 for bits in (8, 15, 16, 31, 32)}  # the highest value of so many bits
+OWN_LIBRARIES = ("webp", "zstd", "lzma")  # compressions of TIFFs that libtiff may have been built without
+SIGNED = 2  # a TIFF's tag SampleFormat
 
 
 @functools.lru_cache
@@ -152,6 +155,8 @@ class PictureFile:
                 self.image.seek(self._frames[number])
             if is_planar(self.image) and not can_be_read_in_pieces(self.image):
                 raise DataError(f"{self.path}: a TIFF of planes that cannot be read; save it as 8-bit RGB")
+            if fault := _unclear_values(self.image):
+                raise DataError(f"{self.path}: {fault}")
             large = self.any_size and self.image.width * self.image.height > STREAMED
             if can_be_read_in_pieces(self.image) and (large or is_planar(self.image)):
                 return self._in_pieces(self.image)
@@ -231,7 +236,11 @@ class PictureFile:
                 "tiles (--tile 512)"
             ) from None
         except (OSError, SyntaxError, ValueError, OverflowError, EOFError, struct.error) as error:
-            raise DataError(f"{path}: truncated or damaged picture: {error}") from None
+            compressed = self.image.info.get("compression") if hasattr(self, "image") else None
+            cause = f"truncated or damaged picture: {error}"
+            if compressed in OWN_LIBRARIES and "decoder error" in str(error):  # so libtiff calls all its faults
+                cause += f" (or this build of Pillow lacks {compressed}, by which it is compressed: save it without)"
+            raise DataError(f"{path}: {cause}") from None
         finally:
             Image.MAX_IMAGE_PIXELS = limit
 
@@ -251,36 +260,74 @@ def _hint_by_content(start: bytes) -> str | None:
     return None
 
 
+def _unclear_values(image: Image.Image) -> str | None:
+    """Why nobody can tell how bright the values of a TIFF are, and what to do."""
+    if not isinstance(image, TiffImagePlugin.TiffImageFile):
+        return None
+    kinds = image.tag_v2.get(TiffImagePlugin.SAMPLEFORMAT, (1,))
+    if SIGNED in kinds and image.mode not in DEEP_GREY:
+        return "its values have a sign, which pictures have not; save it as 8-bit RGB"
+    if image.mode == "F" and image.tag_v2.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0:
+        return "its floats count down from white, and nothing says how far; save it as 8-bit RGB"
+    return None
+
+
 @dataclass
 class _Depth:
-    """How bright a picture's brightest possible value is, where its mode does not tell.
+    """What a picture's values mean, where its mode does not tell: how bright the brightest is, and which end is black.
 
-    Integers of 32 bits that are not known to be ``sixteen`` bits deep count as such unless all would fit into 8; floats
-    as 0..1 if none is above 1.
+    Integers of 32 bits whose ``full`` range is not known count as of 8 bits if all would fit, else of 16, else of 32;
+    floats as 0..1 if none is above 1.
+
+    Attributes:
+        full: the highest value there can be; None where it is to be guessed.
+        from_white: 0 is white (a TIFF's WhiteIsZero, which Pillow turns round for 8 bits alone).
+        unsigned: whether integers of 32 bits are, which Pillow takes for signed ones.
+        guess: made from the largest value there is.
     """
 
-    sixteen: bool
-    unknown: bool
-    largest: float = 0.0
+    full: int | None
+    from_white: bool = False
+    unsigned: bool = False
+    guess: int = 1
 
     @classmethod
     def of(cls, image: Image.Image) -> _Depth:
-        # Pillow scales PGM's depth to 16 bits, in a mode of 32.
-        sixteen = image.mode.startswith("I;16") or (image.mode, image.format) == ("I", "PPM")
-        return cls(sixteen, unknown=image.mode in ("I", "F") and not sixteen)
+        """Of the picture that ``image`` is at, and that has no `_unclear_values`."""
+        if not isinstance(image, TiffImagePlugin.TiffImageFile):
+            # Pillow scales PGM's depth to 16 bits, in a mode of 32.
+            sixteen = image.mode.startswith("I;16") or (image.mode, image.format) == ("I", "PPM")
+            return cls(FULL[16] if sixteen else None)
+        tags = image.tag_v2
+        bits, kind = tags.get(TiffImagePlugin.BITSPERSAMPLE, (1,))[0], tags.get(TiffImagePlugin.SAMPLEFORMAT, (1,))[0]
+        from_white = tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0
+        if kind == SIGNED and bits == 16:
+            return cls(FULL[15], from_white)
+        if image.mode.startswith("I;16"):
+            return cls((1 << bits) - 1, from_white)
+        return cls(None, unsigned=kind != SIGNED)
 
     def look_at(self, pieces: Iterable[Image.Image]) -> None:
         """Find the largest value, if it matters."""
-        if self.unknown:
-            self.largest = float(np.nanmax([np.nanmax(np.asarray(piece)) for piece in pieces]))
+        if self.full is None:
+            arrays = (self._values(np.asarray(piece)) for piece in pieces if piece.mode in ("I", "F"))
+            largest = float(np.nanmax([np.nanmax(array) for array in arrays] or [0]))
+            most = FULL[32] if self.unsigned else FULL[31]
+            self.guess = next((full for full in (1, FULL[8], FULL[16]) if largest <= full), most)
 
     def to_8bit(self, grey: np.ndarray) -> np.ndarray:
         """Grey (H, W) of 16 or 32 bits, or float -> uint8."""
         if np.issubdtype(grey.dtype, np.floating):
-            scale = 255.0 if self.largest <= 1 else 1.0
+            full: float = 1 if self.guess == 1 else FULL[8]
         else:
-            scale = 1 / 257 if self.sixteen or self.largest > 255 else 1.0
-        return np.rint(np.nan_to_num(grey.astype(np.float64) * scale)).clip(0, 255).astype(np.uint8)
+            full = self.full or max(self.guess, FULL[8])
+        values = np.nan_to_num(self._values(grey).astype(np.float64))
+        if self.from_white:
+            values = full - values
+        return np.rint(values * (255 / full)).clip(0, 255).astype(np.uint8)
+
+    def _values(self, grey: np.ndarray) -> np.ndarray:
+        return grey.view(np.uint32) if self.unsigned and grey.dtype == np.int32 else grey
 
 
 def _to_rgb(image: Image.Image, depth: _Depth) -> np.ndarray:

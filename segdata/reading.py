@@ -27,6 +27,8 @@ MAX_PIXELS = 100_000_000  # 300 MB decoded; far above any photograph here, far b
 IMAGE_FORMATS = ("JPEG", "PNG", "MPO", "WEBP", "BMP", "TIFF")  # MPO: a JPEG with a second view, made by phones
 RGB_LIKE = ("RGB", "L", "P", "1", "RGBA", "LA", "PA")  # what converts to 8-bit RGB without guessing
 MAX_BANDS = 4  # red, green, blue, and one that is dropped
+COMPRESSIONS = {33003: "JPEG 2000", 33005: "JPEG 2000", 34712: "JPEG 2000", 34887: "LERC", 50002: "JPEG XL"}
+FLOAT = 3  # a TIFF's tag SampleFormat
 TOO_LARGE = (
     f"training and scoring take pictures of up to {MAX_PIXELS // 10**6} megapixels: cut it into pieces or make it "
     "smaller, and its mask, too (predict.py --tile takes larger ones)"
@@ -128,7 +130,13 @@ def what_it_is(file: IO[bytes]) -> str:
             return f"not an image that can be read (it begins with {start!r})"
         if bands > MAX_BANDS:
             return _too_many(bands)
-        return f"a TIFF of {bands} bands with {max(bits)} bits each, which cannot be read; save it as 8-bit RGB"
+        compression = tags.get(TiffImagePlugin.COMPRESSION, 1)
+        if compression not in TiffImagePlugin.COMPRESSION_INFO:
+            how = COMPRESSIONS.get(compression, f"scheme {compression}")
+            return f"a TIFF compressed by {how}, which Pillow does not read; save it with LZW or without compression"
+        each = "1 band with" if bands == 1 else f"{bands} bands with"
+        kind = " in floats" if FLOAT in tags.get(TiffImagePlugin.SAMPLEFORMAT, (1,)) else ""
+        return f"a TIFF of {each} {max(bits)} bits{kind}, which cannot be read; save it as 8-bit RGB"
     return f"not an image that can be read (it begins with {start!r})"
 
 

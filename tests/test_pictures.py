@@ -237,8 +237,8 @@ def test_a_panel_of_a_huge_picture_is_not_huge(run, tmp_path, monkeypatch):
 # -- TIFFs in pieces -------------------------------------------------------------------------------
 
 
-def write_tiff(path, bands, endian="<", deflate=False, planar=False, rows=None, tile=None):
-    """A TIFF of ``bands`` (C, H, W), uint8 or uint16, byte by byte after the specification."""
+def write_tiff(path, bands, endian="<", deflate=False, planar=False, rows=None, tile=None, more=None):
+    """A TIFF of ``bands`` (C, H, W), byte by byte after the specification; ``more``: tags, or other values of them."""
     count, height, width = bands.shape
     values = bands.astype(f"{endian}u{bands.dtype.itemsize}")
     groups = list(values[:, None]) if planar else [values]  # of (bands, H, W)
@@ -259,7 +259,7 @@ def write_tiff(path, bands, endian="<", deflate=False, planar=False, rows=None, 
         259: ("H", [8 if deflate else 1]), 262: ("H", [2 if count >= 3 else 1]), 277: ("H", [count]),
         284: ("H", [2 if planar else 1]), place[0]: ("I", [0] * len(data)), place[1]: ("I", sizes),
         **({322: ("H", [tile]), 323: ("H", [tile])} if tile else {278: ("I", [rows or height])}),
-        **({338: ("H", [2])} if count == 4 else {}),
+        **({338: ("H", [2])} if count == 4 else {}), **(more or {}),
     }  # fmt: skip
     start = 8 + 2 + 12 * len(tags) + 4
     lengths = {tag: struct.calcsize(kind) * len(numbers) for tag, (kind, numbers) in tags.items()}
@@ -294,6 +294,55 @@ def test_bands_in_planes_are_read_right(tmp_path, endian, deflate, layout, count
     if bits == 16:
         expected = expected >> 8 if count > 1 else np.rint(expected / 257)
     np.testing.assert_array_equal(read_picture(path), expected)
+
+
+def ramp(top):
+    """Grey (48, 64) from black to white in whole steps of 8 bits, its values 0..255, and the same from 0 to ``top``."""
+    grey = np.linspace(0, 255, 48 * 64).round().reshape(48, 64).astype(np.uint8)
+    return grey, np.rint(grey * (top / 255)).astype(np.int64)
+
+
+def packed(values):
+    """Values (H, W) of 12 bits as bytes (1, H, 1.5 W)."""
+    bits = (values[..., None] >> np.arange(11, -1, -1)) & 1
+    return np.packbits(bits.reshape(len(values), -1).astype(np.uint8), axis=1)[None]
+
+
+SIGNED, WHITE_IS_ZERO = {339: ("H", [2])}, {262: ("H", [0])}
+
+
+@pytest.mark.parametrize("limit", [None, 1000], ids=["whole", "pieces"])
+@pytest.mark.parametrize(
+    ("top", "kind", "more"),
+    [(65535, "u2", WHITE_IS_ZERO), (32767, "u2", SIGNED), (2**32 - 1, "u4", {}), (2**31 - 1, "u4", SIGNED),
+     (65535, "u4", {}), (255, "u4", {}), (4095, None, {})],
+    ids=["white is 0", "signed 16", "32", "signed 32", "16 in 32", "8 in 32", "12"],
+)  # fmt: skip
+def test_grey_of_any_depth_goes_from_black_to_white(tmp_path, monkeypatch, limit, top, kind, more):
+    grey, values = ramp(top)
+    if more == WHITE_IS_ZERO:
+        values = top - values
+    if kind is None:
+        more = {256: ("I", [64]), 258: ("H", [12])}
+    path = write_tiff(tmp_path / "a.tif", values.astype(kind)[None] if kind else packed(values), rows=16, more=more)
+    if limit:
+        monkeypatch.setattr("segdata.pictures.STREAMED", limit)
+    with PictureFile(path, any_size=bool(limit)) as file:
+        read = file.page(0).read_rows(0, 48)
+    assert np.abs(read[..., 0].astype(int) - grey).max() <= (0 if top != 4095 else 1)
+
+
+@pytest.mark.parametrize(("bands", "more", "said"), [
+    (np.zeros((1, 8, 8), np.uint8), SIGNED, "have a sign"),
+    (np.zeros((1, 8, 8), np.uint32), WHITE_IS_ZERO | {339: ("H", [3])}, "count down from white"),
+    (np.zeros((1, 8, 8), np.uint8), {259: ("H", [34887])}, "compressed by LERC"),
+    (np.zeros((1, 8, 8), np.uint8), {259: ("H", [33003])}, "compressed by JPEG 2000"),
+    (np.zeros((1, 8, 8), np.uint64), {339: ("H", [3])}, "1 band with 64 bits in floats"),
+])  # fmt: skip
+def test_tiffs_that_nobody_can_be_sure_of_are_refused(tmp_path, bands, more, said):
+    path = write_tiff(tmp_path / "a.tif", bands, more=more)
+    with pytest.raises(DataError, match=said):
+        read_picture(path)
 
 
 def test_training_refuses_planes_that_pillow_mixes_up(tmp_path):

@@ -393,7 +393,7 @@ def test_many_bands_are_refused_with_their_number(tmp_path, bands, bits, photome
 def test_deep_bands_are_refused_with_their_depth(tmp_path):
     path = tmp_path / "scene.tif"
     path.write_bytes(tiff(2, 16))
-    with pytest.raises(DataError, match="2 bands with 16 bits each"):
+    with pytest.raises(DataError, match="2 bands with 16 bits"):
         read_image(path)
     path.write_bytes(b"II*\0\xff\xff\xff\x7f")
     with pytest.raises(DataError, match=r"scene\.tif: "):
