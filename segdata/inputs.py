@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import glob
 import itertools
 import os
@@ -50,7 +51,8 @@ class Found:
     Attributes:
         sources: each once.
         missing: a message for each input that means nothing.
-        left_out: a message for each folder or glob that holds files that are no pictures or videos.
+        left_out: messages of what folders and globs hold and do not mean: files that are no pictures or videos, and
+            those that lie where results go.
     """
 
     sources: list[Source] = field(default_factory=list)
@@ -61,9 +63,9 @@ class Found:
 def find_sources(inputs: Sequence[str], skip: Sequence[Path] = (), taken: dict[str, str] | None = None) -> Found:
     """All that ``inputs`` (files, folders, globs, URLs, ``camera:N``) mean.
 
-    Folders are searched with their subfolders, hidden files left out: what has the suffix of a picture or a video is
-    meant, and what its content shows to be a picture. A file named by itself is meant whatever it is. A file that is
-    meant twice is taken once.
+    Folders are searched with their subfolders, those behind links, too, and hidden files left out: what has the suffix
+    of a picture or a video is meant, and what its content shows to be a picture. A file named by itself is meant
+    whatever it is. A file that is meant twice is taken once.
 
     Args:
         inputs: as given on the command line.
@@ -77,10 +79,10 @@ def find_sources(inputs: Sequence[str], skip: Sequence[Path] = (), taken: dict[s
     taken = {} if taken is None else taken
     folders = {text for text in inputs if Path(text).is_dir()}
     for text in inputs:
-        others: list[PurePath] = []
-        matches = list(_expand(text, skip, others))
-        if others:
-            found.left_out.append(_what_is_left_out(text, others))
+        passed_over = _PassedOver()
+        matches = list(_expand(text, skip, passed_over))
+        found.left_out += passed_over.messages(text)
+        found.missing += [f"{path}: a link to nothing" for path in passed_over.dangling]
         if not matches:
             found.missing.append(_what_is_missing(text))
         for path, relative, is_video in matches:
@@ -96,11 +98,34 @@ def find_sources(inputs: Sequence[str], skip: Sequence[Path] = (), taken: dict[s
     return found
 
 
-def _expand(text: str, skip: Sequence[Path], others: list[PurePath]) -> Iterator[tuple[str, PurePath, bool]]:
-    """(path, path relative to where the search began, whether it is a video) of every file that one input means.
+@dataclass
+class _PassedOver:
+    """What a search came upon and does not mean.
 
-    Files that folders and globs come upon, and that are no pictures or videos, go to ``others``.
+    Attributes:
+        others: files that are no pictures or videos.
+        results: files that lie where results go.
+        dangling: links to nothing.
     """
+
+    others: list[PurePath] = field(default_factory=list)
+    results: list[PurePath] = field(default_factory=list)
+    dangling: list[Path] = field(default_factory=list)
+
+    def messages(self, text: str) -> Iterator[str]:
+        """A line for each kind, naming some."""
+        kinds = [
+            (self.others, "file that is no picture or video", "files that are no pictures or videos"),
+            (self.results, "file that lies where results go", "files that lie where results go"),
+        ]
+        for paths, one, many in kinds:
+            if paths:
+                named = ", ".join(path.as_posix() for path in paths[:NAMED]) + (", ..." if len(paths) > NAMED else "")
+                yield f"{text}: left out {f'1 {one}' if len(paths) == 1 else f'{len(paths)} {many}'} ({named})"
+
+
+def _expand(text: str, skip: Sequence[Path], passed_over: _PassedOver) -> Iterator[tuple[str, PurePath, bool]]:
+    """(path, path relative to where the search began, whether it is a video) of every file that one input means."""
     path = Path(text).expanduser()
     if text.startswith(CAMERA):
         yield text, PurePath(text.replace(":", "_")), True
@@ -108,40 +133,67 @@ def _expand(text: str, skip: Sequence[Path], others: list[PurePath]) -> Iterator
         if not _is_picture_url(text):
             yield text, PurePath(_url_name(text)), True
     elif path.is_dir():
-        yield from _sort_out(path, _search(path, "**/*", skip), others)
+        yield from _sort_out(path, _files_below(path), skip, passed_over)
     elif path.exists():
         is_video = _is_video(path) or (not looks_like_picture(path) and looks_like_video(path))
         yield str(path), PurePath(path.name), is_video
     elif glob.has_magic(text):
         fixed = _fixed_part(path)
-        pattern = str(path.relative_to(fixed))
+        pattern = path.relative_to(fixed).parts
+        below = _files_below(fixed, None if "**" in pattern else len(pattern))
         # A name with brackets is a name first, and a pattern second.
-        files = _search(fixed, pattern.replace("[", "[[]"), skip) or _search(fixed, pattern, skip)
-        yield from _sort_out(fixed, files, others)
+        names = [part.replace("[", "[[]") for part in pattern]
+        files = [file for file in below if _matches(file.relative_to(fixed).parts, names)]
+        files = files or [file for file in below if _matches(file.relative_to(fixed).parts, pattern)]
+        yield from _sort_out(fixed, files, skip, passed_over)
 
 
 def _is_video(path: Path) -> bool:
     return path.suffix.lower() in VIDEO_SUFFIXES
 
 
-def _search(folder: Path, pattern: str, skip: Sequence[Path]) -> list[Path]:
-    """The files that a pattern matches, without hidden ones and those below ``skip``."""
-    return [
-        file
-        for file in sorted(folder.glob(pattern))
-        if not any(part.startswith(".") for part in file.relative_to(folder).parts)
-        and file.is_file()
-        and not any(_is_below(file, other) for other in skip)
-    ]
+def _files_below(folder: Path, depth: int | None = None) -> list[Path]:
+    """All files and dangling links, but hidden ones; links to folders are followed, each folder is searched once.
+
+    Args:
+        depth: folders below this one are not looked into; 1: ``folder`` alone.
+    """
+    found: list[Path] = []
+    seen: set[Path] = set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        here = Path(place)
+        if here.resolve() in seen or (depth is not None and len(here.relative_to(folder).parts) == depth - 1):
+            folders.clear()
+        if here.resolve() in seen:
+            continue
+        seen.add(here.resolve())
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        found += [here / name for name in files if not name.startswith(".")]
+    return sorted(found)
 
 
-def _sort_out(folder: Path, files: Sequence[Path], others: list[PurePath]) -> Iterator[tuple[str, PurePath, bool]]:
+def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
+    """Whether a path matches a pattern, part by part; ``**`` stands for any number of folders."""
+    if not parts or not pattern:
+        return not parts and not pattern
+    if pattern[0] == "**":
+        return _matches(parts, pattern[1:]) or _matches(parts[1:], pattern)
+    return fnmatch.fnmatch(parts[0], pattern[0]) and _matches(parts[1:], pattern[1:])
+
+
+def _sort_out(
+    folder: Path, files: Sequence[Path], skip: Sequence[Path], passed_over: _PassedOver
+) -> Iterator[tuple[str, PurePath, bool]]:
     for file in files:
         relative = file.relative_to(folder)
-        if _is_video(file) or looks_like_picture(file):
+        if any(_is_below(file, other) for other in skip):
+            passed_over.results.append(relative)
+        elif not file.exists():
+            passed_over.dangling.append(file)
+        elif file.is_file() and (_is_video(file) or looks_like_picture(file)):
             yield str(file), relative, _is_video(file)
         else:
-            others.append(relative)
+            passed_over.others.append(relative)
 
 
 def _is_below(file: Path, folder: Path) -> bool:
@@ -166,16 +218,6 @@ def _what_is_missing(text: str) -> str:
     if glob.has_magic(text):
         return f"{text}: no picture or video matches"
     return f"{text}: no such file or folder"
-
-
-def _what_is_left_out(text: str, others: Sequence[PurePath]) -> str:
-    named = ", ".join(other.as_posix() for other in others[:NAMED]) + (", ..." if len(others) > NAMED else "")
-    count = (
-        "1 file that is no picture or video"
-        if len(others) == 1
-        else (f"{len(others)} files that are no pictures or videos")
-    )
-    return f"{text}: left out {count} ({named})"
 
 
 def _url_name(url: str) -> str:

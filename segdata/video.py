@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import struct
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -37,6 +38,9 @@ PATIENCE = 20.0  # seconds without an answer, after which a URL is given up
 DEFAULT_RATE = Fraction(30)
 BT601, LIMITED_RANGE = 6, 1  # FFmpeg's AVCOL_SPC_SMPTE170M and AVCOL_RANGE_MPEG
 CAMERA_FORMATS = {"linux": ("/dev/video{}", "v4l2"), "darwin": ("{}", "avfoundation")}
+
+
+Time = TypeVar("Time", int, Fraction)  # in units or in seconds
 
 
 def import_av() -> ModuleType:
@@ -97,8 +101,7 @@ class VideoReader:
         try:
             self.container = _open(av, self.source)
         except (av.error.FFmpegError, OSError) as error:
-            advice = "; is the address right, and does it answer?" if is_url(self.source) else ""
-            raise DataError(f"{self.shown}: cannot be opened: {error.strerror or error}{advice}") from None
+            raise DataError(f"{self.shown}: {self._why_not(error)}") from None
         if not self.container.streams.video:
             self.container.close()
             raise DataError(f"{self.shown}: no video in this file")
@@ -116,6 +119,15 @@ class VideoReader:
     def is_file(self) -> bool:
         return not self.source.startswith(CAMERA) and not is_url(self.source)
 
+    def _why_not(self, error: OSError) -> str:
+        """Why it cannot be opened, and what to do."""
+        if self.is_file and Path(self.source).is_file():
+            if not Path(self.source).stat().st_size:
+                return "the file is empty; get it again"
+            return f"no video, or one that was cut off ({error.strerror or error}); get it again"
+        advice = "; is the address right, and does it answer?" if is_url(self.source) else ""
+        return f"cannot be opened: {error.strerror or error}{advice}"
+
     @property
     def damage(self) -> str:
         packets = f"{self._damaged} damaged packet{'s' if self._damaged > 1 else ''} left out" if self._damaged else ""
@@ -124,14 +136,30 @@ class VideoReader:
         return "; ".join([*said, count] if said and count else said)
 
     def __iter__(self) -> Iterator[Frame]:
+        last, delay = Fraction(0), Fraction(0)
         for number, frame in enumerate(self._decode()):
-            time = frame.pts * self.time_base if frame.pts is not None else self.start + number / self.rate
+            matrix, time = display_matrix(frame), self._time_of(frame)
             if number == 0:
-                self.start = time
+                self.start = last = time or Fraction(0)
+                if self._only_decoding and time is not None:  # decoding runs ahead of display
+                    self.start = last = (self.stream.start_time or 0) * self.time_base
+                    delay = time - self.start
                 aspect = Fraction(self.stream.sample_aspect_ratio or 1)
-                self.aspect = 1 / aspect if round(frame.rotation / 90) % 2 else aspect
+                self.aspect = 1 / aspect if lies_on_its_side(matrix) else aspect
+            else:
+                step = 1 / self.rate
+                last = last + step if time is None else next_time(last, time - delay, self.time_base, step)
             self._read += 1
-            yield Frame(upright(frame.to_ndarray(format="rgb24"), frame.rotation), time - self.start)
+            yield Frame(upright(frame.to_ndarray(format="rgb24"), matrix), last - self.start)
+
+    @property
+    def _only_decoding(self) -> bool:
+        """Whether a file says when frames are decoded, and not when they are shown, and the two differ."""
+        return self.container.format.name == "avi" and bool(self.stream.codec_context.has_b_frames)
+
+    def _time_of(self, frame: VideoFrame) -> Fraction | None:
+        stamp = frame.dts if self._only_decoding else frame.pts
+        return None if stamp is None else stamp * self.time_base
 
     def _decode(self) -> Iterator[VideoFrame]:
         """All frames that can be decoded; a damaged packet costs its own."""
@@ -160,9 +188,39 @@ class VideoReader:
         self.container.close()
 
 
-def upright(pixels: np.ndarray, degrees: float) -> np.ndarray:
-    """Turn (H, W, 3) by the file's display rotation, counter-clockwise in steps of 90 degrees."""
-    return np.ascontiguousarray(np.rot90(pixels, round(degrees / 90) % 4))
+def next_time(last: Time, time: Time, unit: Time, step: Time) -> Time:
+    """When a frame is shown that says ``time`` and comes after one at ``last``.
+
+    Some files say that two frames come at once, or in another order. Where the clock jumps back, it goes on evenly.
+
+    Args:
+        unit: the shortest time between two frames.
+        step: the usual one.
+    """
+    if time > last:
+        return time
+    return last + (unit if last - time <= step else step)
+
+
+def display_matrix(frame: VideoFrame) -> tuple[float, float, float, float]:
+    """(a, b, c, d): what is stored at (x, y) is shown at (a x + c y, b x + d y), and all of it moved into view."""
+    matrix: Any = frame.side_data.get("DISPLAYMATRIX")  # PyAV's types do not say that it is a buffer
+    a, b, _, c, d, *_ = struct.unpack("=9i", bytes(matrix)) if matrix is not None else (1, 0, 0, 0, 1)
+    return a, b, c, d
+
+
+def lies_on_its_side(matrix: tuple[float, float, float, float]) -> bool:
+    """Whether what is stored as rows is shown as columns."""
+    a, b, c, d = matrix
+    return abs(b) + abs(c) > abs(a) + abs(d)
+
+
+def upright(pixels: np.ndarray, matrix: tuple[float, float, float, float]) -> np.ndarray:
+    """Turn and mirror (H, W, 3) as a `display_matrix` says, to the nearest quarter of a turn."""
+    a, b, c, d = matrix
+    if lies_on_its_side(matrix):
+        pixels, a, d = pixels.transpose(1, 0, 2), c, b
+    return np.ascontiguousarray(pixels[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1])
 
 
 def _open(av: ModuleType, source: str) -> InputContainer:
@@ -219,10 +277,9 @@ class VideoWriter:
             self.stream.height, self.stream.width = self.size
         picture = self.av.VideoFrame.from_ndarray(_fit(frame.pixels, *self.size), format="rgb24")
         time = round(frame.time / self.time_base)
-        if time <= self.last:
-            # Some files say that two frames come at once, or in another order. Where the clock jumps, go on evenly.
+        if self.last >= 0:
             step = max(1, round(1 / self.rate / self.time_base))
-            time = self.last + (1 if self.last - time <= step else step)
+            time = next_time(self.last, time, 1, step)  # two may fall into one unit
         self.last = time
         picture.pts, picture.time_base = time, self.time_base
         self._encode(picture)

@@ -28,7 +28,9 @@ def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("use")
     save_atomic(small_checkpoint(), path / "best.pth")
     picture = smooth_pictures(1, 256, 384)[0].permute(1, 2, 0).numpy()
-    Image.fromarray(picture).save(path / "photo.jpg")
+    lying = Image.Exif()
+    lying[274] = 6  # shown turned clockwise by 90 degrees, as phones that were held upright write it
+    Image.fromarray(picture).transpose(Image.Transpose.ROTATE_90).save(path / "photo.jpg", exif=lying)
     with in_zoo():
         run_export(path / "best.pth", path / "student.onnx")
         run_export(path / "best.pth", path / "raw.onnx", "--uint8", "--argmax")
@@ -44,7 +46,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def truth(folder, network):
     """The checkpoint's classes of photo.jpg, the same at a working size, and its logits of an image of zeros."""
-    picture = np.asarray(Image.open(folder / "photo.jpg").convert("RGB")).transpose(2, 0, 1)
+    picture = np.rot90(np.asarray(Image.open(folder / "photo.jpg").convert("RGB")), -1).transpose(2, 0, 1)
     images = by_hand(torch.from_numpy(picture.copy())[None])
     with torch.no_grad():
         mask, sized = (run(images).argmax(1)[0].numpy() for run in (network, WorkingSize(network, SIDE)))

@@ -6,6 +6,7 @@ import functools
 import http.server
 import random
 import socket
+import struct
 import threading
 from fractions import Fraction
 
@@ -190,6 +191,49 @@ def test_uneven_times_stay(run, tmp_path):
     assert look(tmp_path / "out" / "overlay" / "a.mp4")[2] == times
     rows = (tmp_path / "out" / "areas.csv").read_text().splitlines()[1:]
     assert [float(row.split(",")[2]) for row in rows] == [time / 1000 for time in times]
+
+
+@pytest.mark.skipif("libx264" not in av.codecs_available, reason="this PyAV has no encoder with B-frames")
+def test_times_of_an_avi_are_those_of_display(run, tmp_path):
+    """AVI stores frames in the order of decoding, which B-frames change, and no other times."""
+    clip = make_clip(tmp_path / "a.avi", frames=12, codec="libx264")
+    run(clip, "overlay", "csv")
+    times = [40 * number for number in range(12)]
+    assert look(tmp_path / "out" / "overlay" / "a.mp4")[2] == times
+    rows = (tmp_path / "out" / "areas.csv").read_text().splitlines()[1:]
+    assert [float(row.split(",")[2]) for row in rows] == [time / 1000 for time in times]
+
+
+MATRICES = {
+    "mirrored": ((-1, 0, 0, 1), lambda image: image[:, ::-1]),
+    "upside down": ((1, 0, 0, -1), lambda image: image[::-1]),
+    "half a turn": ((-1, 0, 0, -1), lambda image: np.rot90(image, 2)),
+    "clockwise": ((0, 1, -1, 0), lambda image: np.rot90(image, -1)),
+    "counter-clockwise": ((0, -1, 1, 0), np.rot90),
+    "mirrored and turned": ((0, 1, 1, 0), lambda image: image.transpose(1, 0, 2)),
+}
+
+
+@pytest.mark.parametrize("name", MATRICES)
+def test_frames_are_turned_and_mirrored_as_the_file_says(tmp_path, name):
+    (a, b, c, d), turned = MATRICES[name]
+    clip = make_clip(tmp_path / "a.mp4", frames=1)
+    stored = next(iter(VideoReader(clip))).pixels
+
+    def matrix(a, b, c, d):
+        return struct.pack(">9i", a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30)
+
+    content = clip.read_bytes()
+    place = content.index(matrix(1, 0, 0, 1), content.index(b"tkhd"))
+    clip.write_bytes(content[:place] + matrix(a, b, c, d) + content[place + 36 :])
+    np.testing.assert_array_equal(next(iter(VideoReader(clip))).pixels, turned(stored))
+
+
+@pytest.mark.parametrize(("content", "said"), [(b"", "the file is empty"), (b"export default 1;\n", "cut off")])
+def test_what_is_no_video_says_so(run, tmp_path, content, said):
+    (tmp_path / "a.mp4").write_bytes(content)
+    [failure] = run(tmp_path / "a.mp4").failures
+    assert "a.mp4" in failure and said in failure and "get it again" in failure
 
 
 @pytest.mark.parametrize(
