@@ -20,6 +20,9 @@ else:
     import fcntl
 
 
+LONGEST_NAME = 255  # bytes, in all common file systems
+
+
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; when the block ends without an error it becomes ``path``.
@@ -34,7 +37,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     # A fixed name: what a killed run left behind is overwritten by the next one. The suffix stays
     # last because image writers choose the format by it.
-    temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
+    temporary = path.with_name(_temporary_name(path))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -56,6 +59,13 @@ def replacing(path: str | Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):  # a parent that is no folder, say: already reported above
             temporary.unlink(missing_ok=True)
+
+
+def _temporary_name(path: Path) -> str:
+    name = f".{path.stem}.tmp{path.suffix}"
+    if len(os.fsencode(name)) <= LONGEST_NAME:
+        return name
+    return f".{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]}.tmp{path.suffix}"
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,7 @@ import torch
 from tqdm import tqdm
 
 from basics.errors import UserError
+from basics.files import LONGEST_NAME
 from basics.memory import explain_memory
 from deploy.results import KINDS, PICTURED, Areas, Band, Look, write_results
 from deploy.segmenter import Segmenter
@@ -86,6 +88,8 @@ class Predictor:
     """
 
     def __init__(self, segmenter: Segmenter, folder: Path, options: Options) -> None:
+        if "confidence" in options.kinds:
+            segmenter.require_confidence()
         self.segmenter, self.folder, self.options = segmenter, folder, options
         self.look = Look(segmenter.class_names, segmenter.palette)
         self.files = [kind for kind in options.kinds if kind != "csv"]  # written for each picture
@@ -119,7 +123,7 @@ class Predictor:
                 except DataError as error:
                     tally.fail(error)
         finally:
-            if "csv" in self.options.kinds:
+            if "csv" in self.options.kinds and tally.pictures + tally.frames:
                 self.areas.write(self.folder)
         tally.seconds = time.monotonic() - start
         return tally
@@ -143,6 +147,7 @@ class Predictor:
             for number in range(1, file.pages + 1):
                 self._write(source, folder / f"{number:06d}", file.page(number - 1), number)
                 tally.pictures += 1
+            self._remove_beyond(folder, file.pages)
 
     def _write(self, source: Source, name: PurePath, picture: Picture, number: int | None = None) -> None:
         size = picture.height, picture.width
@@ -167,11 +172,20 @@ class Predictor:
                 bar.update(rows)
 
     def _target(self, source: Source, name: PurePath, kind: str, suffix: str) -> Path:
-        """Where a result goes; a `UserError` if that is where its source lies."""
+        """Where a result goes; a `UserError` if its source lies there, a `DataError` if no file can be called so."""
         path = self.folder / kind / f"{name}{suffix}"
+        if len(os.fsencode(path.name)) > LONGEST_NAME:
+            raise DataError(f"{source.shown}: its name is too long for results to bear it; give it a shorter one")
         if path.resolve() == Path(source.path).resolve():
             raise UserError(f"{path} would be overwritten by its own prediction: give another --output-dir")
         return path
+
+    def _remove_beyond(self, folder: PurePath, last: int) -> None:
+        """Remove what an earlier run wrote of pages or frames behind the ``last`` one: it would pass for this run's."""
+        for kind in self.files:
+            for path in (self.folder / kind / folder).glob("[0-9]" * 6 + ".png"):
+                if int(path.stem) > last:
+                    path.unlink()
 
     # -- videos -----------------------------------------------------------------------------------
 
@@ -198,6 +212,7 @@ class Predictor:
                     for kind, writer in writers.items():
                         writer.write(Frame(self._moving(kind, frame.pixels, mask), frame.time))
                     tally.frames += 1
+        self._remove_beyond(folder, number)
         if reader.damage:
             tally.note(f"{source.shown}: {reader.damage}")
 

@@ -92,6 +92,14 @@ class Segmenter:
         pad = (0, max(0, LEAST_SIZE - width), 0, max(0, LEAST_SIZE - height))
         return self.model(F.pad(images, pad))[..., :height, :width]
 
+    def require_confidence(self) -> None:
+        """A `UserError` where nothing tells how sure the network is."""
+        if getattr(self.model, "decides_only", False):
+            raise UserError(
+                f"{self.name}: this file gives masks, not logits, and no mask tells how sure it is: export it again "
+                "without --argmax, or leave out the confidence"
+            )
+
     def mask(self, image: torch.Tensor, tile: int = 0) -> torch.Tensor:
         """`predict`'s mask alone."""
         return self.predict(image, tile).mask
@@ -132,11 +140,8 @@ class Segmenter:
         Yields:
             the first row, and what is said of some rows.
         """
-        if confidence and getattr(self.model, "decides_only", False):
-            raise UserError(
-                f"{self.name}: this file gives masks, not logits, and no mask tells how sure it is: export it again "
-                "without --argmax, or leave out the confidence"
-            )
+        if confidence:
+            self.require_confidence()
         check_untiled(self.name, self.input_size, "the tiles", tile)
         if isinstance(self.model, WorkingSize):
             for top, logits in self.model.bands(lambda *rows: normalize(read_rows(*rows)[None].to(self.device)), size):

@@ -250,10 +250,18 @@ class VideoWriter:
 
     Args:
         aspect: width of a pixel divided by its height.
+        shown: what messages call it.
     """
 
-    def __init__(self, path: Path, rate: Fraction, time_base: Fraction, aspect: Fraction = Fraction(1)) -> None:
-        self.av = import_av()
+    def __init__(
+        self,
+        path: Path,
+        rate: Fraction,
+        time_base: Fraction,
+        aspect: Fraction = Fraction(1),
+        shown: Path | None = None,
+    ) -> None:
+        self.av, self.shown = import_av(), shown or path
         self.container = self.av.open(str(path), "w")
         self.codec = "libx264" if "libx264" in self.av.codecs_available else "mpeg4"
         self.stream = self.container.add_stream(self.codec, rate=rate)
@@ -305,7 +313,7 @@ class VideoWriter:
         try:
             self.container.mux(self.stream.encode(picture))
         except self.av.error.FFmpegError as error:
-            raise DataError(f"the video cannot be written: {error.strerror or error}") from None
+            raise DataError(f"{self.shown}: the video cannot be written: {error.strerror or error}") from None
 
 
 def _fit(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -323,7 +331,7 @@ def open_writer(path: Path, reader: VideoReader, sound: bool = True) -> Iterator
     ``path`` appears when all went well, whole. Streams and cameras are silent: their sound is not to be had twice.
     """
     with replacing(path) as temporary:
-        writer = VideoWriter(temporary, reader.rate, reader.time_base, reader.aspect)
+        writer = VideoWriter(temporary, reader.rate, reader.time_base, reader.aspect, path)
         try:
             if sound and reader.is_file:
                 from segdata.sound import Sound

@@ -1,0 +1,90 @@
+"""What inputs mean: folders, links, patterns, names; and what is left of an earlier run."""
+
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from deploy.predictor import Options, Predictor
+from segdata.inputs import find_sources
+from tests.test_segmenter import segmenter
+
+
+def pixels(seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+
+
+def save_picture(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels()).save(path)
+    return path
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links want rights on Windows")
+def test_folders_behind_links_are_searched_once(tmp_path):
+    save_picture(tmp_path / "elsewhere" / "real.png")
+    save_picture(tmp_path / "in" / "own.png")
+    (tmp_path / "in" / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "in" / "loop").symlink_to(tmp_path / "in")
+    (tmp_path / "in" / "dangling.png").symlink_to(tmp_path / "nothing.png")
+    found = find_sources([str(tmp_path / "in")])
+    assert [source.name.as_posix() for source in found.sources] == ["linked/real", "own"]
+    assert found.missing == [f"{tmp_path / 'in' / 'dangling.png'}: a link to nothing"]
+    found = find_sources([str(tmp_path / "in" / "**" / "*.png")])
+    assert [source.name.as_posix() for source in found.sources] == ["linked/real", "own"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [("*.png", ["a"]), ("*/*.png", ["x/b"]), ("**/*.png", ["a", "x/b", "x/y/c"]), ("x/**/*.png", ["b", "y/c"]),
+     ("**/[bc].png", ["x/b", "x/y/c"]), ("**/y/*", ["x/y/c"]), ("?.png", ["a"])],
+)  # fmt: skip
+def test_patterns(tmp_path, pattern, expected):
+    for name in ("a.png", "x/b.png", "x/y/c.png", ".hidden/d.png", "x/.e.png"):
+        save_picture(tmp_path / name)
+    found = find_sources([str(tmp_path / pattern)])
+    assert [source.name.as_posix() for source in found.sources] == expected
+
+
+def test_pictures_where_results_go_are_named(tmp_path):
+    save_picture(tmp_path / "a" / "1.png")
+    save_picture(tmp_path / "overlay" / "2.png")
+    found = find_sources([str(tmp_path)], skip=[tmp_path / "overlay"])
+    assert [source.name.as_posix() for source in found.sources] == ["a/1"]
+    assert found.left_out == [f"{tmp_path}: left out 1 file that lies where results go (overlay/2.png)"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows counts letters, and the whole path")
+def test_long_names_cost_themselves_alone(tmp_path):
+    folder = tmp_path / "in"
+    longest = save_picture(folder / ("l" * 251 + ".png"))
+    (folder / ("j" * 253 + ".b")).write_bytes(longest.read_bytes())
+    save_picture(folder / "z.png")
+    tally = Predictor(segmenter(), tmp_path / "out", Options(["mask"])).predict([str(folder)])
+    assert tally.pictures == 2
+    assert [failure.split(": ")[1] for failure in tally.failures] == [
+        "its name is too long for results to bear it; give it a shorter one"
+    ]
+    assert (tmp_path / "out" / "mask" / longest.name).is_file()
+
+
+def test_results_of_an_earlier_longer_run_go(tmp_path):
+    frames = [Image.fromarray(pixels(seed)) for seed in range(5)]
+    for count, name in ((5, "a.gif"), (5, "b.gif"), (2, "a.gif")):
+        frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:count])
+        Predictor(segmenter(), tmp_path / "out", Options(["mask"])).predict([str(tmp_path / name)])
+    written = sorted(
+        path.relative_to(tmp_path / "out" / "mask").as_posix() for path in (tmp_path / "out").rglob("*.png")
+    )
+    assert written == [f"a/{n:06d}.png" for n in (1, 2)] + [f"b/{n:06d}.png" for n in range(1, 6)]
+
+
+def test_a_run_that_fails_leaves_the_table_of_areas(tmp_path):
+    good, bad = save_picture(tmp_path / "a.png"), tmp_path / "b.png"
+    bad.write_bytes(b"")
+    options = Options(["csv"])
+    Predictor(segmenter(), tmp_path, options).predict([str(good)])
+    before = (tmp_path / "areas.csv").read_text()
+    Predictor(segmenter(), tmp_path, options).predict([str(bad)])
+    assert (tmp_path / "areas.csv").read_text() == before and len(before.splitlines()) == 2
