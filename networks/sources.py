@@ -22,7 +22,7 @@ from networks import huggingface, smp, user_file
 from networks.base import SegmentationModel
 from networks.class_lists import same_names
 from networks.hub import commit_of, find_repository
-from networks.weights import ClassCountError, StateDict, WeightsFile, load_whole
+from networks.weights import ClassCountError, StateDict, WeightsFile, build_counted, load_whole
 
 FORMS = {
     "hf:ORG/NAME or hf:FOLDER": "a segmentation network of transformers",
@@ -98,21 +98,14 @@ def load(name: str, num_classes: int | None = None, file: WeightsFile | None = N
     """A teacher with its own classes.
 
     Args:
-        num_classes: of the data set: for what does not know its own number.
+        num_classes: of the data set: for what does not know its own number, nor its weights tell.
         file: if given, the weights are taken from it instead of the published ones.
 
     Raises:
         UserError: it cannot be had, or there are no weights of the whole network.
     """
     if file is not None:
-        names = (file.checkpoint or {}).get("class_names")
-        count = len(names) if names else num_classes
-        if count is None:
-            raise UserError(f"{file.origin}: bare weights: of how many classes is not known without a data set")
-        model = _build_for(name, count, file)
-        load_whole(model, _own_names(model, file.state_dict), file.origin)
-        model.class_names = list(names) if names else model.class_names
-        return model
+        return _load_with(name, num_classes, file)
     if name.startswith("hf:"):
         return huggingface.load(name)
     if name.startswith("smp:"):
@@ -122,7 +115,27 @@ def load(name: str, num_classes: int | None = None, file: WeightsFile | None = N
                 f"(train_kd.py --student {name} --alpha 0 --beta 0) and pass --teacher-weights PATH"
             )
         return smp.load(name)
-    return user_file.load(name, num_classes)
+    return user_file.load(name, num_classes, own=True)
+
+
+def _load_with(name: str, num_classes: int | None, file: WeightsFile) -> SegmentationModel:
+    """A teacher with the weights of ``file``, of as many classes as these are for."""
+    names = (file.checkpoint or {}).get("class_names")
+
+    def build_for(count: int | None) -> SegmentationModel:
+        if user_file.is_spec(name):  # which has a number of its own, perhaps
+            return user_file.load(name, count or num_classes, own=count is None)
+        if count is None:
+            raise UserError(f"{file.origin}: bare weights: of how many classes is not known without a data set")
+        return _build_for(name, count, file)
+
+    def load_into(model: SegmentationModel) -> None:
+        load_whole(model, _own_names(model, file.state_dict), file.origin)
+
+    count = len(names) if names else None if user_file.is_spec(name) else num_classes
+    model = build_counted(build_for, count, load_into, fixed=bool(names))
+    model.class_names = list(names) if names else model.class_names
+    return model
 
 
 def _build_for(name: str, num_classes: int, file: WeightsFile) -> SegmentationModel:

@@ -1,8 +1,9 @@
 """A network from a user's own file: ``my_file.py:build``.
 
-``build`` is a function (or class) that gives an ``nn.Module``. It is called with ``num_classes`` if it takes that. The
-module maps images (N, 3, H, W) to logits (N, C, h, w) at full size or at a stride: as a tensor, or as ``out`` or
-``logits`` of a dict or an object, or as the first one of a tuple. All else is optional, attributes of the module:
+``build`` is a function (or class) that gives an ``nn.Module``. A student's is called with ``num_classes`` if it takes
+that; a teacher's only where it has no default, which is the number of its own classes. The module maps images
+(N, 3, H, W) to logits (N, C, h, w) at full size or at a stride: as a tensor, or as ``out`` or ``logits`` of a dict or
+an object, or as the first one of a tuple. All else is optional, attributes of the module:
 
     class_names     list of names, of a teacher that speaks of its own classes
     mean, std       lists of three numbers: the normalisation it wants of values in 0..1 (default: ImageNet's)
@@ -33,7 +34,7 @@ import torch
 from torch import nn
 
 from basics.checkpoint import file_sha256
-from basics.errors import UserError
+from basics.errors import UserError, reason_of
 from networks.base import TAPS
 from networks.foreign import PROBE, ForeignModel, Normalisation, noise, smallest_batch, watch
 from networks.logits import fault_of_logits
@@ -74,8 +75,12 @@ def refuse_foreign(spec: str, sha256: str) -> None:
         print(f"{spec}: the file has changed since the checkpoint was written")
 
 
-def load(spec: str, num_classes: int | None = None) -> UserModel:
+def load(spec: str, num_classes: int | None = None, *, own: bool = False) -> UserModel:
     """The network of ``FILE.py:FUNCTION``; what was found of it is printed.
+
+    Args:
+        num_classes: what the function is told, if it wants to know.
+        own: it is told only if it must be: its default is the number of its own classes.
 
     Raises:
         UserError: no such file or function, it fails, or what it gives is no segmentation network.
@@ -90,7 +95,7 @@ def load(spec: str, num_classes: int | None = None) -> UserModel:
         if not callable(build):
             there = [name for name, value in vars(module).items() if inspect.isfunction(value) and name[0] != "_"]
             raise UserError(f"{spec}: no function {function!r} there; there are: {', '.join(there) or 'none'}")
-        network = _call(build, num_classes, spec, folder)
+        network = _call(build, num_classes, spec, folder, own=own)
         if not isinstance(network, nn.Module):
             raise UserError(f"{spec}: gave a {type(network).__name__}, not an nn.Module")
         model = UserModel(network, spec)
@@ -152,14 +157,14 @@ def _import(file: Path, spec: str) -> ModuleType:
     return module
 
 
-def _call(build: Callable[..., Any], num_classes: int | None, spec: str, folder: Path) -> Any:
-    """``build()``, with ``num_classes`` if it takes that."""
-    parameters = inspect.signature(build).parameters
-    parameter = parameters.get("num_classes")
+def _call(build: Callable[..., Any], num_classes: int | None, spec: str, folder: Path, *, own: bool) -> Any:
+    """``build()``, with ``num_classes`` if it takes that; with ``own``, only if it has no default."""
+    parameter = inspect.signature(build).parameters.get("num_classes")
+    must = parameter is not None and parameter.default is inspect.Parameter.empty
     options = {}
-    if parameter is not None and num_classes is not None:
+    if parameter is not None and num_classes is not None and (must or not own):
         options["num_classes"] = num_classes
-    elif parameter is not None and parameter.default is inspect.Parameter.empty:
+    elif must:
         raise UserError(f"{spec}: wants to be told num_classes, and nobody here knows it: give it a default")
     try:
         return build(**options)
@@ -175,8 +180,7 @@ def _where(error: Exception, folder: Path) -> str:
         frame for frame in traceback.extract_tb(error.__traceback__) if folder in Path(frame.filename).resolve().parents
     ]
     place = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
-    reason = str(error).strip().partition("\n")[0]
-    return f"{type(error).__name__}: {reason}{place}"
+    return f"{type(error).__name__}: {reason_of(error)}{place}"
 
 
 class UserModel(ForeignModel):
@@ -199,8 +203,8 @@ class UserModel(ForeignModel):
         except UserError:
             raise
         except Exception as error:
-            reason = str(error).strip().partition("\n")[0]
-            raise UserError(f"{spec}: fails on {size[0]}x{size[1]} pixels: {type(error).__name__}: {reason}") from error
+            kind, reason = type(error).__name__, reason_of(error)
+            raise UserError(f"{spec}: fails on {size[0]}x{size[1]} pixels: {kind}: {reason}") from error
         if fault := fault_of_logits(logits):
             raise UserError(f"{spec}: its output is {fault}")
         self.min_train_batch = smallest_batch(calls)
