@@ -21,8 +21,9 @@ from basics.errors import UserError
 from networks import huggingface, smp, user_file
 from networks.base import SegmentationModel
 from networks.class_lists import same_names
+from networks.class_names import class_difference
 from networks.hub import commit_of, find_repository
-from networks.weights import ClassCountError, StateDict, WeightsFile, build_counted, load_whole
+from networks.weights import ClassCountError, WeightsFile, build_counted, load_whole, unwrap
 
 FORMS = {
     "hf:ORG/NAME or hf:FOLDER": "a segmentation network of transformers",
@@ -120,7 +121,7 @@ def load(name: str, num_classes: int | None = None, file: WeightsFile | None = N
 
 def _load_with(name: str, num_classes: int | None, file: WeightsFile) -> SegmentationModel:
     """A teacher with the weights of ``file``, of as many classes as these are for."""
-    names = (file.checkpoint or {}).get("class_names")
+    names = file.class_names
 
     def build_for(count: int | None) -> SegmentationModel:
         if user_file.is_spec(name):  # which has a number of its own, perhaps
@@ -130,7 +131,7 @@ def _load_with(name: str, num_classes: int | None, file: WeightsFile) -> Segment
         return _build_for(name, count, file)
 
     def load_into(model: SegmentationModel) -> None:
-        load_whole(model, _own_names(model, file.state_dict), file.origin)
+        load_whole(model, unwrap(model, file), file.origin)
 
     count = len(names) if names else None if user_file.is_spec(name) else num_classes
     model = build_counted(build_for, count, load_into, fixed=bool(names))
@@ -161,11 +162,10 @@ def _load_file(
     model: SegmentationModel, file: WeightsFile, name: str, class_names: Sequence[str] | None = None
 ) -> None:
     """Load a file into a student: all of it, or all but the classifier if it is for other classes."""
-    state = _own_names(model, file.state_dict)
-    known = (file.checkpoint or {}).get("class_names")
+    state = unwrap(model, file)
     try:
-        if not same_names(known, class_names):
-            raise ClassCountError(f"{file.origin}: made for other classes")
+        if file.class_names and class_names and not same_names(file.class_names, class_names):
+            raise ClassCountError(f"{file.origin}: made for {class_difference(file.class_names, class_names)}")
         load_whole(model, state, file.origin)
         print(f"{name}: all weights from {file.origin}")
     except ClassCountError as error:
@@ -175,14 +175,6 @@ def _load_file(
         kept = {key: value for key, value in state.items() if key not in head}
         load_whole(model, kept | {key: model.state_dict()[key] for key in head}, file.origin)
         print(f"{error}: all but the classifier is taken")
-
-
-def _own_names(model: SegmentationModel, state: StateDict) -> StateDict:
-    """``state`` of the library's or user's own network by the names that it has inside our model."""
-    inside = [key for key in model.state_dict() if key.startswith("network.")]
-    if not inside or any(key.startswith("network.") for key in state):
-        return state
-    return {f"network.{key}": value for key, value in state.items()}
 
 
 def digest(name: str) -> str | None:

@@ -36,6 +36,8 @@ CLASSIFICATION_HEADS = ("fc.", "classifier.", "head.")
 AVERAGES = re.compile(r"(^|[._])(ema|swa|shadow|averaged?)([._]|$)")
 # Below this share of its tensors a part of a network counts as not there at all.
 LEAST_SHARE = 0.5
+# What a network of a library or of a user's file is called inside our model of it, whatever it is wrapped in.
+WRAPPERS = ("network.module.", "network._orig_mod.", "network.")
 DEEPEST = 3  # dicts within dicts that are looked into
 NETWORK_TIMEOUT_S = 20
 
@@ -125,7 +127,11 @@ def unwrap(model: SegmentationModel, file: WeightsFile) -> StateDict:
     Raises:
         UserError: the file holds several such networks.
     """
+    if file.checkpoint is not None:  # of ours, by our names
+        return file.state_dict
     own = _counted(model.state_dict())
+    wrapper = next((wrapper for wrapper in WRAPPERS if all(name.startswith(wrapper) for name in own)), "")
+    own = [name.removeprefix(wrapper) for name in own]
     spelled = [*own, *("encoder." + name.removeprefix("backbone.") for name in own if name.startswith("backbone."))]
     prefix, averages = _find_prefix(spelled, file.state_dict, file.origin, least=LEAST_SHARE * len(own))
     state = {name: value for name, value in file.state_dict.items() if not name.startswith(tuple(averages))}
@@ -139,7 +145,7 @@ def unwrap(model: SegmentationModel, file: WeightsFile) -> StateDict:
         done += [f"left aside: {first_names(parts)}"] if parts else []
     if done:
         print(f"{file.origin}: {'; '.join(done)}")
-    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    return {wrapper + name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
 
 def _find_prefix(names: Collection[str], tensors: StateDict, origin: str, least: float) -> tuple[str, list[str]]:

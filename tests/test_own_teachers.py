@@ -10,7 +10,7 @@ import torch
 from basics.errors import UserError, reason_of
 from tests.small import SmallStudent as Small
 from tests.small import in_zoo, lively
-from zoo import load_any_teacher, load_teacher
+from zoo import create_model, load_any_teacher, load_teacher
 
 FIVE = ["background", "cat", "dog", "tree", "sky"]
 NET = """
@@ -115,3 +115,78 @@ def test_what_the_users_code_says_comes_through(net, tmp_path):
     with pytest.raises(UserError, match=r"fails: RuntimeError: Error.* for Net: size mismatch for head.*net.py, line"):
         load_any_teacher(f"{net}loaded", num_classes=3)
     assert reason_of(ValueError("one\ntwo")) == "one" and reason_of(ValueError(" ")) == "ValueError"
+
+
+# -- what the weights' file says -------------------------------------------------------------------
+
+
+def put(state: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {prefix + name: value for name, value in state.items()}
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state: {"state_dict": state, "epoch": 3},
+        lambda state: put(state, "module."),
+        lambda state: put(state, "net."),
+        lambda state: {"state_dict": put(state, "model."), "pytorch-lightning_version": "2.4.0"},
+        lambda state: {"model": state, "ema": {name: value + 1 for name, value in state.items()}},
+        lambda state: put(state, "network."),
+        lambda state: {"state_dict": put(state, "model.") | {"criterion.weight": torch.ones(3)}},
+    ],
+    ids=["key", "module", "prefix", "lightning", "ema", "ours", "beside"],
+)
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_weights_are_found_wherever_they_lie(wrap, suffix, net, tmp_path):
+    state, path = tensors(5), tmp_path / f"w{suffix}"
+    content = wrap(state)
+    if suffix == ".pth":
+        torch.save(content, path)
+    elif all(isinstance(value, torch.Tensor) for value in content.values()):
+        pytest.importorskip("safetensors.torch").save_file(content, path)
+    else:
+        pytest.skip("safetensors holds tensors alone")
+    teacher = load_any_teacher(f"{net}default", str(path), num_classes=3)
+    images = torch.randn(1, 3, 64, 64)
+    torch.testing.assert_close(teacher.forward_taps(images)[0], logits_of(state, images))
+
+
+def test_a_network_that_its_author_has_wrapped_takes_plain_weights(net, tmp_path):
+    file = tmp_path / "net.py"
+    text = file.read_text(encoding="utf-8")
+    file.write_text(f"{text}\ndef parallel(): return nn.DataParallel(Net(5))\n", encoding="utf-8")
+    state = tensors(5)
+    teacher = load_any_teacher(f"{net}parallel", save(put(state, "module."), tmp_path / "w.pth"))
+    images = torch.randn(1, 3, 64, 64)
+    torch.testing.assert_close(teacher.forward_taps(images)[0], logits_of(state, images))
+
+
+def test_a_network_of_smp_in_a_lightning_file(tmp_path):
+    smp = pytest.importorskip("segmentation_models_pytorch")
+    other = smp.Unet("resnet18", encoder_weights=None, classes=5, decoder_channels=(16, 8, 8, 4, 4))
+    reference = smp.Unet("resnet18", encoder_weights=None, classes=5)
+    state = {"state_dict": put(reference.state_dict(), "model."), "hyper_parameters": {"classes": FIVE, "lr": 0.1}}
+    teacher = load_any_teacher("smp:Unet/resnet18", save(state, tmp_path / "pl.ckpt"), num_classes=3)
+    assert teacher.class_names == FIVE
+    assert torch.equal(teacher.segmentation_head[0].weight, reference.segmentation_head[0].weight)
+    with pytest.raises(UserError, match="not this model's weights"):
+        load_any_teacher("smp:Unet/resnet18", save(other.state_dict(), tmp_path / "other.pth"), num_classes=3)
+
+
+def test_the_names_of_the_classes_in_a_file_are_the_teachers(net, tmp_path):
+    named = {"state_dict": tensors(3), "class_names": ["dog", "cat", "background"]}
+    path = save(named, tmp_path / "named.pth")
+    for function in ("default", "must"):
+        teacher = load_any_teacher(net + function, path, num_classes=5)
+        assert teacher.class_names == ["dog", "cat", "background"] and teacher.num_classes == 3
+    with pytest.raises(UserError, match="speaks of 3 classes"):
+        load_teacher(f"{net}default", 3, path, ["background", "cat", "dog"])
+
+
+def test_a_student_of_other_classes_in_a_file_is_not_taken_whole(net, tmp_path):
+    path = save({"state_dict": tensors(3), "class_names": ["dog", "cat", "background"]}, tmp_path / "named.pth")
+    with pytest.raises(UserError, match="the same classes in another order: number 0 is 'dog' there"):
+        create_model(f"{net}default", 3, path, ["background", "cat", "dog"])
+    state = create_model(f"{net}default", 3, path, ["dog", "cat", "background"]).state_dict()
+    assert torch.equal(state["network.head.weight"], tensors(3)["head.weight"])
