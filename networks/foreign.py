@@ -8,49 +8,20 @@ whose output is wanted.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
-from basics.batch import MEAN, STD
 from networks.base import SegmentationModel
+from networks.normalisation import Normalisation
 from networks.onnx_teacher import choose_taps, exact_stride
 
 T = TypeVar("T")
-Triple = tuple[float, float, float]
 
 PROBE = (64, 96)  # a multiple of every stride; not square, so that nobody takes the sides for one another
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
-
-
-@dataclass(frozen=True)
-class Normalisation:
-    """What a network wants its images to be: ``(image - mean) / std`` of values in 0..1.
-
-    Attributes:
-        mean, std: per channel, in the network's own channel order.
-        bgr: the network wants blue first.
-    """
-
-    mean: Triple = MEAN
-    std: Triple = STD
-    bgr: bool = False
-
-    @classmethod
-    def of(cls, mean: Sequence[float], std: Sequence[float], bgr: bool = False) -> Normalisation:
-        """From any three numbers each."""
-        return cls(_triple(mean), _triple(std), bool(bgr))
-
-    def as_plain(self) -> dict[str, object]:
-        """For a checkpoint: lists, numbers, a bool."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
-
-
-def _triple(values: Sequence[float]) -> Triple:
-    first, second, third = (float(value) for value in values)
-    return first, second, third
 
 
 class ForeignModel(SegmentationModel):
@@ -69,18 +40,13 @@ class ForeignModel(SegmentationModel):
         self.class_names = None if class_names is None else list(class_names)
         self.normalisation = normalisation
         self._caught = Caught()
-        mean, std = (
-            values[::-1] if normalisation.bgr else values for values in (normalisation.mean, normalisation.std)
-        )
-        # From ImageNet-normalised values to the network's own: one multiplication and one addition, in RGB order.
-        scale = torch.tensor([imagenet / own for imagenet, own in zip(STD, std, strict=True)])
-        shift = torch.tensor([(imagenet - own) / s for imagenet, own, s in zip(MEAN, mean, std, strict=True)])
-        self.register_buffer("_scale", scale.view(3, 1, 1), persistent=False)
-        self.register_buffer("_shift", shift.view(3, 1, 1), persistent=False)
+        scale, shift = normalisation.from_imagenets()
+        self.register_buffer("_scale", scale, persistent=False)
+        self.register_buffer("_shift", shift, persistent=False)
 
     def own_input(self, images: torch.Tensor) -> torch.Tensor:
         """ImageNet-normalised RGB ``images`` (N, 3, H, W) as the network wants them."""
-        if (self.normalisation.mean, self.normalisation.std) != (MEAN, STD):
+        if not self.normalisation.is_imagenets:
             images = images * self._scale + self._shift
         return images.flip(1) if self.normalisation.bgr else images
 

@@ -24,9 +24,9 @@ from torch import nn
 from basics.errors import UserError
 from networks.class_lists import same_names
 from networks.class_names import named_classes
-from networks.foreign import Normalisation
 from networks.hub import Repository, find_repository
 from networks.huggingface_model import FAMILIES, HuggingFaceModel, Settings, plain_config
+from networks.normalisation import Normalisation
 from networks.windows import Windows
 
 if TYPE_CHECKING:  # an optional package
@@ -114,7 +114,10 @@ def read_settings(repository: Repository, config: Any) -> Settings:
             print(f"{repository.spec}: brings no image processor: images are normalised as for ImageNet")
     windows = _windows(config, processor)
     task = _task_tokens(repository, config) if config.model_type == "oneformer" else None
-    return Settings(_normalisation(processor), windows, task)
+    try:
+        return Settings(_normalisation(processor), windows, task)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{repository.spec}: its image processor's {error}") from error
 
 
 def _has_processor(repository: Repository) -> bool:
@@ -162,8 +165,7 @@ def _task_tokens(repository: Repository, config: Any) -> list[int]:
 
 def read_class_names(repository: Repository, config: Any) -> list[str] | None:
     """``id2label`` in order, or the folder's ``classes.txt``; None where the labels are but numbered."""
-    listed = repository.listed_classes()
-    if listed and len(listed) == config.num_labels:
+    if listed := repository.check_listed(config.num_labels):
         return listed
     names = named_classes({"id2label": config.id2label})
     if names is None or all(name == f"LABEL_{index}" for index, name in enumerate(names)):

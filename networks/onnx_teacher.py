@@ -17,18 +17,16 @@ package installed, the maps are looked for inside (`networks.onnx_graph`).
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from basics.batch import MEAN, STD
 from basics.checkpoint import file_sha256
 from basics.errors import UserError
 from basics.grids import pad_to_stride
@@ -36,6 +34,7 @@ from networks.base import TAPS, SegmentationModel
 from networks.class_names import class_difference, list_classes
 from networks.logits import fault_of_logits
 from networks.onnx_input import PROBE, OnnxInput, noise
+from networks.onnx_metadata import OnnxMetadata
 from networks.onnx_session import open_session
 
 if TYPE_CHECKING:  # an optional package
@@ -43,7 +42,6 @@ if TYPE_CHECKING:  # an optional package
 
 FULL_SIZE_STRIDE = 8  # full-size logits are averaged to it
 UNKNOWN_STRIDE = 32  # images are padded to it where nobody knows what the network needs
-GRIDS = ("half_pixel", "corner")
 
 
 class OnnxTeacher(SegmentationModel):
@@ -57,7 +55,7 @@ class OnnxTeacher(SegmentationModel):
 
     Attributes:
         weights_sha256: hash of the file.
-        class_names: from the metadata entry ``class_names`` (a JSON list), or None.
+        class_names: from its metadata, or from ``classes.txt`` beside it where that lists as many; or None.
 
     Raises:
         UserError: ONNX Runtime is not installed, the file is no ONNX, or input or outputs are not as above.
@@ -72,19 +70,11 @@ class OnnxTeacher(SegmentationModel):
         self.backbone = nn.Identity()
         self._session = open_session(self.path, share_cores=True)
         self._input = OnnxInput(self.path, self._session)
-        metadata = self._session.get_modelmeta().custom_metadata_map
-        self.class_names = self._read_list(metadata, "class_names")
-        size = metadata.get("input_size", "0")
-        self.input_size = int(size) if size.isdecimal() else 0
-        mean, std = self._read_list(metadata, "mean") or MEAN, self._read_list(metadata, "std") or STD
-        # ImageNet-normalised values to the file's own: one multiplication and one addition.
-        scale = torch.tensor([i / own for i, own in zip(STD, std, strict=True)])
-        shift = torch.tensor([(i - own) / s for i, own, s in zip(MEAN, mean, std, strict=True)])
-        own_normalisation = list(mean) != list(MEAN) or list(std) != list(STD)
-        self._renormalise = (scale.view(3, 1, 1), shift.view(3, 1, 1)) if own_normalisation else None
-        if own and self.class_names:
-            num_classes, own = len(self.class_names), False
-        self._choose_logits(metadata.get("grid"), num_classes, own)
+        said = OnnxMetadata(self.path, self._session.get_modelmeta().custom_metadata_map)
+        self.input_size = said.input_size
+        self._renormalise = None if said.normalisation.is_imagenets else said.normalisation.from_imagenets()
+        self._choose_logits(said, num_classes, own)
+        self.class_names = said.names_of(self.num_classes)
         self._find_taps()
 
     @property
@@ -110,30 +100,13 @@ class OnnxTeacher(SegmentationModel):
 
     # -- looking at the file -------------------------------------------------------------------
 
-    def _read_list(self, metadata: dict[str, str], key: str) -> list[Any] | None:
-        """A JSON list of the metadata: strings for ``class_names``, three numbers otherwise; None without the entry."""
-        if key not in metadata:
-            return None
-        try:
-            values = json.loads(metadata[key])
-            if key == "class_names":
-                return [str(value) for value in values]
-            numbers = [float(value) for value in values]
-        except (ValueError, TypeError):
-            numbers = []
-        if len(numbers) != 3 or (key == "std" and min(numbers) <= 0):
-            raise UserError(f"{self.path}: its metadata entry {key!r} must be a JSON list, not {metadata[key]!r}")
-        return numbers
-
-    def _choose_logits(self, grid: str | None, num_classes: int | None, own: bool) -> None:
+    def _choose_logits(self, said: OnnxMetadata, num_classes: int | None, own: bool) -> None:
         """Decide which output the logits are, of how many classes, on which grid."""
-        if grid not in (None, *GRIDS):
-            raise UserError(f"{self.path}: its metadata entry 'grid' must be one of {', '.join(GRIDS)}, not {grid!r}")
         names = [entry.name for entry in self._session.get_outputs()]
-        probe = self._input.probe
+        probe, grid = self._input.probe, said.grid
         probed = dict(zip(names, self._run(noise(probe), names), strict=True))
         maps = {name: values for name, values in probed.items() if name not in TAPS and values.ndim == 4}
-        self.num_classes = self._count_classes(maps, num_classes, own)
+        self.num_classes = self._count_classes(maps, num_classes, said.class_names if own else None, own)
         strides = self._class_maps(maps)
         whole = next((name for name, stride in strides.items() if stride == 1), None)
         strided = max((name for name in strides if strides[name] > 1), key=strides.__getitem__, default=None)
@@ -153,13 +126,19 @@ class OnnxTeacher(SegmentationModel):
             self.logit_stride = self._cell if self._cell > 1 else FULL_SIZE_STRIDE
             self.stride = max(self._cell, UNKNOWN_STRIDE)
 
-    def _count_classes(self, maps: Mapping[str, np.ndarray], num_classes: int | None, own: bool) -> int:
-        """``num_classes``, or the channels of the outputs ``maps``, where these come first and are one number."""
+    def _count_classes(
+        self, maps: Mapping[str, np.ndarray], num_classes: int | None, own_names: Sequence[str] | None, own: bool
+    ) -> int:
+        """``num_classes``; with ``own`` first that of its names, or of the channels of ``maps`` where it is one."""
         counts = {values.shape[1] for values in maps.values()}
+        shapes = ", ".join(f"{name} {list(values.shape)}" for name, values in maps.items())
+        if own_names:
+            if counts and len(own_names) not in counts:
+                raise UserError(f"{self.path}: its metadata name {len(own_names)} classes, its outputs are: {shapes}")
+            return len(own_names)
         if own and len(counts) == 1:
             return counts.pop()
         if num_classes is None:
-            shapes = ", ".join(f"{name} {list(values.shape)}" for name, values in maps.items())
             raise UserError(f"{self.path}: does not say how many classes it has; its outputs are: {shapes}")
         return num_classes
 

@@ -6,7 +6,8 @@ that; a teacher's only where it has no default, which is the number of its own c
 an object, or as the first one of a tuple. All else is optional, attributes of the module:
 
     class_names     list of names, of a teacher that speaks of its own classes
-    mean, std       lists of three numbers: the normalisation it wants of values in 0..1 (default: ImageNet's)
+    mean, std       three numbers each: the normalisation it wants of values in 0..1 (default: ImageNet's); buffers of
+                    that name are the network's own affair
     bgr             True: it wants blue first
     stride          images are padded to a multiple of it (default: 32)
     backbone        the part that --freeze-epochs and --backbone-lr-factor are about (or ``encoder``)
@@ -36,8 +37,9 @@ from torch import nn
 from basics.checkpoint import file_sha256
 from basics.errors import UserError, reason_of
 from networks.base import TAPS
-from networks.foreign import PROBE, ForeignModel, Normalisation, noise, smallest_batch, watch
+from networks.foreign import PROBE, ForeignModel, noise, smallest_batch, watch
 from networks.logits import fault_of_logits
+from networks.normalisation import Normalisation
 
 SPEC = re.compile(r".+\.py:[A-Za-z_]\w*")
 # Not imported anew for a file that has something of that name beside it: they have parts that cannot be there twice.
@@ -232,17 +234,29 @@ class UserModel(ForeignModel):
 
 
 def _normalisation(network: nn.Module, spec: str) -> Normalisation:
-    """What the module says of itself in plain numbers; a tensor of that name is its own affair, and used by itself."""
-    said = {key: getattr(network, key, None) for key in ("mean", "std")}
-    own = {key: value for key, value in said.items() if isinstance(value, list | tuple)}
+    """What the module says of itself, in numbers of any kind; a buffer is used by itself, and a method is none.
+
+    Raises:
+        UserError: what is called ``mean`` or ``std`` are not three numbers of values in 0..1.
+    """
+    own: dict[str, Any] = {}
+    for key in ("mean", "std"):
+        value = getattr(network, key, None)
+        if any(value is inner for inner in (*network.buffers(recurse=False), *network.parameters(recurse=False))):
+            print(
+                f"{spec}: its buffer {key!r} is left to the network itself; what it is given is normalised as for "
+                "ImageNet (for another normalisation give mean and std as lists)"
+            )
+        elif value is not None and not callable(value):
+            own[key] = value
     try:
         return Normalisation.of(
             own.get("mean", Normalisation.mean),
             own.get("std", Normalisation.std),
             getattr(network, "bgr", False) is True,
         )
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{spec}: its mean and std must be three numbers each: {error}") from error
+    except ValueError as error:
+        raise UserError(f"{spec}: its {error}") from error
 
 
 def _find_logits(output: Any, spec: str) -> torch.Tensor:

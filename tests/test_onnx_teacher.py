@@ -241,8 +241,8 @@ def test_it_teaches_from_a_cache(tmp_path, demo_data):
     [
         ({}, 6, "6 classes"),
         ({"size": (64, "W")}, CLASSES, "one side is fixed"),
-        ({"metadata": {"mean": "grey"}}, CLASSES, "'mean'"),
-        ({"metadata": {"std": "[1, 0, 1]"}}, CLASSES, "'std'"),
+        ({"metadata": {"mean": "grey"}}, CLASSES, "entry mean must be"),
+        ({"metadata": {"std": "[1, 0, 1]"}}, CLASSES, "entry std .* larger than 0"),
         ({"metadata": {"grid": "hexagonal"}}, CLASSES, "'grid'"),
         ({"metadata": {"class_names": json.dumps(list("vwxyz"))}}, CLASSES, "v, w, x"),
     ],
@@ -528,3 +528,48 @@ def test_logits_beside_probabilities_are_found(tmp_path):
 def test_a_fixed_size_that_is_the_one_tried_is_fixed_all_the_same(tmp_path):
     model = load_onnx_teacher(write_model(tmp_path / "m.onnx", size=onnx_teacher.PROBE), CLASSES)
     assert model(torch.randn(1, 3, 75, 100)).shape == (1, CLASSES, 75, 100)
+
+
+# -- what it says of itself --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ({"mean": "[123.675, 116.28, 103.53]"}, r"metadata entry mean \[123.675.* divide mean and std by 255"),
+        ({"std": "[58.4, 57.1, 57.4]"}, "divide mean and std by 255"),
+        ({"mean": "0.5"}, "metadata entry mean must be three numbers, one a channel, not 0.5"),
+        ({"std": "half"}, "metadata entry std must be three numbers"),
+        ({"class_names": "dog,cat"}, r"must be a JSON list such as \[.*, not 'dog,cat'"),
+        ({"class_names": '"dog,cat"'}, "must be a JSON list such as"),
+        ({"class_names": '{"0": "dog", "2": "cat"}'}, "must be a JSON list such as"),
+        ({"class_names": '["a", "b"]'}, "its metadata name 2 classes, its outputs"),
+    ],
+)
+@pytest.mark.parametrize("own", [False, True])
+def test_metadata_that_say_nothing_are_refused(tmp_path, metadata, message, own):
+    with pytest.raises(UserError, match=message) as caught:
+        load_onnx_teacher(write_model(tmp_path / "m.onnx", metadata=metadata), CLASSES, own=own)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["class_names", "names"])
+def test_names_by_number(tmp_path, key):
+    names = [f"class {number}" for number in range(CLASSES)]
+    by_number = {number: names[number] for number in reversed(range(CLASSES))}
+    said = json.dumps(by_number) if key == "class_names" else repr(by_number)
+    path = write_model(tmp_path / "m.onnx", metadata={key: said})
+    assert load_onnx_teacher(path, None, own=True).class_names == names
+
+
+def test_a_list_beside_it_names_its_classes(tmp_path, capsys):
+    path, names = write_model(tmp_path / "m.onnx"), [f"class {number}" for number in range(CLASSES)]
+    (tmp_path / "classes.txt").write_text("\n".join(names), encoding="utf-8")
+    assert load_onnx_teacher(path, None, own=True).class_names == names
+    assert "its classes are named by classes.txt beside it" in capsys.readouterr().out
+    (tmp_path / "classes.txt").write_text("one\ntwo", encoding="utf-8")  # of a data set, perhaps
+    assert load_onnx_teacher(path, None, own=True).class_names is None
+    assert "not taken for its own" in capsys.readouterr().out
+    (tmp_path / "classes.txt").write_text("\n".join(names), encoding="utf-8")
+    told = write_model(tmp_path / "m.onnx", metadata={"class_names": json.dumps(names[::-1])})
+    assert load_onnx_teacher(told, None, own=True).class_names == names[::-1]

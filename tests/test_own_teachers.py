@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import textwrap
 
+import numpy as np
 import pytest
 import torch
 
 from basics.errors import UserError, reason_of
+from tests.families import NAMES, save_family
 from tests.small import SmallStudent as Small
 from tests.small import in_zoo, lively
 from zoo import create_model, load_any_teacher, load_teacher
@@ -190,3 +192,75 @@ def test_a_student_of_other_classes_in_a_file_is_not_taken_whole(net, tmp_path):
         create_model(f"{net}default", 3, path, ["background", "cat", "dog"])
     state = create_model(f"{net}default", 3, path, ["dog", "cat", "background"]).state_dict()
     assert torch.equal(state["network.head.weight"], tensors(3)["head.weight"])
+
+
+# -- normalisation ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def described(tmp_path):
+    """``described("net.mean = ...")`` -> the teacher of a file whose network says that of itself."""
+
+    def build(lines: str):
+        body = "".join(f"    {line}\n" for line in lines.splitlines())
+        text = f"{textwrap.dedent(NET)}\nimport numpy as np\ndef build():\n    net = Net(3)\n{body}    return net\n"
+        (tmp_path / "described.py").write_text(text, encoding="utf-8")
+        return load_any_teacher(f"{tmp_path / 'described.py'}:build")
+
+    return build
+
+
+@pytest.mark.parametrize("kind", ["list({})", "tuple({})", "np.array({})", "torch.tensor({}).view(1, 3, 1, 1)"])
+def test_numbers_of_any_kind_are_a_normalisation(kind, described):
+    mean, std = (kind.format(values) for values in ([0.1, 0.2, 0.3], [0.5, 0.25, 1.0]))
+    said = described(f"net.mean = {mean}\nnet.std = {std}").normalisation
+    np.testing.assert_allclose([said.mean, said.std], [[0.1, 0.2, 0.3], [0.5, 0.25, 1.0]], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ("net.mean = [123.675, 116.28, 103.53]", r"its mean \[123.675, .*0..255.*divide mean and std by 255"),
+        ("net.std = np.array([58.4, 57.1, 57.4])", r"its std \[58.4, .*divide mean and std by 255"),
+        ("net.mean = 0.5", "its mean must be three numbers, one a channel, not 0.5"),
+        ("net.std = torch.tensor(0.5)", "its std must be three numbers"),
+        ("net.mean = 'imagenet'", "its mean must be three numbers, one a channel, not 'imagenet'"),
+        ("net.mean = {'r': 0.5}", "its mean must be three numbers"),
+        ("net.std = [0.0, 0.5, 0.5]", "must be larger than 0"),
+        ("net.mean = [float('nan')] * 3", "its mean must be three numbers"),
+    ],
+)
+def test_what_is_no_normalisation_is_refused(lines, message, described):
+    with pytest.raises(UserError, match=message) as caught:
+        described(lines)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_a_network_uses_itself_is_left_to_it_and_said(described, capsys):
+    teacher = described("net.register_buffer('mean', torch.full((3, 1, 1), 128.0))\nnet.std = lambda: 3")
+    assert teacher.normalisation.is_imagenets
+    assert "its buffer 'mean' is left to the network itself" in capsys.readouterr().out
+
+
+# -- classes.txt in the folder of a published network ----------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["hf", "smp"])
+def test_a_list_beside_a_published_network(kind, tmp_path):
+    if kind == "hf":
+        pytest.importorskip("transformers")
+        folder = save_family("segformer", tmp_path / "net")
+    else:
+        smp = pytest.importorskip("segmentation_models_pytorch")
+        folder = tmp_path / "net"
+        smp.Unet("resnet18", encoder_weights=None, classes=len(NAMES)).save_pretrained(str(folder))
+    count = load_any_teacher(f"{kind}:{folder}").num_classes
+    names = [f"class {number}" for number in range(count)]
+    (folder / "classes.txt").write_text("\n".join(names), encoding="utf-8-sig")
+    assert load_any_teacher(f"{kind}:{folder}").class_names == names
+    (folder / "classes.txt").write_text("\n".join(names[:-1]), encoding="utf-8")
+    with pytest.raises(UserError, match=rf"classes.txt in that folder names {count - 1} classes, the network has"):
+        load_any_teacher(f"{kind}:{folder}")
+    (folder / "classes.txt").write_bytes("Straße".encode("latin-1"))
+    with pytest.raises(UserError, match="cannot be read as text in UTF-8"):
+        load_any_teacher(f"{kind}:{folder}")
