@@ -3,7 +3,8 @@
 The file's input is one image batch (N, 3, H, W) of RGB, normalised with ImageNet's mean and standard deviation,
 unless its metadata say otherwise (``mean`` and ``std``: three numbers each, in 0..1). Where it takes one batch or
 size alone, pictures go in by such batches, and are brought to that size, and what it says of them to theirs. Its
-logits are the output with as many channels as there are classes:
+logits are the output with as many channels as there are classes (of several rather ``out`` or ``logits``, and no
+``aux``; which one is said):
 
 - at full size: averaged to stride 8;
 - at a stride: taken as they are, cell i covering pixels s*i .. s*i + s - 1. Where the same file has its logits at
@@ -32,10 +33,11 @@ from basics.errors import UserError
 from basics.grids import pad_to_stride
 from networks.base import TAPS, SegmentationModel
 from networks.class_names import class_difference, list_classes
-from networks.logits import fault_of_logits
+from networks.logits import fault_of_decisions, fault_of_logits
 from networks.onnx_input import PROBE, OnnxInput, noise
 from networks.onnx_metadata import OnnxMetadata
 from networks.onnx_session import open_session
+from networks.output_names import by_preference, is_main
 
 if TYPE_CHECKING:  # an optional package
     from onnxruntime import InferenceSession
@@ -106,25 +108,35 @@ class OnnxTeacher(SegmentationModel):
         probe, grid = self._input.probe, said.grid
         probed = dict(zip(names, self._run(noise(probe), names), strict=True))
         maps = {name: values for name, values in probed.items() if name not in TAPS and values.ndim == 4}
+        if not any(values.shape[1] > 1 for values in maps.values()):
+            self._refuse_decisions(probed)
         self.num_classes = self._count_classes(maps, num_classes, said.class_names if own else None, own)
-        strides = self._class_maps(maps)
-        whole = next((name for name, stride in strides.items() if stride == 1), None)
-        strided = max((name for name in strides if strides[name] > 1), key=strides.__getitem__, default=None)
-        if self._input.size and whole and grid is None:
-            strided = None  # on which grid it lies cannot be tried at other sizes
-        if strided and grid is None:
-            grid = self._find_grid(whole, strided, strides[strided]) if whole else "half_pixel"
-        if strided and grid:
-            self._logits, self._cell, self.grid = strided, strides[strided], grid
-        else:
-            assert whole is not None  # a strided output alone would have a grid
-            self._logits, self._cell, self.grid = whole, 1, "half_pixel"
+        self._logits, self._cell, self.grid = self._pick(self._class_maps(maps), grid)
         if self.grid == "corner":
             self.logit_stride = max(self._cell // 2, 4)
             self.stride = max(self._cell, 16)
         else:
             self.logit_stride = self._cell if self._cell > 1 else FULL_SIZE_STRIDE
             self.stride = max(self._cell, UNKNOWN_STRIDE)
+
+    def _pick(self, strides: Mapping[str, int], grid: str | None) -> tuple[str, int, str]:
+        """Which of the outputs with these ``strides`` the logits are, how many pixels its cells have, on which grid."""
+        names = by_preference(strides)
+        whole = next((name for name in names if strides[name] == 1), None)
+        cells = [name for name in names if strides[name] > 1]
+        strided = next(filter(is_main, cells), max(cells, key=strides.__getitem__, default=None))
+        comes_first = strided is not None and (whole is None or (is_main(strided) and not is_main(whole)))
+        if self._input.size and not comes_first and grid is None:
+            strided = None  # on which grid it lies cannot be tried at other sizes
+        same = None
+        if strided and whole and grid is None and not self._input.size:
+            same = grid = self._find_grid(whole, strided, strides[strided])
+        taken = strided if strided and (grid or comes_first) else whole
+        assert taken is not None  # a strided output alone comes first
+        others = [name for name in strides if name != taken and not (same and name == whole)]
+        if others:
+            print(f"{self.path}: the logits are its output {taken}, not {', '.join(others)}")
+        return taken, strides[taken], (grid or "half_pixel") if taken == strided else "half_pixel"
 
     def _count_classes(
         self, maps: Mapping[str, np.ndarray], num_classes: int | None, own_names: Sequence[str] | None, own: bool
@@ -165,6 +177,12 @@ class OnnxTeacher(SegmentationModel):
             f"{self.path}: the data set has {self.num_classes} classes, its outputs (N, classes, H, W) are: "
             f"{shapes or 'none (no output is a map)'}"
         )
+
+    def _refuse_decisions(self, outputs: Mapping[str, np.ndarray]) -> None:
+        """A `UserError` if one of the ``outputs`` tells which class it is, or scores a single one."""
+        for name, values in outputs.items():
+            if name not in TAPS and (fault := fault_of_decisions(torch.from_numpy(values))):
+                raise UserError(f"{self.path}: its output {name} is {fault}")
 
     def _stride_of(self, shape: tuple[int, ...]) -> int | None:
         """Pixels a cell of a map (N, C, h, w) of a probe; None if it is no such map."""

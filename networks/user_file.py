@@ -2,8 +2,8 @@
 
 ``build`` is a function (or class) that gives an ``nn.Module``. A student's is called with ``num_classes`` if it takes
 that; a teacher's only where it has no default, which is the number of its own classes. The module maps images
-(N, 3, H, W) to logits (N, C, h, w) at full size or at a stride: as a tensor, or as ``out`` or ``logits`` of a dict or
-an object, or as the first one of a tuple. All else is optional, attributes of the module:
+(N, 3, H, W) to logits (N, C, h, w) at full size or at a stride: as a tensor, as ``out``, ``logits`` or ``main`` of a
+dict or an object, or as the first one of a tuple. All else is optional, attributes of the module:
 
     class_names     list of names, of a teacher that speaks of its own classes
     mean, std       three numbers each: the normalisation it wants of values in 0..1 (default: ImageNet's); buffers of
@@ -38,8 +38,9 @@ from basics.checkpoint import file_sha256
 from basics.errors import UserError, reason_of
 from networks.base import TAPS
 from networks.foreign import PROBE, ForeignModel, noise, smallest_batch, watch
-from networks.logits import fault_of_logits
+from networks.logits import fault_of_decisions, fault_of_logits
 from networks.normalisation import Normalisation
+from networks.output_names import MAIN, by_preference
 
 SPEC = re.compile(r".+\.py:[A-Za-z_]\w*")
 # Not imported anew for a file that has something of that name beside it: they have parts that cannot be there twice.
@@ -200,15 +201,15 @@ class UserModel(ForeignModel):
         self.stride = stride if isinstance(stride, int) else STRIDE
         size = tuple(-(-side // self.stride) * self.stride for side in PROBE)
         try:
-            (logits, taps), calls = watch(network, lambda: self._run(noise((size[0], size[1]))))
+            (logits, taps), calls = watch(network, lambda: self._run(noise((size[0], size[1])), tells=True))
+            if fault := fault_of_decisions(logits) or fault_of_logits(logits):
+                raise UserError(f"{spec}: its output is {fault}")
             self.announce(logits, taps, (size[0], size[1]))
         except UserError:
             raise
         except Exception as error:
             kind, reason = type(error).__name__, reason_of(error)
             raise UserError(f"{spec}: fails on {size[0]}x{size[1]} pixels: {kind}: {reason}") from error
-        if fault := fault_of_logits(logits):
-            raise UserError(f"{spec}: its output is {fault}")
         self.min_train_batch = smallest_batch(calls)
         if self.class_names is not None and len(self.class_names) != self.num_classes:
             raise UserError(f"{spec}: {len(self.class_names)} class names, but logits of {self.num_classes} classes")
@@ -223,11 +224,17 @@ class UserModel(ForeignModel):
     def backbone_prefix(self) -> str:  # type: ignore[override]
         return f"network.{'encoder' if not hasattr(self.network, 'backbone') else 'backbone'}."
 
-    def _run(self, images: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def _run(self, images: torch.Tensor, *, tells: bool = False) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """``images`` in the network's own statistics -> logits and taps; ``tells``: where it found them is printed."""
         if hasattr(self.network, "forward_taps"):
             logits, taps = cast(Callable, self.network.forward_taps)(images)
             return logits, {tap: taps[tap] for tap in TAPS if tap in taps}
-        return _find_logits(self.network(images), self.spec), {}
+        output = self.network(images)
+        name, logits = _find_logits(output, self.spec)
+        others = [other for other, _ in _maps(output) if other != name]
+        if tells and others:
+            print(f"{self.spec}: the logits are its output {name}, not {', '.join(others)}")
+        return logits, {}
 
     def _forward_padded(self, images: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         return self._run(self.own_input(images))
@@ -259,20 +266,30 @@ def _normalisation(network: nn.Module, spec: str) -> Normalisation:
         raise UserError(f"{spec}: its {error}") from error
 
 
-def _find_logits(output: Any, spec: str) -> torch.Tensor:
-    """The logits in whatever a network gives.
+def _find_logits(output: Any, spec: str) -> tuple[str, torch.Tensor]:
+    """The logits in whatever a network gives, and where they were.
 
     Raises:
         UserError: there is no tensor (N, C, h, w) in it.
     """
-    found = output
-    if isinstance(output, Mapping):
-        found = next((output[key] for key in ("out", "logits") if key in output), next(iter(output.values()), None))
+    maps = dict(_maps(output))
+    if maps:
+        name = next(iter(maps)) if isinstance(output, tuple | list) else by_preference(maps)[0]
+        return name, maps[name]
+    shape = f" of shape {tuple(output.shape)}" if isinstance(output, torch.Tensor) else ""
+    if shape and (fault := fault_of_decisions(cast(torch.Tensor, output))):
+        raise UserError(f"{spec}: its output is {fault}")
+    raise UserError(f"{spec}: gives a {type(output).__name__}{shape}, in which no logits (N, C, h, w) are found")
+
+
+def _maps(output: Any) -> list[tuple[str, torch.Tensor]]:
+    """The tensors (N, C, h, w) in whatever a network gives, by name or place."""
+    if isinstance(output, torch.Tensor):
+        found: list[tuple[str, Any]] = [("itself", output)]
+    elif isinstance(output, Mapping):
+        found = [(str(key), value) for key, value in output.items()]
     elif isinstance(output, tuple | list):
-        found = output[0] if output else None
-    elif not isinstance(output, torch.Tensor):
-        found = getattr(output, "logits", getattr(output, "out", None))
-    if not isinstance(found, torch.Tensor) or found.ndim != 4:
-        shape = f" of shape {tuple(found.shape)}" if isinstance(found, torch.Tensor) else ""
-        raise UserError(f"{spec}: gives a {type(output).__name__}{shape}, in which no logits (N, C, h, w) are found")
-    return found
+        found = [(f"number {place}", value) for place, value in enumerate(output)]
+    else:
+        found = [(name, getattr(output, name)) for name in MAIN if hasattr(output, name)]
+    return [(name, value) for name, value in found if isinstance(value, torch.Tensor) and value.ndim == 4]

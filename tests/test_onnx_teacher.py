@@ -573,3 +573,59 @@ def test_a_list_beside_it_names_its_classes(tmp_path, capsys):
     (tmp_path / "classes.txt").write_text("\n".join(names), encoding="utf-8")
     told = write_model(tmp_path / "m.onnx", metadata={"class_names": json.dumps(names[::-1])})
     assert load_onnx_teacher(told, None, own=True).class_names == names[::-1]
+
+
+# -- which output ------------------------------------------------------------------------------------
+
+
+def two_heads(path, one, other, first="Neg", ends=()):
+    """A file with the outputs ``one`` and ``other``: the negative of the logits, and the logits."""
+    nodes = [helper.make_node(first, ["cells"], [one]), helper.make_node("Identity", ["cells"], [other]), *ends]
+    return end_in(write_model(path), *nodes, output=one, keep=(other,))
+
+
+@pytest.mark.parametrize("names", [("aux", "seg"), ("aux_head", "out"), ("deep", "logits"), ("head.aux", "any")])
+def test_an_auxiliary_head_is_not_the_logits(tmp_path, names, capsys):
+    model = load_onnx_teacher(two_heads(tmp_path / "m.onnx", *names), CLASSES)
+    assert f"the logits are its output {names[1]}, not {names[0]}" in capsys.readouterr().out
+    images = torch.randn(1, 3, 64, 64)
+    torch.testing.assert_close(model.forward_taps(images)[0], TorchTwin().maps(images)[2], rtol=1e-4, atol=1e-5)
+
+
+def test_an_output_called_out_goes_before_one_at_full_size(tmp_path):
+    path = end_in(
+        write_model(tmp_path / "m.onnx"),
+        helper.make_node("Neg", ["whole"], ["boundary"]),
+        helper.make_node("Identity", ["cells"], ["out"]),
+        output="boundary",
+        keep=("out",),
+    )
+    model = load_onnx_teacher(path, CLASSES)
+    images = torch.randn(1, 3, 64, 64)
+    torch.testing.assert_close(model.forward_taps(images)[0], TorchTwin().maps(images)[2], rtol=1e-4, atol=1e-5)
+
+
+def test_the_same_logits_at_two_sizes_are_not_talked_about(tmp_path, capsys):
+    load_onnx_teacher(write_model(tmp_path / "m.onnx"), CLASSES)
+    assert "the logits are" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("keepdims", [0, 1])
+def test_class_numbers_are_named(tmp_path, keepdims):
+    numbers = helper.make_node("ArgMax", ["cells"], ["numbers"], axis=1, keepdims=keepdims)
+    cast = helper.make_node("Cast", ["numbers"], ["said"], to=TensorProto.FLOAT)
+    with pytest.raises(UserError, match="its output said is class numbers already"):
+        load_onnx_teacher(end_in(write_model(tmp_path / "m.onnx"), numbers, cast), None, own=True)
+
+
+def test_a_single_score_is_refused(tmp_path):
+    one = helper.make_node("ReduceMean", ["cells"], ["said"], axes=[1], keepdims=1)
+    path = end_in(write_model(tmp_path / "m.onnx"), one)
+    model = onnx.load(path)
+    model.opset_import[0].version = 17
+    nodes = [node for node in model.graph.node if node.op_type != "Resize"]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    onnx.save(model, path)
+    with pytest.raises(UserError, match="its output said is of one channel, the score of a single class"):
+        load_onnx_teacher(path, 1)

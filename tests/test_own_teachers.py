@@ -264,3 +264,71 @@ def test_a_list_beside_a_published_network(kind, tmp_path):
     (folder / "classes.txt").write_bytes("Straße".encode("latin-1"))
     with pytest.raises(UserError, match="cannot be read as text in UTF-8"):
         load_any_teacher(f"{kind}:{folder}")
+
+
+# -- where the logits are --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def giving(tmp_path):
+    """``giving("{'aux': 0 * z, 'out': z}")`` -> the teacher of a network that gives that, z its logits."""
+
+    def build(output: str):
+        text = f"""
+            class Giving(Net):
+                def forward(self, images):
+                    z = super().forward(images)
+                    return {output}
+
+            def build():
+                net = Giving(3)
+                net.load_state_dict(torch.load(pathlib.Path(__file__).with_name("w.pth"), weights_only=True))
+                return net
+        """
+        content = textwrap.dedent(NET) + textwrap.dedent(text)
+        (tmp_path / "giving.py").write_text(content, encoding="utf-8")
+        return load_any_teacher(f"{tmp_path / 'giving.py'}:build")
+
+    return build
+
+
+@pytest.mark.parametrize(
+    ("output", "said"),
+    [
+        ("{'aux': 0 * z, 'main': z}", "its output main, not aux"),
+        ("{'aux_out': 0 * z, 'pred': z}", "its output pred, not aux_out"),
+        ("{'deep': 0 * z, 'pred': z + 1, 'logits': z}", "its output logits, not deep, pred"),
+        ("{'loss': None, 'vector': z[0], 'pred': z}", ""),
+        ("{'aux': z}", ""),
+        ("(z, 0 * z)", "its output number 0, not number 1"),
+        ("z", ""),
+    ],
+)
+def test_logits_are_not_an_auxiliary_heads(output, said, giving, tmp_path, capsys):
+    state = tensors(3)
+    save(state, tmp_path / "w.pth")
+    teacher, images = giving(output), torch.randn(1, 3, 64, 64)
+    printed = capsys.readouterr().out
+    assert said in printed and ("the logits are" in printed) == bool(said)
+    torch.testing.assert_close(teacher.forward_taps(images)[0], logits_of(state, images))
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        ("z.argmax(1)", "class numbers already .an argmax inside"),
+        ("z.argmax(1, keepdim=True)", "class numbers already"),
+        ("z[:, :1]", "of one channel, the score of a single class by a sigmoid"),
+        ("z[:, 0]", "no logits"),
+    ],
+)
+def test_what_tells_no_two_classes_apart_is_refused(output, message, giving, tmp_path):
+    save(tensors(3), tmp_path / "w.pth")
+    with pytest.raises(UserError, match=message):
+        giving(output)
+
+
+def test_two_channels_of_a_single_score_are_its_sigmoid():
+    """What the refusal of one channel advises."""
+    z = torch.randn(1, 1, 4, 4)
+    torch.testing.assert_close(torch.cat([torch.zeros_like(z), z], 1).softmax(1)[:, 1:], z.sigmoid())
