@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import mmap
 import pickle
 import re
 import warnings
@@ -13,6 +14,10 @@ import torch
 
 from basics.errors import UserError
 from basics.files import replacing
+
+# How a tensor of an .onnx says in which file it lies: protobuf's pair of the strings "location" and, behind its length
+# (which it writes in two bytes at most, seven bits each), the file's name.
+LOCATION = re.compile(rb"\x0a\x08location\x12([\x80-\xff]?[\x00-\x7f])")
 
 
 def save_atomic(obj: object, path: str | Path) -> None:
@@ -27,19 +32,30 @@ def save_atomic(obj: object, path: str | Path) -> None:
 
 
 def file_sha256(path: str | Path) -> str:
-    """Hash of a file's bytes, in hexadecimal digits; of an .onnx, also of the weights that may lie beside it.
+    """Hash of a file's bytes, in hexadecimal digits; of an .onnx, also of the files that hold its weights.
 
     Raises:
         OSError: it cannot be read.
     """
     path = Path(path)
-    beside = path.with_name(path.name + ".data")  # where PyTorch's exporter lays the weights of large networks
     digest = hashlib.sha256()
-    for part in [path, beside] if path.suffix == ".onnx" and beside.is_file() else [path]:
+    for part in [path, *(external_data(path) if path.suffix.lower() == ".onnx" else [])]:
         with part.open("rb") as file:
             while block := file.read(1 << 20):
                 digest.update(block)
     return digest.hexdigest()
+
+
+def external_data(path: Path) -> list[Path]:
+    """The files beside an .onnx that it names as those of its weights, as exporters lay out large networks."""
+    if not path.stat().st_size:
+        return []
+    names = set()
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        for found in LOCATION.finditer(content):
+            length = sum((byte & 0x7F) << 7 * place for place, byte in enumerate(found[1]))
+            names.add(content[found.end() : found.end() + length].decode(errors="ignore"))
+    return [path.parent / name for name in sorted(names) if "\0" not in name and (path.parent / name).is_file()]
 
 
 def load_file(path: str | Path) -> dict:

@@ -32,6 +32,7 @@ FORMS = {
     "FILE.py:FUNCTION": "your own",
 }
 HUBS = ("hf:", "smp:")
+DIGESTED = (".safetensors", ".bin", ".json", ".txt")  # in a folder: weights, preparation, class names
 
 
 def is_source(name: str) -> bool:
@@ -178,7 +179,7 @@ def _load_file(
 
 
 def digest(name: str) -> str | None:
-    """What the network's published weights are told by: a hash of its files, or a commit of the hub's; None: nothing.
+    """What a published network is told by: a hash of its files, or a commit of the hub's; None: nothing.
 
     Called after the network was loaded, when the hub's cache knows.
     """
@@ -189,5 +190,5 @@ def digest(name: str) -> str | None:
     repository = find_repository(name)
     if not repository.is_folder:
         return commit_of(repository)
-    files = sorted(path for path in Path(repository.source).iterdir() if path.suffix in (".safetensors", ".bin"))
+    files = sorted(path for path in Path(repository.source).iterdir() if path.suffix in DIGESTED)
     return "+".join(file_sha256(file) for file in files)

@@ -26,7 +26,7 @@ import inspect
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
@@ -47,6 +47,23 @@ SPEC = re.compile(r".+\.py:[A-Za-z_]\w*")
 NEVER_ANEW = sys.stdlib_module_names | {"torch", "torchvision", "numpy", "PIL"}
 STRIDE = 32
 ROOT = Path(__file__).resolve().parent.parent  # of this project
+# What the modules of this project begin with: a user's file may lie among them.
+OURS = {
+    *(
+        "basics",
+        "kd",
+        "networks",
+        "segdata",
+        "datachecks",
+        "datalayouts",
+        "scoring",
+        "deploy",
+        "training",
+        "comparison",
+    ),
+    *("benchmarks", "tests", "student_model", "dataset", "zoo", "train_kd", "evaluate", "test_teacher", "visualize"),
+    *("count_parameters", "predict", "export", "quantize", "compare", "bench", "__main__"),
+}
 PRIVATE = "user_file_"  # what the user's own module is called in `sys.modules`
 
 
@@ -92,7 +109,7 @@ def load(spec: str, num_classes: int | None = None, *, own: bool = False) -> Use
     if not file.is_file():
         raise UserError(f"{spec}: no file {file}; paths are looked up from {Path.cwd()}")
     folder = file.resolve().parent
-    with own_imports(folder):
+    with own_imports(folder) as before:
         module = _import(file, spec)
         build = getattr(module, function, None)
         if not callable(build):
@@ -102,15 +119,22 @@ def load(spec: str, num_classes: int | None = None, *, own: bool = False) -> Use
         if not isinstance(network, nn.Module):
             raise UserError(f"{spec}: gave a {type(network).__name__}, not an nn.Module")
         model = UserModel(network, spec)
+        imported = _imported(folder, before)
     model.model_args = {"sha256": file_sha256(file)}
+    if imported:
+        model.made_of = {"imported": imported}
+    if not model.normalisation.is_imagenets:
+        model.made_of = {**model.made_of, "normalisation": model.normalisation.as_plain()}
     taps = ", ".join(f"{tap} ({channels})" for tap, channels in model.tap_channels.items()) or "none"
     print(f"{spec}: {model.num_classes} classes, logits at stride {model.logit_stride}, feature maps: {taps}")
     return model
 
 
 @contextlib.contextmanager
-def own_imports(folder: Path) -> Iterator[None]:
+def own_imports(folder: Path) -> Iterator[Collection[str]]:
     """Imports in here look into ``folder`` first; afterwards every module is again what it was outside.
+
+    Yields the names of the modules that were there before.
 
     What is imported from the folder is kept out of `sys.modules`, so that two files may each have their ``models/``
     and neither hides a room of this project.
@@ -123,15 +147,30 @@ def own_imports(folder: Path) -> Iterator[None]:
     sys.path.insert(0, str(folder))
     importlib.invalidate_caches()
     try:
-        yield
+        yield before
     finally:
         sys.path.remove(str(folder))
-        new = {name: module for name, module in sys.modules.items() if name not in before and folder != ROOT}
-        mine = [name for name, module in new.items() if _lies_in(module, folder) and not name.startswith(PRIVATE)]
-        for name in [*mine, *(name for name in hidden if name in sys.modules)]:
+        for name in [*_users_own(folder, before), *(name for name in hidden if name in sys.modules)]:
             sys.modules.pop(name, None)
         sys.modules.update(hidden)
         importlib.invalidate_caches()
+
+
+def _users_own(folder: Path, before: Collection[str]) -> list[str]:
+    """The modules below ``folder`` that were imported since ``before``, those of this project apart."""
+    new = {name: module for name, module in sys.modules.items() if name not in before and not name.startswith(PRIVATE)}
+    return [
+        name
+        for name, module in new.items()
+        if _lies_in(module, folder) and not (folder == ROOT and name.partition(".")[0] in OURS)
+    ]
+
+
+def _imported(folder: Path, before: Collection[str]) -> dict[str, str]:
+    """Hashes of the user's files that were imported since ``before``, by their way from ``folder``."""
+    origins = (getattr(sys.modules[name], "__file__", None) for name in _users_own(folder, before))
+    files = sorted({Path(origin).resolve() for origin in origins if isinstance(origin, str)})
+    return {file.relative_to(folder).as_posix(): file_sha256(file) for file in files if file.is_file()}
 
 
 def _hides(name: str, module: ModuleType, names: set[str], folder: Path) -> bool:

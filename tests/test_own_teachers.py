@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import sys
 import textwrap
 
 import numpy as np
@@ -9,9 +11,12 @@ import pytest
 import torch
 
 from basics.errors import UserError, reason_of
+from kd.teacher_cache import weights_sha256
+from networks import user_file
 from tests.families import NAMES, save_family
 from tests.small import SmallStudent as Small
 from tests.small import in_zoo, lively
+from tests.test_imports import ROOMS, SCRIPTS
 from zoo import create_model, load_any_teacher, load_teacher
 
 FIVE = ["background", "cat", "dog", "tree", "sky"]
@@ -332,3 +337,62 @@ def test_two_channels_of_a_single_score_are_its_sigmoid():
     """What the refusal of one channel advises."""
     z = torch.randn(1, 1, 4, 4)
     torch.testing.assert_close(torch.cat([torch.zeros_like(z), z], 1).softmax(1)[:, 1:], z.sigmoid())
+
+
+# -- whether it is still the same ------------------------------------------------------------------
+
+
+def test_the_digest_is_of_all_that_the_teacher_is_made_of(tmp_path):
+    """The files that it imports, packages too; weights that it loads itself; its normalisation. Nothing else."""
+
+    def write(name: str, text: str) -> None:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text, encoding="utf-8")
+
+    def digest() -> str:
+        return weights_sha256(load_any_teacher(f"{tmp_path / 'main.py'}:build"))
+
+    save(tensors(5), tmp_path / "w.pth")
+    write("parts.py", textwrap.dedent(NET))
+    write("deep/inner.py", "SCALE = [0.5] * 3")
+    write("main.py", "from parts import loaded\nfrom deep.inner import SCALE\n"
+          "def build():\n    net = loaded()\n    net.std = SCALE\n    return net\n")  # fmt: skip
+    write("unused.py", "")
+    seen = [digest()]
+    write("unused.py", "x = 1")
+    assert digest() == seen[0]
+    for change in (
+        lambda: write("parts.py", textwrap.dedent(NET) + "\n# another line\n"),
+        lambda: write("deep/inner.py", "SCALE = [0.4] * 3"),
+        lambda: save(tensors(5, seed=1), tmp_path / "w.pth"),
+    ):
+        change()
+        seen.append(digest())
+    assert len(set(seen)) == 4 and digest() == seen[-1]
+
+
+def test_a_file_among_our_own_modules_counts_its_own_imports_alone(monkeypatch, tmp_path):
+    """As in the folder of this project, which is ``ROOT``."""
+    (tmp_path / "parts.py").write_text(textwrap.dedent(NET), encoding="utf-8")
+    (tmp_path / "bench.py").touch()
+    (tmp_path / "main.py").write_text("import bench\nfrom parts import fixed\n", encoding="utf-8")
+    monkeypatch.setattr(user_file, "ROOT", tmp_path)
+    for _ in range(2):
+        model = load_any_teacher(f"{tmp_path / 'main.py'}:fixed")
+        assert list(model.made_of["imported"]) == ["parts.py"]
+    sys.modules.pop("bench", None)
+
+
+def test_every_module_of_ours_is_known_as_such():
+    assert {*ROOMS, *SCRIPTS} <= user_file.OURS
+
+
+def test_a_published_network_with_another_preparation_is_another(tmp_path):
+    pytest.importorskip("transformers")
+    folder = save_family("segformer", tmp_path / "net")
+    before = weights_sha256(load_any_teacher(f"hf:{folder}"))
+    assert weights_sha256(load_any_teacher(f"hf:{folder}")) == before
+    file = folder / "preprocessor_config.json"
+    said = json.loads(file.read_text(encoding="utf-8"))
+    file.write_text(json.dumps(said | {"image_mean": [0.5, 0.5, 0.5]}), encoding="utf-8")
+    assert weights_sha256(load_any_teacher(f"hf:{folder}")) != before
