@@ -23,6 +23,7 @@ import contextlib
 import importlib
 import importlib.util
 import inspect
+import io
 import re
 import sys
 import traceback
@@ -49,20 +50,9 @@ STRIDE = 32
 ROOT = Path(__file__).resolve().parent.parent  # of this project
 # What the modules of this project begin with: a user's file may lie among them.
 OURS = {
-    *(
-        "basics",
-        "kd",
-        "networks",
-        "segdata",
-        "datachecks",
-        "datalayouts",
-        "scoring",
-        "deploy",
-        "training",
-        "comparison",
-    ),
-    *("benchmarks", "tests", "student_model", "dataset", "zoo", "train_kd", "evaluate", "test_teacher", "visualize"),
-    *("count_parameters", "predict", "export", "quantize", "compare", "bench", "__main__"),
+    *("basics", "kd", "networks", "segdata", "datachecks", "datalayouts", "scoring", "deploy", "training"),
+    *("comparison", "benchmarks", "tests", "student_model", "dataset", "zoo", "train_kd", "evaluate", "test_teacher"),
+    *("visualize", "count_parameters", "predict", "export", "quantize", "compare", "bench", "__main__"),
 }
 PRIVATE = "user_file_"  # what the user's own module is called in `sys.modules`
 
@@ -192,11 +182,32 @@ def _import(file: Path, spec: str) -> ModuleType:
     module = importlib.util.module_from_spec(found)
     sys.modules[name] = module  # dataclasses and pickle look there
     try:
-        found.loader.exec_module(module)
+        with _muted():
+            found.loader.exec_module(module)
+    except SystemExit as error:
+        del sys.modules[name]
+        raise UserError(
+            f"{spec}: {file.name} ends the program while it is imported: put what reads a command line or trains under "
+            '`if __name__ == "__main__":`'
+        ) from error
     except Exception as error:
         del sys.modules[name]
         raise UserError(f"{spec}: cannot be imported: {_where(error, file.resolve().parent)}") from error
     return module
+
+
+@contextlib.contextmanager
+def _muted() -> Iterator[None]:
+    """What is said on stderr in here comes out at the end; nothing if it ends the program: argparse tells its usage."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            yield
+    except SystemExit:
+        said.truncate(0)
+        raise
+    finally:
+        sys.stderr.write(said.getvalue())
 
 
 def _call(build: Callable[..., Any], num_classes: int | None, spec: str, folder: Path, *, own: bool) -> Any:
@@ -212,6 +223,8 @@ def _call(build: Callable[..., Any], num_classes: int | None, spec: str, folder:
         return build(**options)
     except UserError:
         raise
+    except SystemExit as error:
+        raise UserError(f"{spec}: ends the program: it must return the network, and read no command line") from error
     except Exception as error:
         raise UserError(f"{spec}: fails: {_where(error, folder)}") from error
 

@@ -396,3 +396,29 @@ def test_a_published_network_with_another_preparation_is_another(tmp_path):
     said = json.loads(file.read_text(encoding="utf-8"))
     file.write_text(json.dumps(said | {"image_mean": [0.5, 0.5, 0.5]}), encoding="utf-8")
     assert weights_sha256(load_any_teacher(f"hf:{folder}")) != before
+
+
+# -- files that are scripts ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("import argparse\nargparse.ArgumentParser().parse_args(['--epochs'])", "while it is imported: put what reads"),
+        ("import sys\nprint('said', file=sys.stderr)\nsys.exit(0)", "while it is imported"),
+        ("import sys\ndef build(): sys.exit('no weights')", "ends the program: it must return the network"),
+    ],
+)
+def test_a_file_that_ends_the_program_is_one_line(text, message, tmp_path, capfd):
+    (tmp_path / "script.py").write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match=message):
+        load_any_teacher(f"{tmp_path / 'script.py'}:build")
+    assert capfd.readouterr().err == ""
+
+
+def test_what_an_import_says_on_stderr_is_not_lost(net, tmp_path, capfd):
+    file = tmp_path / "net.py"
+    said = "import sys\nprint('deprecated', file=sys.stderr)\n"
+    file.write_text(said + textwrap.dedent(NET), encoding="utf-8")
+    load_any_teacher(f"{net}fixed")
+    assert "deprecated" in capfd.readouterr().err
