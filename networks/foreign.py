@@ -73,7 +73,10 @@ class ForeignModel(SegmentationModel):
         """
         stride = exact_stride(tuple(logits.shape), size)
         if stride is None:
-            raise ValueError(f"logits of the shape {tuple(logits.shape)} for images of {size[0]}x{size[1]} pixels")
+            last = tuple(logits.shape[1:3]) == size
+            fault = "channels last: let it end in .permute(0, 3, 1, 2)" if last else "no whole number of pixels a cell"
+            shape = tuple(logits.shape)
+            raise ValueError(f"logits of the shape {shape} for images of {size[0]}x{size[1]} pixels: {fault}")
         self.logit_stride, self.num_classes = stride, logits.shape[1]
         self.tap_channels = {tap: values.shape[1] for tap, values in taps.items()}
         self.tap_strides = {tap: size[0] // values.shape[2] for tap, values in taps.items()}
@@ -119,7 +122,10 @@ class Call:
 
 @torch.no_grad()
 def watch(network: nn.Module, run: Callable[[], T]) -> tuple[T, list[Call]]:
-    """What ``run()`` gives with ``network`` in eval mode, and which of its innermost modules ran, in their order."""
+    """What ``run()`` gives with ``network`` in eval mode, and which of its innermost modules ran, in their order.
+
+    What TorchScript runs cannot be watched.
+    """
     calls: list[Call] = []
 
     def note(module: nn.Module, inputs: tuple, output: object) -> None:
@@ -127,7 +133,8 @@ def watch(network: nn.Module, run: Callable[[], T]) -> tuple[T, list[Call]]:
             calls.append(Call(module, inputs[0], output))
 
     modes = {module: module.training for module in network.modules()}
-    hooks = [module.register_forward_hook(note) for module in network.modules() if not any(module.children())]
+    watched = (module for module in network.modules() if not isinstance(module, torch.jit.ScriptModule))
+    hooks = [module.register_forward_hook(note) for module in watched if not any(module.children())]
     try:
         network.eval()
         return run(), calls

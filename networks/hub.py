@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from basics.checkpoint import refuse_pointer
 from basics.errors import UserError
 
 PROBE_TIMEOUT_S = 10
@@ -139,6 +140,8 @@ def find_repository(spec: str) -> Repository:
     place = spec.partition(":")[2]
     folder = Path(place or "no folder").expanduser()
     if folder.is_dir():
+        for file in filter(Path.is_file, sorted(folder.iterdir())):
+            refuse_pointer(file)
         return Repository(spec, str(folder), is_folder=True)
     if folder.is_file():
         raise UserError(f"{spec}: a file; give the folder with config.json and model.safetensors")

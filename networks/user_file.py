@@ -27,7 +27,7 @@ import io
 import re
 import sys
 import traceback
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
@@ -38,6 +38,7 @@ from torch import nn
 from basics.checkpoint import file_sha256
 from basics.errors import UserError, reason_of
 from networks.base import TAPS
+from networks.class_names import numbered_names
 from networks.foreign import PROBE, ForeignModel, noise, smallest_batch, watch
 from networks.logits import fault_of_decisions, fault_of_logits
 from networks.normalisation import Normalisation
@@ -246,8 +247,7 @@ class UserModel(ForeignModel):
     """
 
     def __init__(self, network: nn.Module, spec: str) -> None:
-        names = getattr(network, "class_names", None)
-        super().__init__(_normalisation(network, spec), None if names is None else [str(name) for name in names])
+        super().__init__(_normalisation(network, spec), _class_names(network, spec))
         self.network, self.spec = network, spec
         stride = getattr(network, "stride", STRIDE)
         self.stride = stride if isinstance(stride, int) else STRIDE
@@ -256,12 +256,19 @@ class UserModel(ForeignModel):
             (logits, taps), calls = watch(network, lambda: self._run(noise((size[0], size[1])), tells=True))
             if fault := fault_of_decisions(logits) or fault_of_logits(logits):
                 raise UserError(f"{spec}: its output is {fault}")
-            self.announce(logits, taps, (size[0], size[1]))
         except UserError:
             raise
         except Exception as error:
             kind, reason = type(error).__name__, reason_of(error)
-            raise UserError(f"{spec}: fails on {size[0]}x{size[1]} pixels: {kind}: {reason}") from error
+            raise UserError(
+                f"{spec}: fails on {size[0]}x{size[1]} pixels: {kind}: {reason}; images are padded to multiples of "
+                f"{self.stride}: give the network `stride`, a number that its sides must be multiples of, if it needs "
+                "another (one that takes a single size can be a teacher as an ONNX file)"
+            ) from error
+        try:
+            self.announce(logits, taps, (size[0], size[1]))
+        except ValueError as error:
+            raise UserError(f"{spec}: gives {error}") from error
         self.min_train_batch = smallest_batch(calls)
         if self.class_names is not None and len(self.class_names) != self.num_classes:
             raise UserError(f"{spec}: {len(self.class_names)} class names, but logits of {self.num_classes} classes")
@@ -290,6 +297,21 @@ class UserModel(ForeignModel):
 
     def _forward_padded(self, images: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         return self._run(self.own_input(images))
+
+
+def _class_names(network: nn.Module, spec: str) -> list[str] | None:
+    """What the module calls its classes: a list of any kind, or names by number; None if it does not say.
+
+    Raises:
+        UserError: it is something else.
+    """
+    said = getattr(network, "class_names", None)
+    if said is None:
+        return None
+    names = numbered_names(said) if isinstance(said, Mapping) else said
+    if isinstance(names, str) or not isinstance(names, Iterable) or None in (names := list(names)):
+        raise UserError(f"{spec}: its class_names must be a list of names, one a class, not {said!r}")
+    return [str(name) for name in names]
 
 
 def _normalisation(network: nn.Module, spec: str) -> Normalisation:

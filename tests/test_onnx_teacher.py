@@ -629,3 +629,13 @@ def test_a_single_score_is_refused(tmp_path):
     onnx.save(model, path)
     with pytest.raises(UserError, match="its output said is of one channel, the score of a single class"):
         load_onnx_teacher(path, 1)
+
+
+def test_channels_last_are_named(tmp_path):
+    path = write_model(tmp_path / "m.onnx")
+    model = onnx.load(path)
+    model.graph.node.insert(0, helper.make_node("Transpose", ["last"], ["image"], perm=[0, 3, 1, 2]))
+    model.graph.input[0].CopyFrom(helper.make_tensor_value_info("last", TensorProto.FLOAT, ["N", "H", "W", 3]))
+    onnx.save(model, path)
+    with pytest.raises(UserError, match="channels last; export it with channels first"):
+        load_onnx_teacher(path, CLASSES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 import textwrap
@@ -422,3 +423,91 @@ def test_what_an_import_says_on_stderr_is_not_lost(net, tmp_path, capfd):
     file.write_text(said + textwrap.dedent(NET), encoding="utf-8")
     load_any_teacher(f"{net}fixed")
     assert "deprecated" in capfd.readouterr().err
+
+
+# -- what is something else ------------------------------------------------------------------------
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"a" * 64 + b"\nsize 1234\n"
+
+
+def test_a_pointer_of_git_lfs_is_named(net, tmp_path):
+    pytest.importorskip("onnxruntime")
+    for name in ("w.pth", "w.safetensors", "w.onnx", "folder/model.safetensors"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(POINTER)
+    for teacher, weights in (
+        (f"{net}fixed", f"{tmp_path}/w.pth"),
+        (f"{net}fixed", f"{tmp_path}/w.safetensors"),
+        (f"{tmp_path}/w.onnx", "default"),
+        (f"hf:{tmp_path}/folder", "default"),
+        (f"smp:{tmp_path}/folder", "default"),
+    ):
+        with pytest.raises(UserError, match=r"only Git LFS's pointer .* by `git lfs pull`"):
+            load_any_teacher(teacher, weights, 3)
+
+
+def test_what_is_no_file_of_weights_is_told_what_it_is(net, tmp_path):
+    """And the advice works."""
+    module = torch.nn.Sequential(torch.nn.Conv2d(3, 3, 4, 4))
+    torch.jit.trace(module, torch.zeros(1, 3, 64, 64)).save(str(tmp_path / "script.pt"))
+    torch.save(module, tmp_path / "whole.pt")
+    torch.save({"state_dict": module.state_dict(), "args": argparse.Namespace()}, tmp_path / "objects.pt")
+    for name, message in (
+        ("script.pt", r"a program of TorchScript, not weights.* torch.jit.load\(FILE\).state_dict\(\)"),
+        ("whole.pt", r"torch.load\(FILE, weights_only=False\).state_dict\(\), \"weights.pth"),
+        ("objects.pt", r"torch.load\(FILE, weights_only=False\)\[\"state_dict\"\], \"weights.pth"),
+    ):
+        with pytest.raises(UserError, match=message):
+            load_any_teacher(f"{net}fixed", str(tmp_path / name))
+    text = f"import torch\ndef build(): return torch.jit.load({str(tmp_path / 'script.pt')!r})\n"
+    (tmp_path / "jit.py").write_text(text, encoding="utf-8")
+    teacher, images = load_any_teacher(f"{tmp_path / 'jit.py'}:build"), torch.randn(1, 3, 64, 64)
+    torch.testing.assert_close(teacher.forward_taps(images)[0], module(images).detach())
+
+
+def test_a_published_network_whose_labels_are_fewer_than_its_outputs(tmp_path):
+    pytest.importorskip("transformers")
+    folder = save_family("segformer", tmp_path / "net")
+    file = folder / "config.json"
+    said = json.loads(file.read_text(encoding="utf-8"))
+    count = len(said["id2label"])
+    labels = {number: name for number, name in said["id2label"].items() if int(number) < count - 1}
+    numbers = {name: number for number, name in labels.items()}
+    file.write_text(json.dumps(said | {"id2label": labels, "label2id": numbers}), encoding="utf-8")
+    with pytest.raises(UserError, match=rf"names {count - 1} classes \(id2label\), its weights are for {count}: mend"):
+        load_any_teacher(f"hf:{folder}")
+    file.write_text(json.dumps(said | {"decoder_hidden_size": 7}), encoding="utf-8")
+    with pytest.raises(UserError, match=r"do not fit its config.json: .* there, and has to be"):
+        load_any_teacher(f"hf:{folder}")
+
+
+@pytest.mark.parametrize(
+    ("lines", "names"),
+    [
+        ("net.class_names = {1: 'b', 0: 'a', 2: 'c'}", ["a", "b", "c"]),
+        ("net.class_names = np.array(['a', 'b', 'c'])", ["a", "b", "c"]),
+        ("net.class_names = 'a,b'", None),
+        ("net.class_names = {1: 'a', 2: 'b', 3: 'c'}", None),
+        ("net.class_names = 3", None),
+    ],
+)
+def test_class_names_of_a_module(lines, names, described):
+    if names:
+        assert described(lines).class_names == names
+        return
+    with pytest.raises(UserError, match="its class_names must be a list of names, one a class, not"):
+        described(lines)
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        ("z.permute(0, 2, 3, 1)", r"no whole number"),  # a map of another stride looks the same
+        ("nn.functional.interpolate(z, images.shape[2:]).permute(0, 2, 3, 1)", r"channels last: .*permute\(0, 3, 1, 2"),
+        ("images.view(1, 3, 512, 512)", r"fails on 64x96 pixels: .*; images are padded to multiples of 32: .*`stride`"),
+    ],
+)
+def test_networks_of_another_shape_are_told_the_remedy(output, message, giving, tmp_path):
+    save(tensors(3), tmp_path / "w.pth")
+    with pytest.raises(UserError, match=message):
+        giving(output)
