@@ -50,4 +50,5 @@ def class_difference(theirs: Sequence[str], ours: Sequence[str]) -> str:
 
 def list_classes(names: Sequence[str]) -> str:
     """How many, and the first of them: ``3 classes (background, cat, dog)``."""
-    return f"{len(names)} classes ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+    first = [repr(name) if any("," in other for other in names[:3]) else name for name in names[:3]]
+    return f"{len(names)} classes ({', '.join(first)}{', ...' if len(names) > 3 else ''})"
