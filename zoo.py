@@ -41,9 +41,10 @@ from networks.torchvision import DeepLabV3MobileNet, LRASPPMobileNet, ResNetMode
 from networks.weights import (
     ClassCountError,
     WeightsFile,
-    first_names,
+    build_counted,
     is_whole,
     load_backbone,
+    load_teacher_file,
     load_whole,
     read_weights,
     unwrap,
@@ -254,7 +255,7 @@ def load_any_teacher(name: str, weights: str = "default", num_classes: int | Non
     count = len(file.class_names) if file.class_names else num_classes
     if count is None:
         raise UserError(f"{weights}: does not name its classes, and without a data set nobody knows how many they are")
-    model = _whole_model(name, count, file)
+    model = _whole_model(name, count, file, own=not file.class_names)
     model.class_names = file.class_names
     return model
 
@@ -287,17 +288,15 @@ def _refuse_others(
     raise UserError(f"{name}: speaks of {own}, the data set has {theirs}")
 
 
-def _whole_model(name: str, num_classes: int, file: WeightsFile) -> SegmentationModel:
-    """The row ``name`` of the table with all its weights from ``file``, frozen."""
+def _whole_model(name: str, num_classes: int, file: WeightsFile, *, own: bool = False) -> SegmentationModel:
+    """The row ``name`` of the table with all its weights from ``file``, frozen; with ``own``, of as many classes."""
+    args = (file.checkpoint or {}).get("model_args", {})
+
+    def build(count: int | None) -> SegmentationModel:
+        return build_model(name, count or num_classes, **args)
+
     with torch.random.fork_rng(devices=[]):
-        model = build_model(name, num_classes, **(file.checkpoint or {}).get("model_args", {}))
-    state = unwrap(model, file)
-    if not is_whole(model, state):
-        raise UserError(
-            f"{file.origin}: no weights of a whole {name}, but at most of its backbone: no teacher yet; it holds "
-            f"{first_names(state)}, a {name} {first_names(model.state_dict())}"
-        )
-    load_whole(model, state, file.origin)
+        model = build_counted(build, num_classes, lambda new: load_teacher_file(new, name, file), fixed=not own)
     model.input_size = (file.checkpoint or {}).get("input_size", 0)
     return model.eval().requires_grad_(False)
 

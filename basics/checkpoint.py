@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import mmap
 import pickle
+import pickletools
 import re
 import warnings
 import zipfile
@@ -13,6 +15,11 @@ import torch
 
 from basics.errors import UserError
 from basics.files import replacing
+
+POINTER = b"version https://git-lfs"
+# How a tensor of an .onnx says in which file it lies: protobuf's pair of the strings "location" and, behind its length
+# (which it writes in two bytes at most, seven bits each), the file's name.
+LOCATION = re.compile(rb"\x0a\x08location\x12([\x80-\xff]?[\x00-\x7f])")
 
 
 def save_atomic(obj: object, path: str | Path) -> None:
@@ -27,19 +34,37 @@ def save_atomic(obj: object, path: str | Path) -> None:
 
 
 def file_sha256(path: str | Path) -> str:
-    """Hash of a file's bytes, in hexadecimal digits; of an .onnx, also of the weights that may lie beside it.
+    """Hash of a file's bytes, in hexadecimal digits; of an .onnx, also of the files that hold its weights.
 
     Raises:
         OSError: it cannot be read.
     """
     path = Path(path)
-    beside = path.with_name(path.name + ".data")  # where PyTorch's exporter lays the weights of large networks
     digest = hashlib.sha256()
-    for part in [path, beside] if path.suffix == ".onnx" and beside.is_file() else [path]:
+    for part in [path, *(external_data(path) if path.suffix.lower() == ".onnx" else [])]:
         with part.open("rb") as file:
             while block := file.read(1 << 20):
                 digest.update(block)
     return digest.hexdigest()
+
+
+def refuse_pointer(path: Path) -> None:
+    """A `UserError` for a file that Git LFS has not fetched: it is there by its name, and holds but a reference."""
+    with path.open("rb") as file:
+        if file.read(len(POINTER)) == POINTER:
+            raise UserError(f"{path}: only Git LFS's pointer to the file, not the file: fetch it by `git lfs pull`")
+
+
+def external_data(path: Path) -> list[Path]:
+    """The files beside an .onnx that it names as those of its weights, as exporters lay out large networks."""
+    if not path.stat().st_size:
+        return []
+    names = set()
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        for found in LOCATION.finditer(content):
+            length = sum((byte & 0x7F) << 7 * place for place, byte in enumerate(found[1]))
+            names.add(content[found.end() : found.end() + length].decode(errors="ignore"))
+    return [path.parent / name for name in sorted(names) if "\0" not in name and (path.parent / name).is_file()]
 
 
 def load_file(path: str | Path) -> dict:
@@ -55,9 +80,11 @@ def load_file(path: str | Path) -> dict:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: {'a folder, not a file of weights' if path.is_dir() else 'no such file'}")
-    if path.suffix == ".safetensors":
-        return _load_safetensors(path)
     try:
+        refuse_pointer(path)
+        if path.suffix == ".safetensors":
+            return _load_safetensors(path)
+        _refuse_programs(path)
         _refuse_inflation(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's remarks on odd files; what counts is raised
@@ -68,10 +95,11 @@ def load_file(path: str | Path) -> dict:
         # A text file fails as an unknown pickle instruction, too; only a real one deserves the warning.
         if "GLOBAL" in str(error) and _is_torch_file(path):
             kind = re.search(r"GLOBAL ([\w.]+)", str(error))
+            tensors = ".state_dict()" if _is_one_object(path) else '["state_dict"]'
             raise UserError(
                 f"{path}: holds more than tensors and plain values ({kind[1] if kind else 'objects'}), and reading it "
                 "could run code: refused; where you trust it, save its tensors alone and pass that: "
-                'torch.save(torch.load(FILE, weights_only=False)["state_dict"], "weights.pth")'
+                f'torch.save(torch.load(FILE, weights_only=False){tensors}, "weights.pth")'
             ) from error
         raise UserError(f"{path}: not a torch file, or a damaged one") from error
     except OSError as error:
@@ -103,6 +131,29 @@ def is_plain(tensor: torch.Tensor) -> bool:
         and not tensor.is_complex()
         and tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
     )
+
+
+def _refuse_programs(path: Path) -> None:
+    """TorchScript writes archives, too, and calls them .pt as well."""
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        if any(name.endswith("/constants.pkl") for name in archive.namelist()):
+            raise UserError(
+                f"{path}: a program of TorchScript, not weights: as a teacher, let a function of yours return "
+                "torch.jit.load(FILE) (--teacher my_net.py:build); its weights are torch.jit.load(FILE).state_dict()"
+            )
+
+
+def _is_one_object(path: Path) -> bool:
+    """Whether what was saved is an object of a class, a whole network for one, and not a dict that holds some."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        content = next((archive.read(name) for name in archive.namelist() if name.endswith("data.pkl")), b"")
+    names = (name for opcode, name, _ in pickletools.genops(content) if opcode.name not in ("PROTO", "BINPUT", "PUT"))
+    first = next(names, None)
+    return isinstance(first, str) and not first.startswith("collections ")
 
 
 def _refuse_inflation(path: Path) -> None:

@@ -27,6 +27,12 @@ def choose(registry: Mapping[str, T], name: str, what: str) -> T:
     raise UserError(f"unknown {what} {name!r}{hint}; known: {', '.join(sorted(registry))}")
 
 
+def reason_of(error: BaseException) -> str:
+    """What an exception says, in a line: its first one, and the next where that only announces it by a colon."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1]) or type(error).__name__
+
+
 def run_cli(main: Callable[[Any], object], get_args_parser: Callable[[], argparse.ArgumentParser]) -> NoReturn:
     """Parse the command line, run ``main(args)`` and turn a `UserError` into one line on stderr.
 

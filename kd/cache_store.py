@@ -43,7 +43,7 @@ LOCK_POLL_SECONDS = 0.5
 LABELS = {
     "format": "the cache's format",
     "teacher": "the teacher",
-    "weights_sha256": "the sha256 of the teacher's weights",
+    "weights_sha256": "the sha256 of the teacher (weights, normalisation, code)",
     "mean": "the mean of the input",
     "std": "the standard deviation of the input",
     "pad": "the padding of images to multiples of",

@@ -6,7 +6,7 @@ The file is one of groups (`segdata.class_groups`), the data's classes standing 
 
     background = ["*"]              # all that is named nowhere else
     animal = ["cat", "dog"]
-    potted plant = []               # the teacher does not know it
+    "potted plant" = []             # the teacher does not know it
     ignore = ["plant, flora"]       # neither a class nor the rest
 
 What is named nowhere means nothing here. `BUILT_IN` maps are of the same form, in ``class_maps/``. Where the names do
@@ -15,9 +15,10 @@ not do, a file to fill in is written into the current folder.
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from basics.errors import UserError
@@ -29,6 +30,7 @@ from segdata.class_groups import IGNORE, REST, ClassGroups, assign, find_name, p
 
 BUILT_IN = {path.stem: path for path in sorted(Path(__file__).with_name("class_maps").glob("*.txt"))}
 ADE20K_SHARE = 0.85  # of the names that a list of ADE20K's has in common with any other: some have other words
+KEY = re.compile(r"\s*([^\"'#\[=][^=#]*?)\s*=\s*[\[\"']")  # of a line of TOML, without quotes
 COCO_CLASSES = range(80, 184)  # things alone; with stuff merged, kept apart, or with its unused numbers
 CITYSCAPES_CLASSES = range(19, 36)  # those that are scored, or all
 
@@ -79,7 +81,16 @@ def read_groups(given: str) -> ClassGroups:
         raise UserError(
             f"--class-map {given}: cannot be read: {reason}; give a file, or one of {', '.join(BUILT_IN)}"
         ) from None
-    return parse_groups(text, path, allow_empty=True)
+    try:
+        return parse_groups(text, path, allow_empty=True)
+    except UserError as error:
+        for number, line in enumerate(text.splitlines(), start=1):
+            if (found := KEY.match(line)) and _key(found[1]) != found[1]:
+                raise UserError(
+                    f"{path}, line {number}: a name with blanks or other signs wants quotes in TOML: "
+                    f'{_quoted(found[1])} = ["..."]'
+                ) from error
+        raise
 
 
 def known_list(teacher_names: Sequence[str]) -> str | None:
@@ -121,10 +132,19 @@ def _by_file(
         name = find_name(key, student_names)
         if name is None:
             place = groups.place(key, new=True)
-            raise UserError(f"{place}: {key!r} is no class of the data set {data}, which has {shown(student_names)}")
+            raise UserError(
+                f"{place}: {key!r} is no class of the data set {data}{_hint(key, student_names)}, which has "
+                f"{listed(student_names)}"
+            )
         if name in class_of.values():
             raise UserError(f"{groups.place(key, new=True)}: {key!r} is the class {name!r}, which has a line already")
         class_of[key] = name
+    for written in (*groups.ignored, *(name for names in groups.members.values() for name in names)):
+        if written != REST and find_name(written, teacher_names) is None:
+            raise UserError(
+                f"{groups.place(written)}: {written!r} is no class of the teacher {teacher}"
+                f"{_hint(written, teacher_names)}, which has {listed(teacher_names)}"
+            )
     key_of, rest = assign(groups, teacher_names, f"the teacher {teacher}")
     members: dict[str, list[str]] = {name: [] for name in class_of.values()}
     for name in dict.fromkeys(teacher_names):
@@ -140,6 +160,19 @@ def _by_file(
             f'{_key(student_names[-1])} = ["{teacher_names[0]}"]'
         )
     return class_map
+
+
+def _hint(written: str, names: Sequence[str]) -> str:
+    """The one of ``names`` that ``written`` comes near to, as a question; "" if none does."""
+    spelled = {word.strip().casefold(): name for name in reversed(names) for word in (*name.split(","), name)}
+    close = difflib.get_close_matches(written.casefold(), spelled, n=1)
+    return f" (did you mean {spelled[close[0]]!r}?)" if close else ""
+
+
+def listed(names: Iterable[str]) -> str:
+    """As `shown`, in quotes where the names have commas of their own, as ADE20K's have."""
+    names = list(names)
+    return shown(map(repr, names) if any("," in name for name in names) else names)
 
 
 def _that_is_there(groups: ClassGroups, student_names: Sequence[str], teacher_names: Sequence[str]) -> ClassGroups:

@@ -203,13 +203,15 @@ def _describe_image(dataset: TrainingSplit, index: int, input_size: int) -> list
 
 
 def weights_sha256(model: nn.Module) -> str:
-    """Hash of what a model computes with: its own word for it, or that of its arguments and its state_dict."""
+    """Hash of what a model computes with: its own word for it, or that of its arguments, code and state_dict."""
     own = getattr(model, "weights_sha256", None)
     if own:
         return own
     digest = hashlib.sha256()
     if arguments := getattr(model, "model_args", None):  # of a foreign network: its normalisation, too
         digest.update(json.dumps(arguments, sort_keys=True).encode())
+    if made_of := getattr(model, "made_of", None):
+        digest.update(json.dumps(made_of, sort_keys=True).encode())
     for name, tensor in model.state_dict().items():
         if not name.endswith("num_batches_tracked"):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

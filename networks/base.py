@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 
 import torch
 from torch import nn
@@ -26,6 +27,7 @@ class SegmentationModel(nn.Module, ABC):
         num_classes: channels of the logits.
         class_names: of the classes it speaks of, where it brings them; None: those of the data set.
         input_size: the working size it was trained for, in pixels on the longer side; 0: the pictures' own.
+        made_of: what tells it from another with the same arguments and tensors: hashes of its code, its normalisation.
         model_args: what the model was built with besides ``num_classes``; saved with its weights.
         min_train_batch: images a batch needs in training mode.
         backbone_prefix: what the backbone's tensors are called in the model's own state_dict.
@@ -41,6 +43,7 @@ class SegmentationModel(nn.Module, ABC):
     input_size: int = 0
     backbone: nn.Module
     model_args: dict[str, object]
+    made_of: Mapping[str, object] = {}
     min_train_batch: int = 1
     backbone_prefix: str = "backbone."
     spare_backbone_keys: tuple[str, ...] = ()

@@ -25,14 +25,14 @@ def named_classes(content: Mapping) -> list[str] | None:
         value: object = content
         for key in place:
             value = value.get(key) if isinstance(value, Mapping) else None
-        names = _numbered(value) if isinstance(value, Mapping) else value
+        names = numbered_names(value) if isinstance(value, Mapping) else value
         if isinstance(names, list | tuple) and names and all(isinstance(name, str) for name in names):
             return list(names)
     return None
 
 
-def _numbered(names: Mapping) -> list[object] | None:
-    """Names by number 0, 1, ... as a list; None if the keys are others."""
+def numbered_names(names: Mapping) -> list[object]:
+    """Names by number 0, 1, ... as a list; None in the place of a number that has none."""
     by_number = {str(number): name for number, name in names.items()}
     return [by_number.get(str(number)) for number in range(len(names))]
 
@@ -50,4 +50,5 @@ def class_difference(theirs: Sequence[str], ours: Sequence[str]) -> str:
 
 def list_classes(names: Sequence[str]) -> str:
     """How many, and the first of them: ``3 classes (background, cat, dog)``."""
-    return f"{len(names)} classes ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+    first = [repr(name) if any("," in other for other in names[:3]) else name for name in names[:3]]
+    return f"{len(names)} classes ({', '.join(first)}{', ...' if len(names) > 3 else ''})"

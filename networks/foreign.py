@@ -8,49 +8,20 @@ whose output is wanted.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
-from basics.batch import MEAN, STD
 from networks.base import SegmentationModel
+from networks.normalisation import Normalisation
 from networks.onnx_teacher import choose_taps, exact_stride
 
 T = TypeVar("T")
-Triple = tuple[float, float, float]
 
 PROBE = (64, 96)  # a multiple of every stride; not square, so that nobody takes the sides for one another
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
-
-
-@dataclass(frozen=True)
-class Normalisation:
-    """What a network wants its images to be: ``(image - mean) / std`` of values in 0..1.
-
-    Attributes:
-        mean, std: per channel, in the network's own channel order.
-        bgr: the network wants blue first.
-    """
-
-    mean: Triple = MEAN
-    std: Triple = STD
-    bgr: bool = False
-
-    @classmethod
-    def of(cls, mean: Sequence[float], std: Sequence[float], bgr: bool = False) -> Normalisation:
-        """From any three numbers each."""
-        return cls(_triple(mean), _triple(std), bool(bgr))
-
-    def as_plain(self) -> dict[str, object]:
-        """For a checkpoint: lists, numbers, a bool."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
-
-
-def _triple(values: Sequence[float]) -> Triple:
-    first, second, third = (float(value) for value in values)
-    return first, second, third
 
 
 class ForeignModel(SegmentationModel):
@@ -69,18 +40,13 @@ class ForeignModel(SegmentationModel):
         self.class_names = None if class_names is None else list(class_names)
         self.normalisation = normalisation
         self._caught = Caught()
-        mean, std = (
-            values[::-1] if normalisation.bgr else values for values in (normalisation.mean, normalisation.std)
-        )
-        # From ImageNet-normalised values to the network's own: one multiplication and one addition, in RGB order.
-        scale = torch.tensor([imagenet / own for imagenet, own in zip(STD, std, strict=True)])
-        shift = torch.tensor([(imagenet - own) / s for imagenet, own, s in zip(MEAN, mean, std, strict=True)])
-        self.register_buffer("_scale", scale.view(3, 1, 1), persistent=False)
-        self.register_buffer("_shift", shift.view(3, 1, 1), persistent=False)
+        scale, shift = normalisation.from_imagenets()
+        self.register_buffer("_scale", scale, persistent=False)
+        self.register_buffer("_shift", shift, persistent=False)
 
     def own_input(self, images: torch.Tensor) -> torch.Tensor:
         """ImageNet-normalised RGB ``images`` (N, 3, H, W) as the network wants them."""
-        if (self.normalisation.mean, self.normalisation.std) != (MEAN, STD):
+        if not self.normalisation.is_imagenets:
             images = images * self._scale + self._shift
         return images.flip(1) if self.normalisation.bgr else images
 
@@ -107,7 +73,10 @@ class ForeignModel(SegmentationModel):
         """
         stride = exact_stride(tuple(logits.shape), size)
         if stride is None:
-            raise ValueError(f"logits of the shape {tuple(logits.shape)} for images of {size[0]}x{size[1]} pixels")
+            last = tuple(logits.shape[1:3]) == size
+            fault = "channels last: let it end in .permute(0, 3, 1, 2)" if last else "no whole number of pixels a cell"
+            shape = tuple(logits.shape)
+            raise ValueError(f"logits of the shape {shape} for images of {size[0]}x{size[1]} pixels: {fault}")
         self.logit_stride, self.num_classes = stride, logits.shape[1]
         self.tap_channels = {tap: values.shape[1] for tap, values in taps.items()}
         self.tap_strides = {tap: size[0] // values.shape[2] for tap, values in taps.items()}
@@ -153,7 +122,10 @@ class Call:
 
 @torch.no_grad()
 def watch(network: nn.Module, run: Callable[[], T]) -> tuple[T, list[Call]]:
-    """What ``run()`` gives with ``network`` in eval mode, and which of its innermost modules ran, in their order."""
+    """What ``run()`` gives with ``network`` in eval mode, and which of its innermost modules ran, in their order.
+
+    What TorchScript runs cannot be watched.
+    """
     calls: list[Call] = []
 
     def note(module: nn.Module, inputs: tuple, output: object) -> None:
@@ -161,7 +133,8 @@ def watch(network: nn.Module, run: Callable[[], T]) -> tuple[T, list[Call]]:
             calls.append(Call(module, inputs[0], output))
 
     modes = {module: module.training for module in network.modules()}
-    hooks = [module.register_forward_hook(note) for module in network.modules() if not any(module.children())]
+    watched = (module for module in network.modules() if not isinstance(module, torch.jit.ScriptModule))
+    hooks = [module.register_forward_hook(note) for module in watched if not any(module.children())]
     try:
         network.eval()
         return run(), calls

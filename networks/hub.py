@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from basics.checkpoint import refuse_pointer
 from basics.errors import UserError
 
 PROBE_TIMEOUT_S = 10
@@ -96,12 +97,38 @@ class Repository:
             raise FileNotFoundError(f"{name} is missing") from error
 
     def listed_classes(self) -> list[str] | None:
-        """The class names in the folder's ``classes.txt``, one a line; None without it."""
-        file = Path(self.source) / CLASSES_FILE
-        if not self.is_folder or not file.is_file():
-            return None
-        lines = file.read_text(encoding="utf-8").splitlines()
-        return [line.strip() for line in lines if line.strip()]
+        """The class names in the folder's ``classes.txt``; None without it."""
+        return read_listed_classes(Path(self.source)) if self.is_folder else None
+
+    def check_listed(self, count: int) -> list[str] | None:
+        """As `listed_classes`, for a network of ``count`` classes.
+
+        Raises:
+            UserError: these are more or fewer.
+        """
+        listed = self.listed_classes()
+        if listed is not None and len(listed) != count:
+            raise UserError(
+                f"{self.spec}: {CLASSES_FILE} in that folder names {len(listed)} classes, the network has {count}: "
+                "mend it, one name a line in the order of the network's outputs, or take it away"
+            )
+        return listed
+
+
+def read_listed_classes(folder: Path) -> list[str] | None:
+    """The class names in the ``classes.txt`` of a network's folder, one a line; None without it.
+
+    Raises:
+        UserError: it is no text.
+    """
+    file = folder / CLASSES_FILE
+    if not file.is_file():
+        return None
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file}: cannot be read as text in UTF-8: {error}") from error
+    return [line.strip() for line in lines if line.strip()]
 
 
 def find_repository(spec: str) -> Repository:
@@ -113,6 +140,8 @@ def find_repository(spec: str) -> Repository:
     place = spec.partition(":")[2]
     folder = Path(place or "no folder").expanduser()
     if folder.is_dir():
+        for file in filter(Path.is_file, sorted(folder.iterdir())):
+            refuse_pointer(file)
         return Repository(spec, str(folder), is_folder=True)
     if folder.is_file():
         raise UserError(f"{spec}: a file; give the folder with config.json and model.safetensors")

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any, cast
 
@@ -24,9 +24,9 @@ from torch import nn
 from basics.errors import UserError
 from networks.class_lists import same_names
 from networks.class_names import named_classes
-from networks.foreign import Normalisation
 from networks.hub import Repository, find_repository
 from networks.huggingface_model import FAMILIES, HuggingFaceModel, Settings, plain_config
+from networks.normalisation import Normalisation
 from networks.windows import Windows
 
 if TYPE_CHECKING:  # an optional package
@@ -34,6 +34,7 @@ if TYPE_CHECKING:  # an optional package
 
 OLDEST = 5  # its major version; each network of an older minor one works or says why not
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+Mismatch = tuple[str, Sequence[int], Sequence[int]]  # a tensor, its shape in the file, and in the network
 TASK = "the task is semantic"  # what OneFormer is told
 
 
@@ -114,7 +115,10 @@ def read_settings(repository: Repository, config: Any) -> Settings:
             print(f"{repository.spec}: brings no image processor: images are normalised as for ImageNet")
     windows = _windows(config, processor)
     task = _task_tokens(repository, config) if config.model_type == "oneformer" else None
-    return Settings(_normalisation(processor), windows, task)
+    try:
+        return Settings(_normalisation(processor), windows, task)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{repository.spec}: its image processor's {error}") from error
 
 
 def _has_processor(repository: Repository) -> bool:
@@ -162,8 +166,7 @@ def _task_tokens(repository: Repository, config: Any) -> list[int]:
 
 def read_class_names(repository: Repository, config: Any) -> list[str] | None:
     """``id2label`` in order, or the folder's ``classes.txt``; None where the labels are but numbered."""
-    listed = repository.listed_classes()
-    if listed and len(listed) == config.num_labels:
+    if listed := repository.check_listed(config.num_labels):
         return listed
     names = named_classes({"id2label": config.id2label})
     if names is None or all(name == f"LABEL_{index}" for index, name in enumerate(names)):
@@ -202,13 +205,33 @@ def _load(repository: Repository, config: Any) -> tuple[HuggingFaceModel, list[s
             config=config,
             dtype=torch.float32,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # what does not fit is named below
             **repository.options,
         )
+        _refuse_mismatch(info["mismatched_keys"], config, repository)
         model = HuggingFaceModel(network, settings, names).eval()
     spare = ("num_batches_tracked", "criterion.empty_weight")
     missing = sorted(name for name in info["missing_keys"] if not name.endswith(spare))
     own = set(dict(model.named_parameters()))
     return model, [name for name in missing if f"network.{name}" in own]
+
+
+def _refuse_mismatch(found: Iterable[Mismatch], config: Any, repository: Repository) -> None:
+    """A `UserError` if tensors are of another shape in the file than in the network."""
+    found = sorted(found)
+    if not found:
+        return
+    name, theirs, ours = found[0]
+    if all(there[1:] == here[1:] and here[0] - config.num_labels in (0, 1) for _, there, here in found):
+        classes = config.num_labels + theirs[0] - ours[0]
+        raise UserError(
+            f"{repository.spec}: its config.json names {config.num_labels} classes (id2label), its weights are for "
+            f"{classes}: mend id2label there, a name for each"
+        )
+    raise UserError(
+        f"{repository.spec}: its weights do not fit its config.json: {name} is {list(theirs)} there, and has to be "
+        f"{list(ours)}"
+    )
 
 
 def load_for(

@@ -19,7 +19,6 @@ from networks.foreign import (
     PROBE,
     Caught,
     ForeignModel,
-    Normalisation,
     before_relu,
     find_classifier,
     noise,
@@ -27,6 +26,7 @@ from networks.foreign import (
     smallest_batch,
     watch,
 )
+from networks.normalisation import Normalisation
 from networks.queries import as_log_probabilities, pixel_scores
 from networks.windows import Windows
 

@@ -24,3 +24,18 @@ def fault_of_logits(outputs: torch.Tensor) -> str:
         if high <= 1 + SLACK:
             return f"probabilities already, all of them between 0 and 1, not logits: {remedy}"
     return ""
+
+
+def fault_of_decisions(outputs: torch.Tensor) -> str:
+    """What ``outputs`` are that have no channel a class, and the remedy; empty for (N, C, h, w) of at least two."""
+    if outputs.ndim == 4 and outputs.shape[1] > 1:
+        return ""
+    values = outputs.float()
+    if values.ndim in (3, 4) and bool((values == values.round()).all()):
+        return "class numbers already (an argmax inside), not logits: pass a network that ends before it"
+    if values.ndim == 4:
+        return (
+            "of one channel, the score of a single class by a sigmoid; networks here tell at least two apart: give it "
+            "two, torch.cat([torch.zeros_like(z), z], 1)"
+        )
+    return ""

@@ -43,6 +43,8 @@ class OnnxInput:
         if len(inputs) != 1 or len(inputs[0].shape) != 4 or inputs[0].type not in INPUT_TYPES:
             raise UserError(f"{wanted}; it is {shapes}")
         batch, channels, *size = inputs[0].shape
+        if channels != 3 and size[1] == 3:
+            raise UserError(f"{wanted}; it is {shapes}: channels last; export it with channels first")
         if isinstance(channels, int) and channels != 3:
             raise UserError(f"{wanted}; it is {shapes}: {channels} channels")
         fixed = [side for side in size if isinstance(side, int)]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from basics.checkpoint import external_data, refuse_pointer
 from basics.errors import UserError
 
 if TYPE_CHECKING:  # an optional package
@@ -50,6 +51,8 @@ def open_session(
         ) from error
     if not Path(path).is_file():
         raise UserError(f"{path}: no such file")
+    for part in (Path(path), *external_data(Path(path))):
+        refuse_pointer(part)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # errors come as exceptions; warnings are about what the user cannot influence
     options.intra_op_num_threads = torch.get_num_threads()

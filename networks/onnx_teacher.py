@@ -3,7 +3,8 @@
 The file's input is one image batch (N, 3, H, W) of RGB, normalised with ImageNet's mean and standard deviation,
 unless its metadata say otherwise (``mean`` and ``std``: three numbers each, in 0..1). Where it takes one batch or
 size alone, pictures go in by such batches, and are brought to that size, and what it says of them to theirs. Its
-logits are the output with as many channels as there are classes:
+logits are the output with as many channels as there are classes (of several rather ``out`` or ``logits``, and no
+``aux``; which one is said):
 
 - at full size: averaged to stride 8;
 - at a stride: taken as they are, cell i covering pixels s*i .. s*i + s - 1. Where the same file has its logits at
@@ -17,33 +18,32 @@ package installed, the maps are looked for inside (`networks.onnx_graph`).
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from basics.batch import MEAN, STD
 from basics.checkpoint import file_sha256
 from basics.errors import UserError
 from basics.grids import pad_to_stride
 from networks.base import TAPS, SegmentationModel
 from networks.class_names import class_difference, list_classes
-from networks.logits import fault_of_logits
+from networks.logits import fault_of_decisions, fault_of_logits
 from networks.onnx_input import PROBE, OnnxInput, noise
+from networks.onnx_metadata import OnnxMetadata
 from networks.onnx_session import open_session
+from networks.output_names import by_preference, is_main
 
 if TYPE_CHECKING:  # an optional package
     from onnxruntime import InferenceSession
 
 FULL_SIZE_STRIDE = 8  # full-size logits are averaged to it
 UNKNOWN_STRIDE = 32  # images are padded to it where nobody knows what the network needs
-GRIDS = ("half_pixel", "corner")
 
 
 class OnnxTeacher(SegmentationModel):
@@ -57,7 +57,7 @@ class OnnxTeacher(SegmentationModel):
 
     Attributes:
         weights_sha256: hash of the file.
-        class_names: from the metadata entry ``class_names`` (a JSON list), or None.
+        class_names: from its metadata, or from ``classes.txt`` beside it where that lists as many; or None.
 
     Raises:
         UserError: ONNX Runtime is not installed, the file is no ONNX, or input or outputs are not as above.
@@ -72,19 +72,11 @@ class OnnxTeacher(SegmentationModel):
         self.backbone = nn.Identity()
         self._session = open_session(self.path, share_cores=True)
         self._input = OnnxInput(self.path, self._session)
-        metadata = self._session.get_modelmeta().custom_metadata_map
-        self.class_names = self._read_list(metadata, "class_names")
-        size = metadata.get("input_size", "0")
-        self.input_size = int(size) if size.isdecimal() else 0
-        mean, std = self._read_list(metadata, "mean") or MEAN, self._read_list(metadata, "std") or STD
-        # ImageNet-normalised values to the file's own: one multiplication and one addition.
-        scale = torch.tensor([i / own for i, own in zip(STD, std, strict=True)])
-        shift = torch.tensor([(i - own) / s for i, own, s in zip(MEAN, mean, std, strict=True)])
-        own_normalisation = list(mean) != list(MEAN) or list(std) != list(STD)
-        self._renormalise = (scale.view(3, 1, 1), shift.view(3, 1, 1)) if own_normalisation else None
-        if own and self.class_names:
-            num_classes, own = len(self.class_names), False
-        self._choose_logits(metadata.get("grid"), num_classes, own)
+        said = OnnxMetadata(self.path, self._session.get_modelmeta().custom_metadata_map)
+        self.input_size = said.input_size
+        self._renormalise = None if said.normalisation.is_imagenets else said.normalisation.from_imagenets()
+        self._choose_logits(said, num_classes, own)
+        self.class_names = said.names_of(self.num_classes)
         self._find_taps()
 
     @property
@@ -110,42 +102,16 @@ class OnnxTeacher(SegmentationModel):
 
     # -- looking at the file -------------------------------------------------------------------
 
-    def _read_list(self, metadata: dict[str, str], key: str) -> list[Any] | None:
-        """A JSON list of the metadata: strings for ``class_names``, three numbers otherwise; None without the entry."""
-        if key not in metadata:
-            return None
-        try:
-            values = json.loads(metadata[key])
-            if key == "class_names":
-                return [str(value) for value in values]
-            numbers = [float(value) for value in values]
-        except (ValueError, TypeError):
-            numbers = []
-        if len(numbers) != 3 or (key == "std" and min(numbers) <= 0):
-            raise UserError(f"{self.path}: its metadata entry {key!r} must be a JSON list, not {metadata[key]!r}")
-        return numbers
-
-    def _choose_logits(self, grid: str | None, num_classes: int | None, own: bool) -> None:
+    def _choose_logits(self, said: OnnxMetadata, num_classes: int | None, own: bool) -> None:
         """Decide which output the logits are, of how many classes, on which grid."""
-        if grid not in (None, *GRIDS):
-            raise UserError(f"{self.path}: its metadata entry 'grid' must be one of {', '.join(GRIDS)}, not {grid!r}")
         names = [entry.name for entry in self._session.get_outputs()]
-        probe = self._input.probe
+        probe, grid = self._input.probe, said.grid
         probed = dict(zip(names, self._run(noise(probe), names), strict=True))
         maps = {name: values for name, values in probed.items() if name not in TAPS and values.ndim == 4}
-        self.num_classes = self._count_classes(maps, num_classes, own)
-        strides = self._class_maps(maps)
-        whole = next((name for name, stride in strides.items() if stride == 1), None)
-        strided = max((name for name in strides if strides[name] > 1), key=strides.__getitem__, default=None)
-        if self._input.size and whole and grid is None:
-            strided = None  # on which grid it lies cannot be tried at other sizes
-        if strided and grid is None:
-            grid = self._find_grid(whole, strided, strides[strided]) if whole else "half_pixel"
-        if strided and grid:
-            self._logits, self._cell, self.grid = strided, strides[strided], grid
-        else:
-            assert whole is not None  # a strided output alone would have a grid
-            self._logits, self._cell, self.grid = whole, 1, "half_pixel"
+        if not any(values.shape[1] > 1 for values in maps.values()):
+            self._refuse_decisions(probed)
+        self.num_classes = self._count_classes(maps, num_classes, said.class_names if own else None, own)
+        self._logits, self._cell, self.grid = self._pick(self._class_maps(maps), grid)
         if self.grid == "corner":
             self.logit_stride = max(self._cell // 2, 4)
             self.stride = max(self._cell, 16)
@@ -153,13 +119,38 @@ class OnnxTeacher(SegmentationModel):
             self.logit_stride = self._cell if self._cell > 1 else FULL_SIZE_STRIDE
             self.stride = max(self._cell, UNKNOWN_STRIDE)
 
-    def _count_classes(self, maps: Mapping[str, np.ndarray], num_classes: int | None, own: bool) -> int:
-        """``num_classes``, or the channels of the outputs ``maps``, where these come first and are one number."""
+    def _pick(self, strides: Mapping[str, int], grid: str | None) -> tuple[str, int, str]:
+        """Which of the outputs with these ``strides`` the logits are, how many pixels its cells have, on which grid."""
+        names = by_preference(strides)
+        whole = next((name for name in names if strides[name] == 1), None)
+        cells = [name for name in names if strides[name] > 1]
+        strided = next(filter(is_main, cells), max(cells, key=strides.__getitem__, default=None))
+        comes_first = strided is not None and (whole is None or (is_main(strided) and not is_main(whole)))
+        if self._input.size and not comes_first and grid is None:
+            strided = None  # on which grid it lies cannot be tried at other sizes
+        same = None
+        if strided and whole and grid is None and not self._input.size:
+            same = grid = self._find_grid(whole, strided, strides[strided])
+        taken = strided if strided and (grid or comes_first) else whole
+        assert taken is not None  # a strided output alone comes first
+        others = [name for name in strides if name != taken and not (same and name == whole)]
+        if others:
+            print(f"{self.path}: the logits are its output {taken}, not {', '.join(others)}")
+        return taken, strides[taken], (grid or "half_pixel") if taken == strided else "half_pixel"
+
+    def _count_classes(
+        self, maps: Mapping[str, np.ndarray], num_classes: int | None, own_names: Sequence[str] | None, own: bool
+    ) -> int:
+        """``num_classes``; with ``own`` first that of its names, or of the channels of ``maps`` where it is one."""
         counts = {values.shape[1] for values in maps.values()}
+        shapes = ", ".join(f"{name} {list(values.shape)}" for name, values in maps.items())
+        if own_names:
+            if counts and len(own_names) not in counts:
+                raise UserError(f"{self.path}: its metadata name {len(own_names)} classes, its outputs are: {shapes}")
+            return len(own_names)
         if own and len(counts) == 1:
             return counts.pop()
         if num_classes is None:
-            shapes = ", ".join(f"{name} {list(values.shape)}" for name, values in maps.items())
             raise UserError(f"{self.path}: does not say how many classes it has; its outputs are: {shapes}")
         return num_classes
 
@@ -186,6 +177,12 @@ class OnnxTeacher(SegmentationModel):
             f"{self.path}: the data set has {self.num_classes} classes, its outputs (N, classes, H, W) are: "
             f"{shapes or 'none (no output is a map)'}"
         )
+
+    def _refuse_decisions(self, outputs: Mapping[str, np.ndarray]) -> None:
+        """A `UserError` if one of the ``outputs`` tells which class it is, or scores a single one."""
+        for name, values in outputs.items():
+            if name not in TAPS and (fault := fault_of_decisions(torch.from_numpy(values))):
+                raise UserError(f"{self.path}: its output {name} is {fault}")
 
     def _stride_of(self, shape: tuple[int, ...]) -> int | None:
         """Pixels a cell of a map (N, C, h, w) of a probe; None if it is no such map."""

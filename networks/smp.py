@@ -26,7 +26,6 @@ from networks.class_lists import published_classes, same_names
 from networks.foreign import (
     PROBE,
     ForeignModel,
-    Normalisation,
     before_relu,
     find_classifier,
     noise,
@@ -35,6 +34,7 @@ from networks.foreign import (
     watch,
 )
 from networks.hub import Repository, cached, find_repository, out_of_reach
+from networks.normalisation import Normalisation
 from networks.weights import fetch
 
 if TYPE_CHECKING:  # an optional package
@@ -296,7 +296,7 @@ def load(spec: str) -> SmpModel:
         model = rebuild(classes, **arguments)
         state = {name: value for name, value in _tensors(repository).items() if not name.startswith("classification_")}
         model.load_state_dict({_own_name(name): value for name, value in state.items()})
-    model.class_names = repository.listed_classes() or published_classes(repository.source, classes)
+    model.class_names = repository.check_listed(classes) or published_classes(repository.source, classes)
     return model.eval()
 
 
@@ -360,7 +360,11 @@ def _eval_normalisation(repository: Repository) -> Normalisation:
         steps = json.loads(repository.file(EVAL_CONFIG).read_text(encoding="utf-8"))["transform"]["transforms"]
         step = next(step for step in steps if step["__class_fullname__"].endswith("Normalize"))
         scale = float(step.get("max_pixel_value", 255)) / 255
-        return Normalisation.of([scale * value for value in step["mean"]], [scale * value for value in step["std"]])
+        mean, std = ([scale * value for value in step[key]] for key in ("mean", "std"))
     except (OSError, KeyError, StopIteration, ValueError, TypeError):
         print(f"{repository.spec}: does not say how its images are normalised ({EVAL_CONFIG}): as for ImageNet")
         return Normalisation()
+    try:
+        return Normalisation.of(mean, std)
+    except ValueError as error:
+        raise UserError(f"{repository.spec}: {EVAL_CONFIG}: {error}") from error

@@ -21,8 +21,9 @@ from basics.errors import UserError
 from networks import huggingface, smp, user_file
 from networks.base import SegmentationModel
 from networks.class_lists import same_names
+from networks.class_names import class_difference
 from networks.hub import commit_of, find_repository
-from networks.weights import ClassCountError, StateDict, WeightsFile, load_whole
+from networks.weights import ClassCountError, WeightsFile, build_counted, load_whole, unwrap
 
 FORMS = {
     "hf:ORG/NAME or hf:FOLDER": "a segmentation network of transformers",
@@ -31,6 +32,7 @@ FORMS = {
     "FILE.py:FUNCTION": "your own",
 }
 HUBS = ("hf:", "smp:")
+DIGESTED = (".safetensors", ".bin", ".json", ".txt")  # in a folder: weights, preparation, class names
 
 
 def is_source(name: str) -> bool:
@@ -98,21 +100,14 @@ def load(name: str, num_classes: int | None = None, file: WeightsFile | None = N
     """A teacher with its own classes.
 
     Args:
-        num_classes: of the data set: for what does not know its own number.
+        num_classes: of the data set: for what does not know its own number, nor its weights tell.
         file: if given, the weights are taken from it instead of the published ones.
 
     Raises:
         UserError: it cannot be had, or there are no weights of the whole network.
     """
     if file is not None:
-        names = (file.checkpoint or {}).get("class_names")
-        count = len(names) if names else num_classes
-        if count is None:
-            raise UserError(f"{file.origin}: bare weights: of how many classes is not known without a data set")
-        model = _build_for(name, count, file)
-        load_whole(model, _own_names(model, file.state_dict), file.origin)
-        model.class_names = list(names) if names else model.class_names
-        return model
+        return _load_with(name, num_classes, file)
     if name.startswith("hf:"):
         return huggingface.load(name)
     if name.startswith("smp:"):
@@ -122,7 +117,27 @@ def load(name: str, num_classes: int | None = None, file: WeightsFile | None = N
                 f"(train_kd.py --student {name} --alpha 0 --beta 0) and pass --teacher-weights PATH"
             )
         return smp.load(name)
-    return user_file.load(name, num_classes)
+    return user_file.load(name, num_classes, own=True)
+
+
+def _load_with(name: str, num_classes: int | None, file: WeightsFile) -> SegmentationModel:
+    """A teacher with the weights of ``file``, of as many classes as these are for."""
+    names = file.class_names
+
+    def build_for(count: int | None) -> SegmentationModel:
+        if user_file.is_spec(name):  # which has a number of its own, perhaps
+            return user_file.load(name, count or num_classes, own=count is None)
+        if count is None:
+            raise UserError(f"{file.origin}: bare weights: of how many classes is not known without a data set")
+        return _build_for(name, count, file)
+
+    def load_into(model: SegmentationModel) -> None:
+        load_whole(model, unwrap(model, file), file.origin)
+
+    count = len(names) if names else None if user_file.is_spec(name) else num_classes
+    model = build_counted(build_for, count, load_into, fixed=bool(names))
+    model.class_names = list(names) if names else model.class_names
+    return model
 
 
 def _build_for(name: str, num_classes: int, file: WeightsFile) -> SegmentationModel:
@@ -148,11 +163,10 @@ def _load_file(
     model: SegmentationModel, file: WeightsFile, name: str, class_names: Sequence[str] | None = None
 ) -> None:
     """Load a file into a student: all of it, or all but the classifier if it is for other classes."""
-    state = _own_names(model, file.state_dict)
-    known = (file.checkpoint or {}).get("class_names")
+    state = unwrap(model, file)
     try:
-        if not same_names(known, class_names):
-            raise ClassCountError(f"{file.origin}: made for other classes")
+        if file.class_names and class_names and not same_names(file.class_names, class_names):
+            raise ClassCountError(f"{file.origin}: made for {class_difference(file.class_names, class_names)}")
         load_whole(model, state, file.origin)
         print(f"{name}: all weights from {file.origin}")
     except ClassCountError as error:
@@ -164,16 +178,8 @@ def _load_file(
         print(f"{error}: all but the classifier is taken")
 
 
-def _own_names(model: SegmentationModel, state: StateDict) -> StateDict:
-    """``state`` of the library's or user's own network by the names that it has inside our model."""
-    inside = [key for key in model.state_dict() if key.startswith("network.")]
-    if not inside or any(key.startswith("network.") for key in state):
-        return state
-    return {f"network.{key}": value for key, value in state.items()}
-
-
 def digest(name: str) -> str | None:
-    """What the network's published weights are told by: a hash of its files, or a commit of the hub's; None: nothing.
+    """What a published network is told by: a hash of its files, or a commit of the hub's; None: nothing.
 
     Called after the network was loaded, when the hub's cache knows.
     """
@@ -184,5 +190,5 @@ def digest(name: str) -> str | None:
     repository = find_repository(name)
     if not repository.is_folder:
         return commit_of(repository)
-    files = sorted(path for path in Path(repository.source).iterdir() if path.suffix in (".safetensors", ".bin"))
+    files = sorted(path for path in Path(repository.source).iterdir() if path.suffix in DIGESTED)
     return "+".join(file_sha256(file) for file in files)

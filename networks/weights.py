@@ -26,6 +26,7 @@ from networks.class_names import named_classes
 
 StateDict = dict[str, torch.Tensor]
 T = TypeVar("T")
+M = TypeVar("M", bound=SegmentationModel)
 
 # What our `backbone.` is called in other people's files, "" for a file of the backbone alone.
 BACKBONE_PREFIXES = ("backbone.", "encoder.", "features.", "")
@@ -35,12 +36,22 @@ CLASSIFICATION_HEADS = ("fc.", "classifier.", "head.")
 AVERAGES = re.compile(r"(^|[._])(ema|swa|shadow|averaged?)([._]|$)")
 # Below this share of its tensors a part of a network counts as not there at all.
 LEAST_SHARE = 0.5
+# What a network of a library or of a user's file is called inside our model of it, whatever it is wrapped in.
+WRAPPERS = ("network.module.", "network._orig_mod.", "network.")
 DEEPEST = 3  # dicts within dicts that are looked into
 NETWORK_TIMEOUT_S = 20
 
 
 class ClassCountError(UserError):
-    """The weights are for another number of classes; all else fits."""
+    """The weights are for another number of classes, or for other ones; all else fits.
+
+    Attributes:
+        classes: how many they are for; None where it is not the number that differs.
+    """
+
+    def __init__(self, message: str, classes: int | None = None) -> None:
+        super().__init__(message)
+        self.classes = classes
 
 
 @dataclass(frozen=True)
@@ -116,7 +127,11 @@ def unwrap(model: SegmentationModel, file: WeightsFile) -> StateDict:
     Raises:
         UserError: the file holds several such networks.
     """
+    if file.checkpoint is not None:  # of ours, by our names
+        return file.state_dict
     own = _counted(model.state_dict())
+    wrapper = next((wrapper for wrapper in WRAPPERS if all(name.startswith(wrapper) for name in own)), "")
+    own = [name.removeprefix(wrapper) for name in own]
     spelled = [*own, *("encoder." + name.removeprefix("backbone.") for name in own if name.startswith("backbone."))]
     prefix, averages = _find_prefix(spelled, file.state_dict, file.origin, least=LEAST_SHARE * len(own))
     state = {name: value for name, value in file.state_dict.items() if not name.startswith(tuple(averages))}
@@ -130,7 +145,7 @@ def unwrap(model: SegmentationModel, file: WeightsFile) -> StateDict:
         done += [f"left aside: {first_names(parts)}"] if parts else []
     if done:
         print(f"{file.origin}: {'; '.join(done)}")
-    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    return {wrapper + name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
 
 def _find_prefix(names: Collection[str], tensors: StateDict, origin: str, least: float) -> tuple[str, list[str]]:
@@ -205,8 +220,8 @@ def load_whole(model: SegmentationModel, state: StateDict, origin: str) -> None:
     unlike = [name for name in own if name in state and state[name].shape != own[name].shape]
     if not missing and not surplus and unlike:
         counts = {_other_class_count(own[name], state[name], model.num_classes) for name in unlike}
-        if len(counts) == 1 and None not in counts:
-            raise ClassCountError(f"{origin}: made for {counts.pop()} classes, needed are {model.num_classes}")
+        if len(counts) == 1 and (count := counts.pop()) is not None:
+            raise ClassCountError(f"{origin}: made for {count} classes, needed are {model.num_classes}", count)
     faults = [
         f"{len(names)} {what} ({first_names(names)})"
         for names, what in ((missing, "tensors missing"), (surplus, "unknown"), (unlike, "of another shape"))
@@ -215,6 +230,37 @@ def load_whole(model: SegmentationModel, state: StateDict, origin: str) -> None:
     if faults:
         raise UserError(f"{origin}: these are not this model's weights: {', '.join(faults)}")
     model.load_state_dict(state, strict=False)  # strict but for num_batches_tracked, which old files lack
+
+
+def load_teacher_file(model: SegmentationModel, name: str, file: WeightsFile) -> None:
+    """Load all of the row ``name`` of the zoo from ``file``, as `load_whole`; a backbone alone is refused as such."""
+    state = unwrap(model, file)
+    if not is_whole(model, state):
+        raise UserError(
+            f"{file.origin}: no weights of a whole {name}, but at most of its backbone: no teacher yet; it holds "
+            f"{first_names(state)}, a {name} {first_names(model.state_dict())}"
+        )
+    load_whole(model, state, file.origin)
+
+
+def build_counted(build: Callable[[int | None], M], count: int | None, load: Callable[[M], None], *, fixed: bool) -> M:
+    """``build(count)`` with the weights that ``load`` brings; built anew where these are for another number of classes.
+
+    Args:
+        fixed: it is not built anew: the count is known.
+
+    Raises:
+        UserError: as `load_whole`, or it cannot be built for so many classes.
+    """
+    model = build(count)
+    try:
+        load(model)
+    except ClassCountError as error:
+        if fixed or error.classes is None:
+            raise
+        model = build(error.classes)
+        load(model)
+    return model
 
 
 def _own_names(state: StateDict) -> StateDict:

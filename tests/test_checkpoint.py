@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from basics.checkpoint import load_file, save_atomic
+from basics.checkpoint import external_data, file_sha256, load_file, save_atomic
 from basics.errors import UserError
 
 OLD = {"weights": torch.arange(4.0), "epoch": 1}
@@ -143,3 +144,31 @@ def test_missing_file_folder_and_list(tmp_path):
     torch.save([1], tmp_path / "list.pth")
     with pytest.raises(UserError, match="list, not a dict"):
         load_file(tmp_path / "list.pth")
+
+
+@pytest.mark.parametrize("names", [["t.onnx.data"], ["model.onnx_data"], ["a.bin", "weights of β.bin"]])
+def test_the_hash_of_an_onnx_is_of_its_weights_too(names, tmp_path):
+    """Wherever they lie: the format's own library writes what the hash has to find."""
+    onnx = pytest.importorskip("onnx")
+    tensors = []
+    for number, name in enumerate(names):
+        tensor = onnx.numpy_helper.from_array(np.arange(4, dtype=np.float32), f"w{number}")
+        onnx.external_data_helper.set_external_data(tensor, name)
+        tensors.append(tensor)
+        (tmp_path / name).write_bytes(tensor.raw_data)
+        tensor.ClearField("raw_data")
+        tensor.data_location = onnx.TensorProto.EXTERNAL
+    path = tmp_path / "t.onnx"
+    model = onnx.helper.make_model(onnx.helper.make_graph([], "g", [], [], tensors))
+    path.write_bytes(model.SerializeToString())
+    (tmp_path / "other.bin").write_bytes(b"other")
+    assert sorted(file.name for file in external_data(path)) == sorted(names)
+    seen = {file_sha256(path)}
+    for name in names:
+        (tmp_path / name).write_bytes(b"changed" + name.encode())
+        seen.add(file_sha256(path))
+    assert len(seen) == 1 + len(names)
+    (tmp_path / names[0]).unlink()
+    assert file_sha256(path) not in seen
+    path.write_bytes(b"")
+    assert file_sha256(path) == hashlib.sha256(b"").hexdigest()

@@ -10,8 +10,9 @@ import pytest
 from basics.errors import UserError
 from basics.toml_file import parse_toml
 from kd.class_map import ClassMap
-from kd.class_matching import BUILT_IN, known_list, match_classes, read_groups
+from kd.class_matching import BUILT_IN, known_list, listed, match_classes, read_groups
 from networks.class_lists import CITYSCAPES, VOC, ade20k
+from networks.class_names import list_classes
 from segdata.class_groups import REST, find_name
 from tests.conftest import ROOT
 
@@ -98,7 +99,7 @@ def test_what_does_not_match_is_refused_with_a_file_to_fill_in():
         match(["background", "potted plant", "dog", "individuals", "person"])
     said = str(caught.value)
     assert "\n" not in said
-    assert "net has 8 classes (wall, " in said and "mine has 5 classes (background, potted plant, dog, ...)" in said
+    assert "net has 8 classes ('wall', " in said and "mine has 5 classes (background, potted plant, dog, ...)" in said
     # One class of the teacher's cannot be two.
     assert "means 'background', 'potted plant', 'individuals', 'person';" in said
     path = Path("class_map_net_mine.toml")
@@ -184,6 +185,39 @@ def test_a_file_that_does_not_fit_is_one_line_that_names_the_place(text, message
     with pytest.raises(UserError, match=message) as caught:
         by_file(text)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            'animal = ["dgo"]\nlight = []',
+            r"line 1: 'dgo' is no class of the teacher net \(did you mean 'dog'\?\), which has",
+        ),
+        (
+            'animl = ["dog"]\nlight = []',
+            r"'animl' is no class of the data set mine \(did you mean 'animal'\?\), which has",
+        ),
+        ('animal = ["persn"]', r"did you mean 'person, individual'"),
+        (
+            'animal = ["dog"]\ntraffic light = ["wall"]',
+            r"map.toml, line 2: .* wants quotes in TOML: \"traffic light\" = \[",
+        ),
+        ('animal = ["dog"]\nköder = []', r"line 2: .* wants quotes in TOML: \"köder\" = \["),
+        ('animal = ["dog"]\na.b = ["wall"]', r"line 2: .* wants quotes in TOML: \"a.b\" = \["),
+    ],
+)
+def test_slips_of_the_pen_are_told_the_remedy(text, message):
+    with pytest.raises(UserError, match=message) as caught:
+        by_file(text, teacher=["wall", "dog", "person, individual"])
+    assert "\n" not in str(caught.value)
+
+
+def test_names_with_commas_are_quoted_in_lists():
+    assert listed(["a", "b c"]) == "a, b c" and listed(["a", "b, c"]) == "'a', 'b, c'"
+    assert list_classes(["a", "b, c"]) == "2 classes ('a', 'b, c')" and list_classes(["a", "b"]) == "2 classes (a, b)"
+    with pytest.raises(UserError, match=r"which has 'wall', 'person, individual'$"):
+        by_file('animal = ["zebra"]', teacher=["wall", "person, individual"])
 
 
 def test_no_such_file():
@@ -272,5 +306,5 @@ def test_the_map_that_the_page_shows_fits_ade20k(tmp_path):
     (tmp_path / "map.toml").write_text(text, encoding="utf-8")
     names = read_groups(str(tmp_path / "map.toml")).names
     class_map, _ = match_classes(names, list(ade20k()), "net", "mine", str(tmp_path / "map.toml"))
-    assert class_map is not None and class_map.unknown == ["kerb"]
+    assert class_map is not None and class_map.unknown == ["road kerb"]
     assert class_map.groups["vehicle"] == ["car", "bus", "truck"] and len(class_map.groups["background"]) > 100

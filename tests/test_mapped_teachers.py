@@ -221,6 +221,23 @@ def test_resume_with_another_map_is_refused(three, colours, run_script):
     assert done.returncode == 2  # by name nothing is matched
 
 
+def test_resume_with_other_weights_inside_a_users_file_is_refused(three, colours, run_script):
+    """Neither the command nor the file of code has changed."""
+    torch.save({"bias": torch.zeros(5)}, "bias.pth")
+    Path("colours.py").write_text(
+        COLOURS.replace("CLASSES", repr(NAMES)).replace(
+            "return Colours()", "net = Colours(); net.layer.bias.data = torch.load('bias.pth')['bias']; return net"
+        )
+    )
+    args = (*three, *RUN, "--teacher", colours, "--class-map", "map.toml", "--resume", "auto")
+    run_script("train_kd.py", *args, "--max-steps", 1)
+    torch.save({"bias": torch.ones(5)}, "bias.pth")
+    done = run_script("train_kd.py", *args, check=False)
+    assert_one_line_error(done, "another teacher than colours.py:build now gives: its weights, normalisation or code")
+    torch.save({"bias": torch.zeros(5)}, "bias.pth")
+    run_script("train_kd.py", *args)
+
+
 # -- labels ----------------------------------------------------------------------------------------
 
 

@@ -241,8 +241,8 @@ def test_it_teaches_from_a_cache(tmp_path, demo_data):
     [
         ({}, 6, "6 classes"),
         ({"size": (64, "W")}, CLASSES, "one side is fixed"),
-        ({"metadata": {"mean": "grey"}}, CLASSES, "'mean'"),
-        ({"metadata": {"std": "[1, 0, 1]"}}, CLASSES, "'std'"),
+        ({"metadata": {"mean": "grey"}}, CLASSES, "entry mean must be"),
+        ({"metadata": {"std": "[1, 0, 1]"}}, CLASSES, "entry std .* larger than 0"),
         ({"metadata": {"grid": "hexagonal"}}, CLASSES, "'grid'"),
         ({"metadata": {"class_names": json.dumps(list("vwxyz"))}}, CLASSES, "v, w, x"),
     ],
@@ -528,3 +528,114 @@ def test_logits_beside_probabilities_are_found(tmp_path):
 def test_a_fixed_size_that_is_the_one_tried_is_fixed_all_the_same(tmp_path):
     model = load_onnx_teacher(write_model(tmp_path / "m.onnx", size=onnx_teacher.PROBE), CLASSES)
     assert model(torch.randn(1, 3, 75, 100)).shape == (1, CLASSES, 75, 100)
+
+
+# -- what it says of itself --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ({"mean": "[123.675, 116.28, 103.53]"}, r"metadata entry mean \[123.675.* divide mean and std by 255"),
+        ({"std": "[58.4, 57.1, 57.4]"}, "divide mean and std by 255"),
+        ({"mean": "0.5"}, "metadata entry mean must be three numbers, one a channel, not 0.5"),
+        ({"std": "half"}, "metadata entry std must be three numbers"),
+        ({"class_names": "dog,cat"}, r"must be a JSON list such as \[.*, not 'dog,cat'"),
+        ({"class_names": '"dog,cat"'}, "must be a JSON list such as"),
+        ({"class_names": '{"0": "dog", "2": "cat"}'}, "must be a JSON list such as"),
+        ({"class_names": '["a", "b"]'}, "its metadata name 2 classes, its outputs"),
+    ],
+)
+@pytest.mark.parametrize("own", [False, True])
+def test_metadata_that_say_nothing_are_refused(tmp_path, metadata, message, own):
+    with pytest.raises(UserError, match=message) as caught:
+        load_onnx_teacher(write_model(tmp_path / "m.onnx", metadata=metadata), CLASSES, own=own)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["class_names", "names"])
+def test_names_by_number(tmp_path, key):
+    names = [f"class {number}" for number in range(CLASSES)]
+    by_number = {number: names[number] for number in reversed(range(CLASSES))}
+    said = json.dumps(by_number) if key == "class_names" else repr(by_number)
+    path = write_model(tmp_path / "m.onnx", metadata={key: said})
+    assert load_onnx_teacher(path, None, own=True).class_names == names
+
+
+def test_a_list_beside_it_names_its_classes(tmp_path, capsys):
+    path, names = write_model(tmp_path / "m.onnx"), [f"class {number}" for number in range(CLASSES)]
+    (tmp_path / "classes.txt").write_text("\n".join(names), encoding="utf-8")
+    assert load_onnx_teacher(path, None, own=True).class_names == names
+    assert "its classes are named by classes.txt beside it" in capsys.readouterr().out
+    (tmp_path / "classes.txt").write_text("one\ntwo", encoding="utf-8")  # of a data set, perhaps
+    assert load_onnx_teacher(path, None, own=True).class_names is None
+    assert "not taken for its own" in capsys.readouterr().out
+    (tmp_path / "classes.txt").write_text("\n".join(names), encoding="utf-8")
+    told = write_model(tmp_path / "m.onnx", metadata={"class_names": json.dumps(names[::-1])})
+    assert load_onnx_teacher(told, None, own=True).class_names == names[::-1]
+
+
+# -- which output ------------------------------------------------------------------------------------
+
+
+def two_heads(path, one, other, first="Neg", ends=()):
+    """A file with the outputs ``one`` and ``other``: the negative of the logits, and the logits."""
+    nodes = [helper.make_node(first, ["cells"], [one]), helper.make_node("Identity", ["cells"], [other]), *ends]
+    return end_in(write_model(path), *nodes, output=one, keep=(other,))
+
+
+@pytest.mark.parametrize("names", [("aux", "seg"), ("aux_head", "out"), ("deep", "logits"), ("head.aux", "any")])
+def test_an_auxiliary_head_is_not_the_logits(tmp_path, names, capsys):
+    model = load_onnx_teacher(two_heads(tmp_path / "m.onnx", *names), CLASSES)
+    assert f"the logits are its output {names[1]}, not {names[0]}" in capsys.readouterr().out
+    images = torch.randn(1, 3, 64, 64)
+    torch.testing.assert_close(model.forward_taps(images)[0], TorchTwin().maps(images)[2], rtol=1e-4, atol=1e-5)
+
+
+def test_an_output_called_out_goes_before_one_at_full_size(tmp_path):
+    path = end_in(
+        write_model(tmp_path / "m.onnx"),
+        helper.make_node("Neg", ["whole"], ["boundary"]),
+        helper.make_node("Identity", ["cells"], ["out"]),
+        output="boundary",
+        keep=("out",),
+    )
+    model = load_onnx_teacher(path, CLASSES)
+    images = torch.randn(1, 3, 64, 64)
+    torch.testing.assert_close(model.forward_taps(images)[0], TorchTwin().maps(images)[2], rtol=1e-4, atol=1e-5)
+
+
+def test_the_same_logits_at_two_sizes_are_not_talked_about(tmp_path, capsys):
+    load_onnx_teacher(write_model(tmp_path / "m.onnx"), CLASSES)
+    assert "the logits are" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("keepdims", [0, 1])
+def test_class_numbers_are_named(tmp_path, keepdims):
+    numbers = helper.make_node("ArgMax", ["cells"], ["numbers"], axis=1, keepdims=keepdims)
+    cast = helper.make_node("Cast", ["numbers"], ["said"], to=TensorProto.FLOAT)
+    with pytest.raises(UserError, match="its output said is class numbers already"):
+        load_onnx_teacher(end_in(write_model(tmp_path / "m.onnx"), numbers, cast), None, own=True)
+
+
+def test_a_single_score_is_refused(tmp_path):
+    one = helper.make_node("ReduceMean", ["cells"], ["said"], axes=[1], keepdims=1)
+    path = end_in(write_model(tmp_path / "m.onnx"), one)
+    model = onnx.load(path)
+    model.opset_import[0].version = 17
+    nodes = [node for node in model.graph.node if node.op_type != "Resize"]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    onnx.save(model, path)
+    with pytest.raises(UserError, match="its output said is of one channel, the score of a single class"):
+        load_onnx_teacher(path, 1)
+
+
+def test_channels_last_are_named(tmp_path):
+    path = write_model(tmp_path / "m.onnx")
+    model = onnx.load(path)
+    model.graph.node.insert(0, helper.make_node("Transpose", ["last"], ["image"], perm=[0, 3, 1, 2]))
+    model.graph.input[0].CopyFrom(helper.make_tensor_value_info("last", TensorProto.FLOAT, ["N", "H", "W", 3]))
+    onnx.save(model, path)
+    with pytest.raises(UserError, match="channels last; export it with channels first"):
+        load_onnx_teacher(path, CLASSES)

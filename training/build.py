@@ -30,7 +30,6 @@ from kd.mapped_teacher import MappedTeacher
 from kd.teacher_cache import open_teacher_cache, weights_sha256
 from networks.base import SegmentationModel
 from networks.folding import fold_batchnorm
-from networks.sources import digest, is_source
 from segdata.transforms import TrainTransform
 from training.agreement import label_split
 from training.arguments import Arguments
@@ -101,6 +100,7 @@ class Models:
         model: the student with its adapters: what the optimizer trains.
         distiller: computes the losses.
         average: with --ema, the student of averaged weights.
+        teacher_sha256: of what the teacher is: weights, normalisation, code; None without one.
     """
 
     plain: SegmentationModel
@@ -108,6 +108,7 @@ class Models:
     model: DistilledStudent
     distiller: Distiller
     average: AveragedStudent | None = None
+    teacher_sha256: str | None = None
 
     @property
     def scored(self) -> SegmentationModel:
@@ -163,7 +164,7 @@ def build_models(args: Arguments, recipe: Recipe, data: Data, device: torch.devi
     """
     recipe.require_classes(data.train_set.num_classes)
     torch.manual_seed(args.seed)
-    teacher = None
+    teacher, teacher_sha256 = None, None
     with distributed.main_first():  # it fetches weights and fills the teacher's cache; the other ranks find them
         classes, names = data.train_set.num_classes, data.train_set.class_names
         student = create_model(args.student, classes, args.student_weights, names, args.crop_size).to(device)
@@ -173,7 +174,9 @@ def build_models(args: Arguments, recipe: Recipe, data: Data, device: torch.devi
                 f"{args.input_size or 'native'}: --input-size {student.input_size} goes on as it was"
             )
         if recipe.needs_teacher:
-            teacher = _make_teacher(args, recipe, data, device)
+            fitted = load_teacher_for(TeacherChoice.of(args), data.train_set)
+            teacher_sha256 = weights_sha256(fitted.model)
+            teacher = _make_teacher(args, recipe, data, fitted, device)
     plain = distributed.synchronize_batchnorm(student, device)
     trained = _fake_quantized(plain) if args.qat else plain
     model = DistilledStudent(trained, recipe, teacher).to(device)
@@ -187,7 +190,8 @@ def build_models(args: Arguments, recipe: Recipe, data: Data, device: torch.devi
             args.class_weights, data.train_set.layout, args.train_split, data.train_set.files.labelled
         ).to(device)
     average = AveragedStudent(plain, args.ema) if args.ema else None
-    return Models(plain, trained, model, Distiller(model, trained, recipe, teacher, weights, amp=args.amp), average)
+    distiller = Distiller(model, trained, recipe, teacher, weights, amp=args.amp)
+    return Models(plain, trained, model, distiller, average, teacher_sha256)
 
 
 def _fake_quantized(student: SegmentationModel) -> SegmentationModel:
@@ -196,10 +200,9 @@ def _fake_quantized(student: SegmentationModel) -> SegmentationModel:
     return FakeQuantModel(student)
 
 
-def _make_teacher(args: Arguments, recipe: Recipe, data: Data, device: torch.device) -> Teacher:
+def _make_teacher(args: Arguments, recipe: Recipe, data: Data, fitted: FittedTeacher, device: torch.device) -> Teacher:
     """The teacher of the command line, run on every batch or read from its cache, its word in the data's classes."""
     train_set = data.train_set
-    fitted = load_teacher_for(TeacherChoice.of(args), train_set)
     known = fitted.class_map.known if fitted.class_map else range(train_set.num_classes)
     recipe.require_classes(train_set.num_classes, len(known))
     if not recipe.names("hard") and distributed.is_main() and len(known) < train_set.num_classes:
@@ -258,8 +261,8 @@ def made_from(args: Arguments, recipe: Recipe, data: Data, models: Models) -> Ma
     given: dict[str, str | Path] = {"student": args.student_weights, "class weights": args.class_weights or "none"}
     given |= TeacherChoice.of(args).files if recipe.needs_teacher else {}
     files = {role: file_sha256(path) for role, path in given.items() if str(path) not in ("default", "none", "auto")}
-    if recipe.needs_teacher and is_source(args.teacher) and (network := digest(args.teacher)):
-        files["teacher network"] = network
+    if models.teacher_sha256:
+        files["whole teacher"] = models.teacher_sha256
     teacher, names = models.distiller.teacher, data.train_set.class_names
     groups = teacher.class_map.groups if isinstance(teacher, MappedTeacher) else None
     return MadeFrom(args.as_plain(), data.images, data.val_images, names, files, groups, data.goal.key)

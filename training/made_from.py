@@ -26,7 +26,7 @@ class MadeFrom:
         images, val_images: `fingerprint` of the training and of the validation split.
         class_names: in their order.
         weight_files: hashes of the files that student, teacher, class map and the weights of the classes come from, by
-            role.
+            role; as ``whole teacher`` that of all it is made of (`kd.teacher_cache.weights_sha256`).
         teacher_classes: the teacher's classes that mean each of ours; None for a teacher with just ours, or none.
         goal: key of what the best student is chosen by.
     """
@@ -72,12 +72,17 @@ class MadeFrom:
                     "meant something else: bring the list back, and the class list, or pass --allow-changed"
                 )
         files = saved.get("weight_files")
-        roles = {"teacher": "teacher_weights", "teacher network": "teacher", "class weights": "class_weights"}
+        roles = {"teacher": "teacher_weights", "whole teacher": "teacher_weights", "class weights": "class_weights"}
         for role, option in roles.items():
             there = files.get(role) if isinstance(files, Mapping) else None
             if there and there != self.weight_files.get(role):
                 place = self.arguments[option]
                 place = self.arguments["teacher"] if place == "default" else place  # a file may be named there, too
+                if role == "whole teacher":
+                    raise UserError(
+                        f"{path} was made with another teacher than {place} now gives: its weights, normalisation or "
+                        "code have changed: bring them back, or pass --allow-changed"
+                    )
                 raise UserError(
                     f"{path} was made with another {role} than {place} now holds: "
                     "bring that file back, or pass --allow-changed"
