@@ -42,7 +42,7 @@ from datalayouts.annotations import (
 )
 from datalayouts.polygons import elsewhere, open_layout, writable_home
 from datalayouts.shapes import Bitmap, Circle, Polygons, Shape
-from segdata.class_tables import read_class_names
+from segdata.class_tables import class_list, read_class_names
 from segdata.layouts import Layout
 from segdata.parallel import map_in_order
 from segdata.pictures import PICTURE_SUFFIXES as SUFFIXES
@@ -122,7 +122,7 @@ def write_class_list(root: Path, files: Sequence[AnnotationFile]) -> Path:
         raise DataError(f"{root}: no shape has a label but the background's: there is nothing to learn")
     path = writable_home(root) / CLASS_LISTS[0]
     check_class_names([BACKGROUND, *names], path)
-    write_text(path, "".join(f"{name}\n" for name in [BACKGROUND, *names]))
+    write_text(path, class_list([BACKGROUND, *names]))
     print(f"labelme: {len(names) + 1} classes written to {path}: {', '.join([BACKGROUND, *names])}")
     return path
 

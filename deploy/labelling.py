@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -35,7 +36,7 @@ from kd.class_map import NEVER, ClassMap
 from kd.class_matching import read_groups
 from networks.cost import count_parameters
 from networks.working_size import at_working_size
-from segdata.class_tables import read_class_table
+from segdata.class_tables import class_list, read_class_table
 from segdata.drawing import colour_table
 from segdata.inputs import Source
 from segdata.pairing import IMAGE_SUFFIXES
@@ -89,7 +90,7 @@ def load_labeller(choice: TeacherChoice, min_confidence: float = 0.0, device: st
     else:
         names = read_groups(choice.class_map).names
         teacher = load_teacher_for(choice, SimpleNamespace(name=f"of {choice.class_map}", class_names=names))
-    names = [name.strip() for name in names]
+    names = _told_apart(names, choice.label)
     if len(names) > VOID:
         raise UserError(f"{choice.label}: {len(names)} classes, and a mask holds at most {VOID}: pass a --class-map")
     target = pick_device(device)
@@ -100,6 +101,18 @@ def load_labeller(choice: TeacherChoice, min_confidence: float = 0.0, device: st
     return LabellingSegmenter(
         network.to(target).eval(), choice.label, names, palette, parameters, 0, target, min_confidence
     )
+
+
+def _told_apart(names: Sequence[str], teacher: str) -> list[str]:
+    """The names as a class list can hold them: each in one line, and there once; what was changed is said."""
+    found: list[str] = []
+    for number, name in enumerate(names):
+        plain = " ".join(name.split()) or f"class {number}"
+        others = (f"{plain} {count}" for count in itertools.count(2))
+        found.append(next(each for each in (plain, *itertools.islice(others, len(names))) if each not in found))
+        if found[-1] != name.strip():
+            print(f"{teacher}: class {number}, {name!r}, is {found[-1]!r} here: each class needs a name of its own")
+    return found
 
 
 class _WithVoid(nn.Module):
@@ -181,7 +194,7 @@ class Labeller(Predictor):
         if "mask" in self.files and tally.pictures + tally.frames:
             classes = self.folder / "classes.txt"
             if not classes.is_file():  # the same classes, perhaps in words of a person
-                write_text(classes, "".join(f"{name}\n" for name in self.segmenter.class_names))
+                write_text(classes, class_list(self.segmenter.class_names))
             print(f"a data set: --dataset folder --data-dir {self.folder}")
         return tally
 

@@ -131,6 +131,12 @@ def _without_comments(lines: list[str]) -> tuple[list[tuple[int, str]], list[str
     return told, [line for line in comments if line != CVAT_HEADER]
 
 
+def class_list(names: Sequence[str]) -> str:
+    """The text of a plain list of ``names``, each on one line and there once; numbered where it would be misread."""
+    numbered = all(map(_NUMBERED.fullmatch, names)) or any(name.startswith("#") for name in names)
+    return "".join(f"{number}: {name}\n" if numbered else f"{name}\n" for number, name in enumerate(names))
+
+
 class Entry(NamedTuple):
     """A line of a class list; the colour is `ANY`, too."""
 

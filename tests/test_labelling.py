@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from dataset import build_dataset
+from segdata.class_tables import read_class_table
 from tests.test_mapped_teachers import COLOURS, MAP, NAMES
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)  # in the teacher's words the classes 0, 1, 2
@@ -150,3 +151,21 @@ def test_a_class_list_of_a_person_stays(label):
     Path("out/classes.txt").write_text("".join(f"{name} {number} 0 0\n" for number, name in enumerate(NAMES)))
     done = label("photos", check=False)
     assert done.returncode == 2 and "says that masks have colours" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("names", "read"),
+    [
+        (["cat", "dog", "cat", "cat 2", ""], ["cat", "dog", "cat 2", "cat 2 2", "class 4"]),
+        (["0 cat", "1 dog", "3 cow", "4 ox", "5 pig"], None),
+        (["# cat", "dog", "a\nb", "person, individual", "3d"], ["# cat", "dog", "a b", "person, individual", "3d"]),
+    ],
+)
+def test_class_names_of_a_teacher_can_be_read_back(label, names, read):
+    """A name twice, none at all, numbers, signs that mean something in a list; the second time they are the same."""
+    Path("colours.py").write_text(COLOURS.replace("CLASSES", repr(names)))
+    paint(Path("photos/a.png"), RED)
+    said = label("photos").stdout
+    assert read_class_table(Path("out/classes.txt")).names == (read or names)
+    assert ("class 2, 'cat', is 'cat 2' here" in said) == (names[2] == "cat")
+    label("photos")
