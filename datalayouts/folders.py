@@ -206,7 +206,7 @@ class Search:
         """
         layout = Layout(name, self.root, [], [], self.images, self.masks, self.lists, complete=False)
         layout.listings |= self.listings
-        layout.remarks += self.remarks
+        layout.remarks += [*self.remarks, *self._doubled()]
         layout.class_files = [table.path for table in self.tables]
         try:
             if self.tables:
@@ -225,6 +225,18 @@ class Search:
                 f"{content and f' ({content})'}, or name a class list by --classes FILE"
             )
         return layout
+
+    def _doubled(self) -> Iterator[str]:
+        """A remark on each folder where files share a name, which one mask or image has but once."""
+        images, masks = set(self.images.values()), set(self.masks.values())
+        kinds = [(path, "images", IMAGE_SUFFIXES) for path in sorted(images - masks)]  # of both: a.jpg has a.png
+        for folder, kind, suffixes in [*kinds, *((path, "masks", MASK_SUFFIXES) for path in sorted(masks - images))]:
+            if hidden := self.listing(folder).hidden(suffixes):
+                path, other = hidden[0]
+                yield (
+                    f"{len(hidden):,} {kind} in {folder} have the name of another and are not read, such as "
+                    f"{path.name} beside {other.name}: if they are no copies give them names, and masks, of their own"
+                )
 
     def _look_at_pairs(self, layout: Layout, split: str | None) -> None:
         """Remark on images without masks and masks without images, where no list says which are meant."""

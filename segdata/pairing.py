@@ -79,6 +79,12 @@ class Listing:
             "_".join([*parent.relative_to(self.folder).parts, stem]): path for (parent, stem), path in found.items()
         }
 
+    def hidden(self, suffixes: Sequence[str]) -> list[tuple[Path, Path]]:
+        """Files that `by_name` leaves out, each with the one of its name that is taken."""
+        taken = {(path.parent, path.stem): path for path in self.by_name(suffixes).values()}
+        fitting = (path for path in self.files if path.suffix.lower() in suffixes)
+        return [(path, other) for path in fitting if (other := taken[path.parent, path.stem]) != path]
+
     def file(self, name: str, suffixes: Sequence[str]) -> Path | None:
         """The file of that name, with its suffix or without."""
         if not self._by_file_name:

@@ -395,3 +395,19 @@ def test_each_trains_in_one_command(tmp_path, run_script, way):
     rows = [line.split() for line in scored.splitlines() if line.split()[:1] and line.split()[0] in names]
     assert [row[0] for row in rows] == list(names)
     assert all(float(row[-1]) > 5 for row in rows)  # the share of the pixels: each class is there
+
+
+def test_files_that_share_a_name_are_said(tmp_path):
+    """One mask, two images of its name: which is read, and how many are not; none where image and mask lie together."""
+    root = write(tmp_path / "d", "images/{n}.jpg", "masks/{n}.png")
+    assert not [line for line in find_layout("folder", root).remarks if "have the name of another" in line]
+    for number in (1, 4):
+        draw(9, root / f"images/{number:03d}.png", None)
+    draw(9, root / "other.png", root / "masks/002.tif")
+    remarks = [line for line in find_layout("folder", root).remarks if "have the name of another" in line]
+    assert [line.partition(":")[0] for line in remarks] == [
+        f"2 images in {root / 'images'} have the name of another and are not read, such as 001.png beside 001.jpg",
+        f"1 masks in {root / 'masks'} have the name of another and are not read, such as 002.tif beside 002.png",
+    ]
+    together = write(tmp_path / "e", "{n}.jpg", "{n}.png")
+    assert not [line for line in find_layout("folder", together).remarks if "have the name of another" in line]
