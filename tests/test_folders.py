@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -411,3 +412,29 @@ def test_files_that_share_a_name_are_said(tmp_path):
     ]
     together = write(tmp_path / "e", "{n}.jpg", "{n}.png")
     assert not [line for line in find_layout("folder", together).remarks if "have the name of another" in line]
+
+
+@pytest.mark.parametrize("on_disk", ["NFC", "NFD"])
+@pytest.mark.parametrize("listed", ["NFC", "NFD"])
+@pytest.mark.parametrize(
+    "line", ["Bäume {n}", "Bäume {n}.png", "Wälder/images/Bäume {n}.png", "Wälder\\images\\Bäume {n}.png"]
+)
+def test_letters_that_unicode_spells_in_two_ways(tmp_path, on_disk, listed, line):
+    """Lists from a Mac and files from elsewhere, and the other way round; masks spelt as the lists are."""
+    forms = {kind: unicodedata.normalize(form, "Bäume {n}") for kind, form in (("image", on_disk), ("mask", listed))}
+    folder = unicodedata.normalize(on_disk, "Wälder")
+    for split in ("train", "val"):
+        for number in SPLITS[split]:
+            draw(number, *(tmp_path / folder / f"{kind}s" / f"{forms[kind].format(n=number)}.png" for kind in forms))
+        text = "\n".join(line.format(n=number) for number in SPLITS[split])
+        (tmp_path / folder / f"{split}.txt").write_text(unicodedata.normalize(listed, text), encoding="utf-8")
+    (tmp_path / folder / "classes.txt").write_text("\n".join(CLASSES))
+    for split in ("train", "val"):
+        assert numbers(tmp_path / folder, split) == list(SPLITS[split])
+
+
+def test_a_listed_name_in_other_capitals_is_named(tmp_path):
+    root = write(tmp_path, "images/a{n}.jpg", "masks/a{n}.png")
+    (root / "train.txt").write_text("A000\na001\n")
+    with pytest.raises(DataError, match=r"A000.jpg: no such image.*; a000.jpg lies there"):
+        build_dataset("folder", root, "train")
