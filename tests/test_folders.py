@@ -438,3 +438,31 @@ def test_a_listed_name_in_other_capitals_is_named(tmp_path):
     (root / "train.txt").write_text("A000\na001\n")
     with pytest.raises(DataError, match=r"A000.jpg: no such image.*; a000.jpg lies there"):
         build_dataset("folder", root, "train")
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_pictures_alone_in_folders_of_any_name(tmp_path, suffix):
+    """The same names a day are no pairs where they are JPEGs; PNGs of one name may be, and are not guessed at."""
+    classes = tmp_path / "cl.txt"
+    classes.write_text("\n".join(CLASSES))
+    for day in (1, 2):
+        for number in range(4):
+            draw(number, tmp_path / f"pics/day{day}/IMG_{number + (suffix == 'png') * 4 * day}.{suffix}", None)
+    layout = find_layout("folder", tmp_path / "pics", classes=classes)
+    found = [path for split in ("train", "val") for path in layout.files(split).images]
+    assert len(found) == len(set(found)) == 8 and layout.files("train").masks is None
+    if suffix == "png":
+        for path in (tmp_path / "pics").rglob("*.png"):
+            path.rename(path.with_name(f"IMG_{int(path.stem[4:]) % 4}.png"))
+        with pytest.raises(DataError, match="no data set yet"):
+            find_layout("folder", tmp_path / "pics", classes=classes)
+
+
+def test_splits_of_pictures_alone_are_not_said_to_be_missing(tmp_path):
+    root = write(tmp_path, "{s}/{n}.jpg", None)
+    layout = find_layout("folder", root)
+    assert layout.splits() == ["train", "val"] and not layout.remarks
+    for number in SPLITS["train"]:
+        draw(number, root / f"train/{number:03d}.jpg", root / f"train/{number:03d}.png")
+    layout = find_layout("folder", root, val_share=0.5)
+    assert any("there is no split 'val'" in remark for remark in layout.remarks)
