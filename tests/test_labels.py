@@ -216,6 +216,23 @@ def test_lists_without_colours_are_names_of_numbers(tmp_path, name, content, nam
     assert table.names == names and table.colours is None and isinstance(table.labels, IndexLabels)
 
 
+def test_words_for_the_same_class_in_one_line(tmp_path):
+    """ADE20K's names have commas; plain lines part them. In two lines they are a contradiction."""
+    names = ["wall", "person, individual, someone", "bed"]
+    groups = parse_groups("human = person, individual, someone\nrest = *\n", tmp_path / "g.txt")
+    assert group_numbers(groups, names, "the data", 255) == [1, 0, 1]
+    groups = parse_groups("human = person\nother = individual\nrest = *\n", tmp_path / "g.txt")
+    with pytest.raises(
+        UserError, match="'individual' is the class 'person, individual, someone', which is named already"
+    ):
+        group_numbers(groups, names, "the data", 255)
+    groups = parse_groups("human = indivdual\nrest = *\n", tmp_path / "g.txt")
+    with pytest.raises(
+        UserError, match=r"\(is 'person, .*' meant\?\), which has 'wall', 'person, individual, someone'"
+    ):
+        group_numbers(groups, names, "the data", 255)
+
+
 def test_comments_in_a_list_of_names_are_said(tmp_path):
     for text, comments in (("# my classes\na\nb\n", ["# my classes"]), ("# x\na 1 1 1\nb 2 2 2\n", [])):
         (tmp_path / "classes.txt").write_text(text)
@@ -340,6 +357,8 @@ def test_groups_by_hand(text, numbers):
         ("animal = cat, horse\nrest = *", "'horse' is no class of the data, which has background, cat.*cat, horse"),
         ("animal = cat, dog", "nothing is said of background, traffic_light, bus"),
         ("animal = cat, cat\nrest = *", "'cat' stands there more than once"),
+        ("animal = cat, hrose\nhorse = dog", r"'hrose' is no class of the data, which has"),
+        ("animal = cta, dog\nrest = *", r"'cta' is no class of the data \(is 'cat' meant\?\), which has"),
         ("animal = cat\npet = cats\nrest = *", "'cats' is the class 'cat', which is named already"),
         ("animal = cat\nanimal = dog", "line 2: 'animal' stands there more than once"),
         ("animal = cat\ndog", "line 2: 'dog'; wanted is `animal = cat, dog`"),
