@@ -198,10 +198,9 @@ def _in_order(path: Path, entries: list[Entry]) -> list[Entry]:
         fault = f"they begin with {found[0]}: number from 0, as masks do, with the background if there is one"
     else:
         fault = f"{next(number for number in range(len(found)) if number not in found)} is missing"
-    raise DataError(
-        f"{path}: all lines begin with numbers, which are taken for the classes'; {fault} (numbers that belong to the "
-        f"names: `0: {entries[0].name}`)"
-    )
+    first = entries[0].name
+    whole = "" if ":" in first else f" (numbers that belong to the names: `0: {first}`)"
+    raise DataError(f"{path}: all lines begin with numbers, which are taken for the classes'; {fault}{whole}")
 
 
 def _csv_entries(path: Path, lines: list[str]) -> Iterator[Entry]:
