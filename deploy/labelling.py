@@ -28,6 +28,7 @@ from basics.device import pick_device
 from basics.errors import UserError
 from basics.files import write_text
 from datachecks.teacher_masks import is_mended, keep_written, written_masks
+from datalayouts.folders import meaning
 from deploy.picture_folder import PictureFolder, is_read_alike, is_same_file, rows_of, shows
 from deploy.predictor import Options, Predictor, Tally
 from deploy.segmenter import Prediction, Segmenter
@@ -36,7 +37,7 @@ from kd.class_map import NEVER, ClassMap
 from kd.class_matching import read_groups
 from networks.cost import count_parameters
 from networks.working_size import at_working_size
-from segdata.class_tables import class_list, read_class_table
+from segdata.class_tables import CLASS_FILES, class_list, read_class_table
 from segdata.drawing import colour_table
 from segdata.inputs import Source
 from segdata.pairing import IMAGE_SUFFIXES
@@ -168,7 +169,9 @@ class Labeller(Predictor):
         self.images = PictureFolder(folder / "images")
         self.written = written_masks(folder)
         self.kept = 0  # masks that people have mended
-        _refuse_other_classes(folder / "classes.txt", segmenter.class_names)
+        if "mask" in self.files and folder.is_dir():
+            for path in sorted(folder.iterdir()):
+                _refuse_other_masks(path, segmenter.class_names)
 
     def results(self, inputs: Sequence[str]) -> list[Path]:
         """As `Predictor.results`, and the pictures of the data set, unless they are asked for themselves."""
@@ -253,9 +256,13 @@ class Labeller(Predictor):
         return self.folder / "mask" / f"{name}.png"
 
 
-def _refuse_other_classes(path: Path, names: list[str]) -> None:
-    """A `UserError` where the folder holds masks of other classes, or in colours: one list cannot name both."""
-    if not path.is_file():
+def _refuse_other_masks(path: Path, names: list[str]) -> None:
+    """A `UserError` if ``path``, in the folder of a data set, has masks that a training would read in the place of the
+    teacher's, or is a class list that does not fit these: one list cannot name both.
+    """
+    if path.is_dir() and path.name != "mask" and meaning(path.name)[1] == "mask":
+        raise UserError(f"{path} holds masks already, which would be read alone: give another --output-dir")
+    if path.name.lower() not in CLASS_FILES or not path.is_file():
         return
     table = read_class_table(path)
     if table.names != names:

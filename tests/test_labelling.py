@@ -154,6 +154,23 @@ def test_a_class_list_of_a_person_stays(label):
 
 
 @pytest.mark.parametrize(
+    ("name", "words"),
+    [("masks/a.png", "masks holds masks already"), ("class_dict.csv", "names other classes (x, ...)")],
+)
+def test_a_data_set_that_could_not_be_read_with_these_masks_is_refused(label, name, words):
+    """Before anything is written."""
+    paint(Path("photos/a.png"), BLUE)
+    paint(Path("out/images/a.png"), RED)
+    if name.endswith("png"):
+        paint(Path("out", name), RED)
+    else:
+        Path("out", name).write_text("name,r,g,b\nx,0,0,0\n")
+    done = label("photos", check=False)
+    assert done.returncode == 2 and words in done.stderr
+    assert len(list(Path("out").rglob("*.*"))) == 2
+
+
+@pytest.mark.parametrize(
     ("names", "read"),
     [
         (["cat", "dog", "cat", "cat 2", ""], ["cat", "dog", "cat 2", "cat 2 2", "class 4"]),
