@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import hashlib
 import os
@@ -104,6 +105,25 @@ def write_text(path: str | Path, text: str) -> None:
     """
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace", newline="")
+
+
+def read_text(path: Path) -> str:
+    """The text of a file that a person wrote: UTF-8, or UTF-16 with the mark that Windows' editors begin it with.
+
+    Raises:
+        OSError: it is not there, or closed.
+        ValueError: it is of another encoding; the message says what to do.
+    """
+    data = path.read_bytes()
+    encoding = "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+    try:
+        text = data.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"line {line} is no UTF-8: save the file as UTF-8") from None
+    if 4 * text.count("\0") > len(text):  # UTF-16 without its mark
+        raise ValueError("it is no plain text of UTF-8: save the file as UTF-8")
+    return text.replace("\r\n", "\n").replace("\r", "\n")  # as text is read elsewhere
 
 
 def nearest(path: Path) -> Path:

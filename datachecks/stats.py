@@ -12,7 +12,7 @@ import torch
 
 from basics.batch import VOID
 from basics.errors import UserError
-from basics.files import replacing, write_text
+from basics.files import read_text, replacing, write_text
 from basics.text import csv_text, text_table
 from datachecks.census import open_census
 from segdata.layouts import Layout, SplitFiles
@@ -195,8 +195,8 @@ def class_weights(source: str | Path, layout: Layout, split: str, files: SplitFi
         return torch.from_numpy(count_classes(layout, split, files).weights).to(torch.float32)
     path = Path(source)
     try:
-        lines = [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
+        lines = [line for line in read_text(path).splitlines() if line.strip()]
+    except (OSError, ValueError) as error:
         raise UserError(f"--class-weights {path}: cannot be read: {error}; give `auto` or a file") from None
     if lines and lines[0].startswith(",".join(COLUMNS[:2])):
         rows = list(csv.DictReader(lines))

@@ -2,7 +2,8 @@
 
 A picture that is trained on with its mask, or scored on, does not join, whether it lies there as the same file or as a
 copy; nor does one that cannot be read, to its last row: nobody looks after every picture of a camera, and one half
-written must not end a training. Both are said.
+written must not end a training. Nor do masks and results that lie in the folder (`datachecks.picture_search`). All is
+said.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 
 from basics.errors import UserError
 from datachecks.census import Census, SplitCensus, open_census
+from datachecks.picture_search import described, find_pictures, images_beside
 from segdata.layouts import Layout, SplitFiles
 from segdata.pairing import IMAGE_SUFFIXES
 from segdata.split_lists import usual_name
@@ -37,9 +39,9 @@ def find_unlabelled(
     with open_census(layout) as census:
         known = list(census.take({"train": train, "val": val}).values())
         for place in dict.fromkeys(places):
-            files = _files_of(layout, place)
+            files, left_out = _files_of(layout, place)
             there = census.take({place: files})[place]
-            new, line = _new_ones(census, there, known)
+            new, line = _new_ones(census, there, known, described(left_out))
             if not new.ids and not set(there.files.images) <= set(train.images):
                 raise UserError(f"--unlabelled {place}: {line}")
             lines.append(f"unlabelled: {line}")
@@ -50,27 +52,32 @@ def find_unlabelled(
     return found, lines
 
 
-def _files_of(layout: Layout, place: str) -> SplitFiles:
-    """The pictures of a split, or of a folder and those below it; ids are names within it."""
+def _files_of(layout: Layout, place: str) -> tuple[SplitFiles, Counter[str]]:
+    """The pictures of a split, or of a folder and those below it, whose ids are names within it; and, by folder, how
+    many files were taken for none.
+    """
     if place in layout.splits() or usual_name(place) in layout.splits():
         files, _ = layout.scan(place)  # a mask that is missing is none that is missed here
-        return SplitFiles(files.ids, files.images, None)
+        return SplitFiles(files.ids, files.images, None), Counter()
     folder = Path(place)
     if not folder.is_dir():
         raise UserError(
             f"--unlabelled {place}: neither a folder nor a split of {layout.root} (there: "
             f"{', '.join(layout.splits()) or 'none'})"
         )
-    there = [path for path in sorted(folder.rglob("*")) if not _is_hidden(path, folder)]
-    images = [path for path in there if path.suffix.lower() in IMAGE_SUFFIXES]
+    if pictures := images_beside(folder):
+        raise UserError(f"--unlabelled {place}: no pictures, by its name; they lie beside it: --unlabelled {pictures}")
+    images, left_out = find_pictures(folder)
+    others = _others([path for path in folder.rglob("*") if not _is_hidden(path, folder)])
     if not images:
-        raise UserError(f"--unlabelled {place}: no pictures there ({' '.join(IMAGE_SUFFIXES)}){_others(there)}")
-    if others := _others(there):
+        beside = f", but {described(left_out)}" if left_out else ""
+        raise UserError(f"--unlabelled {place}: no pictures there ({' '.join(IMAGE_SUFFIXES)}){beside}{others}")
+    if others:
         print(f"remark: --unlabelled {place}{others}")
     names = [path.relative_to(folder) for path in images]
     stems = Counter(name.with_suffix("") for name in names)
     ids = [(name if stems[name.with_suffix("")] > 1 else name.with_suffix("")).as_posix() for name in names]
-    return SplitFiles(ids, images, None)
+    return SplitFiles(ids, images, None), left_out
 
 
 def _is_hidden(path: Path, folder: Path) -> bool:
@@ -84,8 +91,12 @@ def _others(files: Sequence[Path]) -> str:
     return f": {found} are not read in training: convert them to .jpg or .png" if found else ""
 
 
-def _new_ones(census: Census, there: SplitCensus, known: Sequence[SplitCensus]) -> tuple[SplitFiles, str]:
-    """The readable pictures of ``there`` that ``known`` splits lack, and a line of how many they are."""
+def _new_ones(census: Census, there: SplitCensus, known: Sequence[SplitCensus], apart: str) -> tuple[SplitFiles, str]:
+    """The readable pictures of ``there`` that ``known`` splits lack, and a line of how many they are.
+
+    Args:
+        apart: what else was left out, in words.
+    """
     pairs = zip(there.files.ids, there.files.images, there.pictures, strict=True)
     readable = [(name, path) for name, path, record in pairs if record]
     left_out = [(other.name, set(census.shared_images(there, other))) for other in known]
@@ -96,6 +107,8 @@ def _new_ones(census: Census, there: SplitCensus, known: Sequence[SplitCensus]) 
     notes = [f"{len(names):,} are in {place}" for place, names in left_out if names]
     if faults := [*there.faults, *damaged.values()]:
         notes.append(f"{len(faults):,} cannot be read, first {faults[0]}")
+    if apart:
+        notes.append(apart)
     line = f"{len(new):,} of {len(there.files.ids):,} pictures in {there.name}"
     line += f" ({'; '.join(notes)}: left out)" if notes else ""
     return SplitFiles([name for name, _ in new], [path for _, path in new], None), line

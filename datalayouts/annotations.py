@@ -6,7 +6,6 @@ import itertools
 import json
 import os
 import re
-import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -16,6 +15,7 @@ import numpy as np
 
 from basics.batch import VOID
 from datalayouts.shapes import FARTHEST, Shape
+from segdata.pairing import same_name
 from segdata.reading import DataError
 
 SPLIT_WORDS = {
@@ -238,11 +238,6 @@ def unique_ids(names: Sequence[str]) -> list[str]:
     return ids
 
 
-def same_name(name: str) -> str:
-    """A name to compare by: one form for letters that Unicode writes in two ways (macOS takes the other one)."""
-    return unicodedata.normalize("NFC", name)
-
-
 # -- files -----------------------------------------------------------------------------------------
 
 
@@ -262,12 +257,18 @@ class Pictures:
     def __init__(self, root: Path):
         self.root = root
         self.by_name: dict[str, list[tuple[str, ...]]] = {}
+        self._by_letters: dict[str, list[tuple[str, ...]]] = {}  # without capitals: annotated on Windows
         for parts in walk_files(root):
             self.by_name.setdefault(same_name(parts[-1]), []).append(parts)
+            self._by_letters.setdefault(same_name(parts[-1]).casefold(), []).append(parts)
 
     def find(self, name: str, fits: Callable[[tuple[str, ...]], bool]) -> list[Path]:
-        """The files called ``name`` (no folders) whose parts below the root fit."""
-        return [self.root.joinpath(*parts) for parts in self.by_name.get(same_name(name), []) if fits(parts)]
+        """The files called ``name`` (no folders) whose parts below the root fit; or the only one, but for capitals."""
+        found = [parts for parts in self.by_name.get(same_name(name), []) if fits(parts)]
+        if not found:
+            found = [parts for parts in self._by_letters.get(same_name(name).casefold(), []) if fits(parts)]
+            found = found if len(found) == 1 else []
+        return [self.root.joinpath(*parts) for parts in found]
 
 
 class Listings:

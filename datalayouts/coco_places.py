@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TypeVar
 
-from datalayouts.annotations import SPLIT_WORDS, Pictures, same_name, split_in, split_of_folders, telling_folders
+from datalayouts.annotations import SPLIT_WORDS, Pictures, split_in, split_of_folders, telling_folders
+from segdata.pairing import same_name
 
 K = TypeVar("K")
 

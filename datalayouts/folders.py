@@ -69,7 +69,7 @@ def folder_layout(name: str, root: Path) -> Layout:
     if search.missing and len(inner) == 1:  # as archives are unpacked
         below = Search(inner[0])
         search = search if below.missing else below
-    if search.missing:
+    if search.missing and not search.take_pictures_below():
         raise DataError(
             f"{root}: no data set yet, for want of {'; of '.join(search.missing)}. Lists (train.txt, val.txt) may be "
             f"there, too; without them a part of the images is kept for val by chance. What lies there: "
@@ -92,6 +92,7 @@ class Search:
         self.root = root
         self.listings: dict[Path, Listing] = {}
         self.remarks: list[str] = []
+        self._without_masks: list[Part] = []  # folders of splits
         self.lists = find_lists(root)
         parts = sorted(self._parts(root, None, None, DEPTH), key=lambda part: part.order)
         self.images = self._choose([part for part in parts if part.kind == "image"])
@@ -102,6 +103,11 @@ class Search:
         self._guess_other()
         if not self.masks and not self._unknown():
             self._take_images_alone([part for part in parts if part.kind != "mask"])
+        self.remarks += [
+            f"{part.path} holds images without masks: there is no split {part.split!r} of them"
+            for part in self._without_masks
+            if part.path not in self.images.values()
+        ]
         self.tables = self._read_tables([part.path for part in parts])
         self.missing = self._missing()
 
@@ -145,7 +151,7 @@ class Search:
         elif part.split == "test":
             self.images[part.split] = part.path
         elif part.split:
-            self.remarks.append(f"{part.path} holds images without masks: there is no split {part.split!r} of them")
+            self._without_masks.append(part)
 
     def _guess_other(self) -> None:
         """Beside a folder of images or of masks alone, the only other one with pictures must be its counterpart."""
@@ -174,6 +180,28 @@ class Search:
         for part in parts:
             if part.split not in self.images and (part.split or not self.images):
                 self.images[part.split] = part.path
+
+    def take_pictures_below(self) -> bool:
+        """Take pictures in folders of any names (``day1/``, ``day2/``) for those of a data set without masks.
+
+        Returns:
+            whether there are such, and none of them can be the mask of another.
+        """
+        files = [path for path in self.listing(self.root).files if path.suffix.lower() in MASK_SUFFIXES]
+        above = {part for path in files for part in path.relative_to(self.root).parts[:-1]}
+        if self.images or self.masks or not files or _outlines_hint(self.root):
+            return False
+        if any(meaning(folder)[1] == "mask" for folder in above):
+            return False
+        try:
+            lossy = all(path.suffix.lower() in (".jpg", ".jpeg") for path in files)  # no mask is
+            if not lossy and pair_one_folder(Listing(self.root, files)).masks:
+                return False
+        except DataError:  # it is not clear which would be the masks
+            return False
+        self.images[None] = self.root
+        self.missing = []
+        return True
 
     def _read_tables(self, parts: list[Path]) -> list[ClassTable]:
         """The class lists in the data set's folder and in those of its parts."""
@@ -206,7 +234,7 @@ class Search:
         """
         layout = Layout(name, self.root, [], [], self.images, self.masks, self.lists, complete=False)
         layout.listings |= self.listings
-        layout.remarks += self.remarks
+        layout.remarks += [*self.remarks, *self._doubled()]
         layout.class_files = [table.path for table in self.tables]
         try:
             if self.tables:
@@ -225,6 +253,18 @@ class Search:
                 f"{content and f' ({content})'}, or name a class list by --classes FILE"
             )
         return layout
+
+    def _doubled(self) -> Iterator[str]:
+        """A remark on each folder where files share a name, which one mask or image has but once."""
+        images, masks = set(self.images.values()), set(self.masks.values())
+        kinds = [(path, "images", IMAGE_SUFFIXES) for path in sorted(images - masks)]  # of both: a.jpg has a.png
+        for folder, kind, suffixes in [*kinds, *((path, "masks", MASK_SUFFIXES) for path in sorted(masks - images))]:
+            if hidden := self.listing(folder).hidden(suffixes):
+                path, other = hidden[0]
+                yield (
+                    f"{len(hidden):,} {kind} in {folder} have the name of another and are not read, such as "
+                    f"{path.name} beside {other.name}: if they are no copies give them names, and masks, of their own"
+                )
 
     def _look_at_pairs(self, layout: Layout, split: str | None) -> None:
         """Remark on images without masks and masks without images, where no list says which are meant."""

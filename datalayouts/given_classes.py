@@ -7,6 +7,7 @@ from pathlib import Path
 
 from basics.batch import VOID
 from basics.errors import UserError
+from basics.files import read_text
 from segdata.class_groups import ClassGroups, group_numbers, is_groups, parse_groups
 from segdata.class_tables import difference, read_class_table
 from segdata.labels import MergedLabels
@@ -32,8 +33,8 @@ def with_classes(layout: Layout, path: Path | None) -> Layout:
     if not layout.class_names and not layout.class_fault:
         raise DataError(f"{layout.root}: the data set has no classes")
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_text(path)
+    except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise UserError(f"--classes {path}: cannot be read: {reason}") from None
     if is_groups(text):

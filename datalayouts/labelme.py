@@ -42,8 +42,9 @@ from datalayouts.annotations import (
 )
 from datalayouts.polygons import elsewhere, open_layout, writable_home
 from datalayouts.shapes import Bitmap, Circle, Polygons, Shape
-from segdata.class_tables import read_class_names
+from segdata.class_tables import class_list, read_class_names
 from segdata.layouts import Layout
+from segdata.pairing import same_name
 from segdata.parallel import map_in_order
 from segdata.pictures import PICTURE_SUFFIXES as SUFFIXES
 from segdata.reading import DataError
@@ -120,11 +121,28 @@ def write_class_list(root: Path, files: Sequence[AnnotationFile]) -> Path:
     names = sorted(label for label in labels if label != IGNORED and label.lower() not in BACKGROUND_NAMES)
     if not names:
         raise DataError(f"{root}: no shape has a label but the background's: there is nothing to learn")
+    if alike := _alike(names):
+        first, second = alike
+        where = next(file.path for file in files for label, _, _ in file.shapes if label == second)
+        raise DataError(
+            f"{root}: the labels {first!r} and {second!r} (such as in {where}) differ in capitals or blanks alone: "
+            f"make them one, or list both in {root / CLASS_LISTS[0]} if they are two classes"
+        )
     path = writable_home(root) / CLASS_LISTS[0]
     check_class_names([BACKGROUND, *names], path)
-    write_text(path, "".join(f"{name}\n" for name in [BACKGROUND, *names]))
+    write_text(path, class_list([BACKGROUND, *names]))
     print(f"labelme: {len(names) + 1} classes written to {path}: {', '.join([BACKGROUND, *names])}")
     return path
+
+
+def _alike(names: Sequence[str]) -> tuple[str, str] | None:
+    """The first two names that differ in capitals and blanks alone."""
+    first: dict[str, str] = {}
+    for name in names:
+        other = first.setdefault("".join(name.split()).casefold(), name)
+        if other != name:
+            return other, name
+    return None
 
 
 def read_class_list(path: Path) -> tuple[dict[str, int], list[str], list[str]]:
@@ -242,6 +260,8 @@ def to_annotations(root: Path, files: Sequence[AnnotationFile], class_list: Path
     labels, class_names, keys = read_class_list(class_list)
     faults, remarks, pictures = Findings(), Findings(), []
     there, listings = Pictures(root), Listings()
+    if alike := _alike(class_names):
+        remarks.add("differ in capitals or blanks alone: are they two classes?", f"{class_list}, {' and '.join(alike)}")
     for file in files:
         faults.merge(file.faults)
         remarks.merge(file.remarks)
@@ -255,6 +275,9 @@ def to_annotations(root: Path, files: Sequence[AnnotationFile], class_list: Path
         split = split_of_folders(file.path.relative_to(root).parts[:-1])
         path = _find_picture(root, file, there, listings, faults)
         if path is not None:
+            if other := _other_picture(file, path, listings):
+                kind = "names another picture in imagePath than its own, which is there, too; correct one of the names"
+                faults.add(kind, f"{file.path} ({file.image}, and {other})")
             split = split or split_of_folders(_folders(path, root))
             pictures.append(Picture("", split, path, file.path, file.size, items))
         elif file.embeds:
@@ -305,6 +328,18 @@ def _find_picture(
         kind = "has no picture, and no copy of it inside; put the picture beside it, or remove the file"
         faults.add(kind, f"{file.path} (imagePath {str(file.image)!r})")
     return None
+
+
+def _other_picture(file: AnnotationFile, path: Path, listings: Listings) -> Path | None:
+    """A picture that has the file's name, beside the file or beside ``path``, which has another one."""
+    stem = file.path.stem
+    if same_name(path.stem).casefold() == same_name(stem).casefold():
+        return None
+    suffixes = (*SUFFIXES, *map(str.upper, SUFFIXES))
+    places = (
+        folder / f"{stem}{suffix}" for folder in dict.fromkeys((file.path.parent, path.parent)) for suffix in suffixes
+    )
+    return next((place for place in places if listings.has(place)), None)
 
 
 def _embedded_suffix(data: object) -> str | None:

@@ -12,9 +12,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
-import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from types import SimpleNamespace
@@ -27,8 +26,10 @@ from basics.batch import VOID
 from basics.checkpoint import file_sha256
 from basics.device import pick_device
 from basics.errors import UserError
-from basics.files import replacing, write_text
+from basics.files import write_text
 from datachecks.teacher_masks import is_mended, keep_written, written_masks
+from datalayouts.folders import meaning
+from deploy.picture_folder import PictureFolder, is_read_alike, is_same_file, rows_of, shows
 from deploy.predictor import Options, Predictor, Tally
 from deploy.segmenter import Prediction, Segmenter
 from deploy.teachers import FittedTeacher, TeacherChoice, load_teacher_for
@@ -36,18 +37,14 @@ from kd.class_map import NEVER, ClassMap
 from kd.class_matching import read_groups
 from networks.cost import count_parameters
 from networks.working_size import at_working_size
-from segdata.class_tables import read_class_table
+from segdata.class_tables import CLASS_FILES, class_list, read_class_table
 from segdata.drawing import colour_table
 from segdata.inputs import Source
 from segdata.pairing import IMAGE_SUFFIXES
 from segdata.palettes import distinct_palette
 from segdata.pictures import Picture, PictureFile
-from segdata.png_rows import PngRows
-from segdata.reading import DataError, read_image
 from segdata.video import Frame
 from zoo import load_any_teacher
-
-ROWS = 256  # of a picture that are decoded at a time
 
 
 def add_label_arguments(parser: argparse.ArgumentParser) -> None:
@@ -94,7 +91,7 @@ def load_labeller(choice: TeacherChoice, min_confidence: float = 0.0, device: st
     else:
         names = read_groups(choice.class_map).names
         teacher = load_teacher_for(choice, SimpleNamespace(name=f"of {choice.class_map}", class_names=names))
-    names = [name.strip() for name in names]
+    names = _told_apart(names, choice.label)
     if len(names) > VOID:
         raise UserError(f"{choice.label}: {len(names)} classes, and a mask holds at most {VOID}: pass a --class-map")
     target = pick_device(device)
@@ -105,6 +102,18 @@ def load_labeller(choice: TeacherChoice, min_confidence: float = 0.0, device: st
     return LabellingSegmenter(
         network.to(target).eval(), choice.label, names, palette, parameters, 0, target, min_confidence
     )
+
+
+def _told_apart(names: Sequence[str], teacher: str) -> list[str]:
+    """The names as a class list can hold them: each in one line, and there once; what was changed is said."""
+    found: list[str] = []
+    for number, name in enumerate(names):
+        plain = " ".join(name.split()) or f"class {number}"
+        others = (f"{plain} {count}" for count in itertools.count(2))
+        found.append(next(each for each in (plain, *itertools.islice(others, len(names))) if each not in found))
+        if found[-1] != name.strip():
+            print(f"{teacher}: class {number}, {name!r}, is {found[-1]!r} here: each class needs a name of its own")
+    return found
 
 
 class _WithVoid(nn.Module):
@@ -152,58 +161,86 @@ class Labeller(Predictor):
     """A `Predictor` whose folder is a data set: beside the masks there are the pictures and the class list.
 
     Subfolders become part of the names, for a data set has its pictures in one folder, or all of them in subfolders.
+    Nothing of another's is lost: a picture of the same name stays with its mask, and so does a mask that people mended.
     """
 
     def __init__(self, segmenter: Segmenter, folder: Path, options: Options) -> None:
         super().__init__(segmenter, folder, options)
-        self.flat: dict[str, PurePath] = {}  # names of results in one folder, in lower case, and what has them
+        self.images = PictureFolder(folder / "images")
         self.written = written_masks(folder)
         self.kept = 0  # masks that people have mended
-        _refuse_other_classes(folder / "classes.txt", segmenter.class_names)
+        if "mask" in self.files and folder.is_dir():
+            for path in sorted(folder.iterdir()):
+                _refuse_other_masks(path, segmenter.class_names)
 
     def results(self, inputs: Sequence[str]) -> list[Path]:
         """As `Predictor.results`, and the pictures of the data set, unless they are asked for themselves."""
-        images = self.folder / "images"
+        images = self.images.folder
         asked = any(Path(text).resolve() == images.resolve() for text in inputs)
         return super().results(inputs) + ([] if asked else [images])
 
     def predict(self, inputs: list[str]) -> Tally:  # type: ignore[override]
         """As `Predictor.predict`; then writes the class list."""
-        tally = super().predict(inputs)
+        try:
+            tally = super().predict(inputs)
+        finally:
+            if self.written:  # also when it was stopped: what is not noted counts as mended
+                keep_written(self.folder, self.written)
         if self.kept:
             print(f"{self.kept:,} masks are not as a teacher wrote them, and were left as they are")
+        if renamed := self.images.renamed:
+            old, new = next(iter(renamed.items()))
+            print(
+                f"{len(renamed):,} pictures have the name of another one in {self.images.folder}, which stays: they "
+                f"are there under names of their own, such as {new} for {old}"
+            )
         if "mask" in self.files and tally.pictures + tally.frames:
-            keep_written(self.folder, self.written)
-            write_text(self.folder / "classes.txt", "".join(f"{name}\n" for name in self.segmenter.class_names))
+            classes = self.folder / "classes.txt"
+            if not classes.is_file():  # the same classes, perhaps in words of a person
+                write_text(classes, class_list(self.segmenter.class_names))
             print(f"a data set: --dataset folder --data-dir {self.folder}")
         return tally
 
     def _write(self, source: Source, name: PurePath, picture: Picture, number: int | None = None) -> None:
-        name = self._flatten(name)
+        path = Path(source.path)
+
+        def is_same(other: Path) -> bool:
+            if number is None and is_same_file(path, other):
+                return True
+            with _anew(path, number) as own:
+                return shows(other, (own.height, own.width), rows_of(own))
+
+        name = self._name_for(name, is_same)
         if self._is_mended(name):
             return
         super()._write(source, name, picture, number)
         if "mask" not in self.files:
             return
         self._note(name)
-        path = Path(source.path)
-        if number is None and path.suffix.lower() in IMAGE_SUFFIXES and _is_read_by_training(path):
-            _link(path, self.folder / "images" / f"{name}{path.suffix}")
+        if self.images.holds(name):
             return
-        with PictureFile(path, any_size=True) as file:  # anew: rows come from the top to the bottom once
-            picture = file.page((number or 1) - 1)
-            steps = (range(top, min(top + ROWS, picture.height)) for top in range(0, picture.height, ROWS))
-            rows = (picture.read_rows(step.start, step.stop) for step in steps)
-            _write_rgb(self._target(source, name, "images", ".png"), (picture.height, picture.width), rows)
+        if number is None and path.suffix.lower() in IMAGE_SUFFIXES and is_read_alike(path):
+            self.images.link(path, name)
+            return
+        with _anew(path, number) as own:
+            self.images.write(name, (own.height, own.width), rows_of(own))
 
     def _write_frame(self, source: Source, name: PurePath, frame: Frame, number: int) -> np.ndarray:
-        name = self._flatten(name)
+        height, width = frame.pixels.shape[:2]
+        name = self._name_for(name, lambda other: shows(other, (height, width), [frame.pixels]))
+        if self._is_mended(name):  # the teacher's own goes on in the overlay's video
+            image = torch.from_numpy(frame.pixels).permute(2, 0, 1)
+            return self.segmenter.predict(image, self.options.tile).mask.numpy()
         mask = super()._write_frame(source, name, frame, number)
         if "mask" in self.files:
             self._note(name)
-            height, width = frame.pixels.shape[:2]
-            _write_rgb(self._target(source, name, "images", ".png"), (height, width), [frame.pixels])
+            if not self.images.holds(name):
+                self.images.write(name, (height, width), [frame.pixels])
         return mask
+
+    def _name_for(self, name: PurePath, is_same: Callable[[Path], bool]) -> PurePath:
+        """The name in the data set; where none is written, nothing that lies there is in the way."""
+        return self.images.name_for(name, is_same if "mask" in self.files else lambda _: True)
 
     def _is_mended(self, name: PurePath) -> bool:
         """Whether there is a mask that a person has worked on."""
@@ -218,52 +255,27 @@ class Labeller(Predictor):
     def _mask(self, name: PurePath) -> Path:
         return self.folder / "mask" / f"{name}.png"
 
-    def _flatten(self, name: PurePath) -> PurePath:
-        """``a/b`` is ``a_b``; ``a_b_2`` where there is such a file, too."""
-        flat, number = "_".join(name.parts), 2
-        joined = flat
-        while self.flat.setdefault(flat.lower(), name) != name:
-            flat, number = f"{joined}_{number}", number + 1
-        return PurePath(flat)
 
-
-def _refuse_other_classes(path: Path, names: list[str]) -> None:
-    """A `UserError` where the folder holds masks of other classes: one list cannot name both."""
-    if path.is_file() and (there := read_class_table(path).names) != names:
-        raise UserError(f"{path} names other classes ({', '.join(there[:5])}, ...): give another --output-dir")
-
-
-def _write_rgb(path: Path, size: tuple[int, int], rows: Iterable[np.ndarray]) -> None:
-    """A picture of ``size`` (H, W), as the network saw it: uint8 (some rows, W, 3) from the top to the bottom."""
-    with replacing(path) as temporary:
-        png = PngRows(temporary, *size, rgb=True)
-        try:
-            for some in rows:
-                png.write(some)
-        finally:
-            png.close()
-
-
-def _is_read_by_training(path: Path) -> bool:
-    """Whether a training takes the file as it is."""
-    with contextlib.suppress(DataError):
-        read_image(path)
-        return True
-    return False
-
-
-def _link(original: Path, path: Path) -> None:
-    """``original`` also as ``path``: by a hard link where the disk can do that, as a copy elsewhere."""
-    original = original.resolve()
-    if path.exists() and path.samefile(original):
+def _refuse_other_masks(path: Path, names: list[str]) -> None:
+    """A `UserError` if ``path``, in the folder of a data set, has masks that a training would read in the place of the
+    teacher's, or is a class list that does not fit these: one list cannot name both.
+    """
+    if path.is_dir() and path.name != "mask" and meaning(path.name)[1] == "mask":
+        raise UserError(f"{path} holds masks already, which would be read alone: give another --output-dir")
+    if path.name.lower() not in CLASS_FILES or not path.is_file():
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.unlink(missing_ok=True)
-    try:
-        os.link(original, path)
-    except OSError:
-        with replacing(path) as temporary:
-            shutil.copyfile(original, temporary)
+    table = read_class_table(path)
+    if table.names != names:
+        raise UserError(f"{path} names other classes ({', '.join(table.names[:5])}, ...): give another --output-dir")
+    if table.colours is not None:
+        raise UserError(f"{path} says that masks have colours, and a teacher's have numbers: give another --output-dir")
+
+
+@contextlib.contextmanager
+def _anew(path: Path, number: int | None) -> Iterator[Picture]:
+    """The picture, or a page of it, opened once more: its rows come from the top to the bottom once."""
+    with PictureFile(path, any_size=True) as file:
+        yield file.page((number or 1) - 1)
 
 
 def make_labeller(args: argparse.Namespace, options: Options) -> Labeller:

@@ -20,9 +20,10 @@ import torch
 from torch import nn
 
 from kd.class_map import ClassMap
-from kd.class_matching import BUILT_IN, listed, map_file, match_classes
+from kd.class_matching import BUILT_IN, map_file, match_classes
 from networks.base import SegmentationModel
 from networks.working_size import at_working_size
+from segdata.class_groups import shown
 from zoo import FILES, load_any_teacher, published_classes_of, teacher_name
 
 CLASS_MAP_HELP = (
@@ -114,7 +115,7 @@ class MappedNetwork(nn.Module):
         if unknown := self.class_map.unknown:
             known = [value for name, value in iou.items() if name not in unknown and value is not None]
             said.append(
-                f"it does not know {listed(unknown)}, which counts as 0 in the mIoU; over the classes that it knows "
+                f"it does not know {shown(unknown)}, which counts as 0 in the mIoU; over the classes that it knows "
                 f"the mIoU is {100 * sum(known) / max(len(known), 1):.2f} %"
             )
         if self.unheard:
@@ -174,7 +175,7 @@ def _summary(class_map: ClassMap, how: str) -> str:
     total = len(class_map.teacher_names)
     said = f"{total - len(class_map.unheard)} of its {total} classes mean classes of the data set, {how}"
     if class_map.unknown:
-        said += f"; it does not know {listed(class_map.unknown)}"
+        said += f"; it does not know {shown(class_map.unknown)}"
     if class_map.unheard:
-        said += f"; where it says one of the others ({listed(class_map.unheard)}), it is not listened to"
+        said += f"; where it says one of the others ({shown(class_map.unheard)}), it is not listened to"
     return said

@@ -15,18 +15,17 @@ not do, a file to fill in is written into the current folder.
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from basics.errors import UserError
-from basics.files import write_text
+from basics.files import read_text, write_text
 from kd.class_map import ClassMap
 from networks.class_lists import CITYSCAPES, VOC, ade20k, same_names
 from networks.class_names import list_classes
-from segdata.class_groups import IGNORE, REST, ClassGroups, assign, find_name, parse_groups, shown
+from segdata.class_groups import IGNORE, REST, ClassGroups, assign, find_name, meant, parse_groups, shown
 
 BUILT_IN = {path.stem: path for path in sorted(Path(__file__).with_name("class_maps").glob("*.txt"))}
 ADE20K_SHARE = 0.85  # of the names that a list of ADE20K's has in common with any other: some have other words
@@ -75,8 +74,8 @@ def read_groups(given: str) -> ClassGroups:
     """
     path = map_file(given)
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_text(path)
+    except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise UserError(
             f"--class-map {given}: cannot be read: {reason}; give a file, or one of {', '.join(BUILT_IN)}"
@@ -133,18 +132,12 @@ def _by_file(
         if name is None:
             place = groups.place(key, new=True)
             raise UserError(
-                f"{place}: {key!r} is no class of the data set {data}{_hint(key, student_names)}, which has "
-                f"{listed(student_names)}"
+                f"{place}: {key!r} is no class of the data set {data}{meant(key, student_names)}, which has "
+                f"{shown(student_names)}"
             )
         if name in class_of.values():
             raise UserError(f"{groups.place(key, new=True)}: {key!r} is the class {name!r}, which has a line already")
         class_of[key] = name
-    for written in (*groups.ignored, *(name for names in groups.members.values() for name in names)):
-        if written != REST and find_name(written, teacher_names) is None:
-            raise UserError(
-                f"{groups.place(written)}: {written!r} is no class of the teacher {teacher}"
-                f"{_hint(written, teacher_names)}, which has {listed(teacher_names)}"
-            )
     key_of, rest = assign(groups, teacher_names, f"the teacher {teacher}")
     members: dict[str, list[str]] = {name: [] for name in class_of.values()}
     for name in dict.fromkeys(teacher_names):
@@ -160,19 +153,6 @@ def _by_file(
             f'{_key(student_names[-1])} = ["{teacher_names[0]}"]'
         )
     return class_map
-
-
-def _hint(written: str, names: Sequence[str]) -> str:
-    """The one of ``names`` that ``written`` comes near to, as a question; "" if none does."""
-    spelled = {word.strip().casefold(): name for name in reversed(names) for word in (*name.split(","), name)}
-    close = difflib.get_close_matches(written.casefold(), spelled, n=1)
-    return f" (did you mean {spelled[close[0]]!r}?)" if close else ""
-
-
-def listed(names: Iterable[str]) -> str:
-    """As `shown`, in quotes where the names have commas of their own, as ADE20K's have."""
-    names = list(names)
-    return shown(map(repr, names) if any("," in name for name in names) else names)
 
 
 def _that_is_there(groups: ClassGroups, student_names: Sequence[str], teacher_names: Sequence[str]) -> ClassGroups:

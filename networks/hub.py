@@ -15,6 +15,7 @@ from typing import Any
 
 from basics.checkpoint import refuse_pointer
 from basics.errors import UserError
+from basics.files import read_text
 
 PROBE_TIMEOUT_S = 10
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
@@ -125,9 +126,9 @@ def read_listed_classes(folder: Path) -> list[str] | None:
     if not file.is_file():
         return None
     try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: cannot be read as text in UTF-8: {error}") from error
+        lines = read_text(file).splitlines()
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: cannot be read: {error}") from error
     return [line.strip() for line in lines if line.strip()]
 
 

@@ -14,6 +14,7 @@ The same form says which of a teacher's classes mean a class of the data (`kd.cl
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -166,9 +167,11 @@ def assign(groups: ClassGroups, names: Sequence[str], whose: str) -> tuple[dict[
         name = find_name(written, names)
         if name is None:
             raise UserError(
-                f"{groups.place(written)}: {written!r} is no class of {whose}, which has {shown(names)}; the file "
-                f"names {shown(written for _, written in written_in)}"
+                f"{groups.place(written)}: {written!r} is no class of {whose}{meant(written, names)}, which has "
+                f"{shown(names)}; the file names {shown(written for _, written in written_in)}"
             )
+        if key_of.get(name) == key:
+            continue  # several of its words, as in `person = person, individual`
         if name in key_of:
             raise UserError(f"{groups.place(written)}: {written!r} is the class {name!r}, which is named already")
         key_of[name] = key
@@ -216,7 +219,15 @@ def _forms(name: str) -> set[str]:
     return {form for form in forms if len(form) > 1 or form == name.casefold()}
 
 
+def meant(written: str, names: Sequence[str]) -> str:
+    """The name that looks most like what was written, as a question; empty where none does."""
+    words = {word.strip().casefold(): name for name in reversed(names) for word in (*name.split(","), name)}
+    found = difflib.get_close_matches(written.casefold(), words, n=1)
+    return f" (did you mean {words[found[0]]!r}?)" if found else ""
+
+
 def shown(names: Iterable[str]) -> str:
-    """At most a dozen of ``names``."""
+    """At most a dozen of ``names``; in quotes where commas are in some, as in ADE20K's."""
     listed = list(names)
-    return ", ".join(listed[:12]) + ", ..." * (len(listed) > 12)
+    quoted = [repr(name) for name in listed] if any("," in name for name in listed) else listed
+    return ", ".join(quoted[:12]) + ", ..." * (len(listed) > 12)

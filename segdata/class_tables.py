@@ -1,12 +1,12 @@
 """Class lists as people have them: names, one a line, or names with the colours that stand for them in masks.
 
-    classes.txt             a name a line; or `name r g b`, `name #rrggbb`, `r g b name`
+    classes.txt             a name a line; or `name r g b`, `name #rrggbb`, `r g b name`; or `0: name` in every line
     labelmap.txt            of CVAT: `name:r,g,b:parts:actions`
     class_dict.csv          columns name, r, g, b
     _classes.csv            of Roboflow: columns Pixel Value, Class
 
-Which of these forms a file has is told by its content. In a table of colours the names `VOID_NAMES` are no classes:
-their colours mean void, and the colour `*` means all that are not named.
+Which of these forms a file has is told by its content. A line that begins with `# ` is a comment. In a table of colours
+the names `VOID_NAMES` are no classes: their colours mean void, and the colour `*` means all that are not named.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from basics.batch import VOID
+from basics.files import read_text
 from segdata.labels import ColourLabels, IndexLabels, Labels
 from segdata.palettes import Color, distinct_palette
 from segdata.reading import DataError
@@ -33,6 +34,7 @@ CLASS_FILES = (
     "classes.csv",
 )
 VOID_NAMES = ("void", "ignore", "ignored", "unlabelled", "unlabeled", "unknown", "__ignore__")
+CVAT_HEADER = "# label:color_rgb:parts:actions"
 ANY = "*"  # in the place of a colour
 
 _BETWEEN = r"[\s,;:=(\[]+"
@@ -43,6 +45,7 @@ _LINES = (
     re.compile(rf"(?P<name>\S.*?){_BETWEEN}#(?P<r>[0-9a-f]{{2}})(?P<g>[0-9a-f]{{2}})(?P<b>[0-9a-f]{{2}})", re.I),
     re.compile(r"(?P<name>\S.*?)[\s,;:=]+(?P<any>\*)"),
 )
+_NUMBERED = re.compile(r"(?P<number>\d+)(\s*[:,]\s*|\s+)(?P<name>\S.*)")  # `3d object` has no number of a class
 _CVAT_LINE = re.compile(r"(?P<name>[^:]+):(?P<colour>[^:]*):[^:]*:[^:]*")
 
 
@@ -56,6 +59,7 @@ class ClassTable:
         void: colours that mean void.
         others_are_void: colours that are not named mean void.
         void_names: the lines in the file that are no classes for this reason.
+        comments: in a list of names alone, where they might have been meant for names.
     """
 
     path: Path
@@ -64,6 +68,7 @@ class ClassTable:
     void: list[Color] = field(default_factory=list)
     others_are_void: bool = False
     void_names: list[str] = field(default_factory=list)
+    comments: list[str] = field(default_factory=list)
 
     @property
     def by_name(self) -> dict[str, Color]:
@@ -85,12 +90,14 @@ class ClassTable:
 
 
 def read_class_names(path: Path) -> list[str]:
-    """The class names of a plain list, one a line; blank lines are skipped.
+    """The class names of a plain list, one a line; blank lines and comments are skipped.
 
     Raises:
-        DataError: missing, unreadable, empty, a name twice, or more than 255 classes.
+        DataError: missing, unreadable, empty, a name twice, or more than 255 classes; or the lines are numbered, and
+            not from 0 on.
     """
-    names = [line.strip() for line in _read_lines(path) if line.strip()]
+    lines, _ = _without_comments(_read_lines(path))
+    names = [entry.name for entry in _in_order(path, [Entry(*line, None) for line in lines])]
     _check_names(names, path)
     return names
 
@@ -100,15 +107,34 @@ def read_class_table(path: Path) -> ClassTable:
 
     Raises:
         DataError: missing, unreadable or empty; a name or a colour twice; a line without a colour among others that
-            have one; too many classes.
+            have one; too many classes; or the lines are numbered, and not from 0 on.
     """
     lines = _read_lines(path)
-    entries = list((_csv_entries if path.suffix.lower() == ".csv" else _line_entries)(path, lines))
+    comments: list[str] = []
+    if path.suffix.lower() == ".csv":
+        entries = list(_csv_entries(path, lines))
+    else:
+        numbered, comments = _without_comments(lines)
+        entries = _in_order(path, list(_line_entries(path, numbered)))
     if any(entry.colour for entry in entries):
         return _coloured(path, entries)
     names = [entry.name for entry in entries]
     _check_names(names, path)
-    return ClassTable(path, names)
+    return ClassTable(path, names, comments=comments)
+
+
+def _without_comments(lines: list[str]) -> tuple[list[tuple[int, str]], list[str]]:
+    """The lines that say something, stripped, with their numbers; and the comments."""
+    told = [(number, line.strip()) for number, line in enumerate(lines, start=1) if line.strip()]
+    comments = [line for _, line in told if re.match(r"#+(\s|$)", line)]
+    told = [(number, line) for number, line in told if line not in comments]
+    return told, [line for line in comments if line != CVAT_HEADER]
+
+
+def class_list(names: Sequence[str]) -> str:
+    """The text of a plain list of ``names``, each on one line and there once; numbered where it would be misread."""
+    numbered = all(map(_NUMBERED.fullmatch, names)) or any(name.startswith("#") for name in names)
+    return "".join(f"{number}: {name}\n" if numbered else f"{name}\n" for number, name in enumerate(names))
 
 
 class Entry(NamedTuple):
@@ -119,9 +145,8 @@ class Entry(NamedTuple):
     colour: Color | str | None
 
 
-def _line_entries(path: Path, lines: list[str]) -> Iterator[Entry]:
-    numbered = [(number, line.strip()) for number, line in enumerate(lines, start=1) if line.strip()]
-    # The header of CVAT's list, `# label:color_rgb:parts:actions`, is a comment; in a list of names alone `#` is none.
+def _line_entries(path: Path, numbered: list[tuple[int, str]]) -> Iterator[Entry]:
+    # `#label:color_rgb:parts:actions` is a comment in a table; in a list of names alone `#3` is a name.
     told = [(number, line) for number, line in numbered if not line.startswith("#")]
     cvat = [(number, _CVAT_LINE.fullmatch(line)) for number, line in told]
     if cvat and all(match for _, match in cvat):
@@ -144,6 +169,38 @@ def _line_entries(path: Path, lines: list[str]) -> Iterator[Entry]:
         if "#" in line and len(words[0]) == 2 and match.re is _LINES[2]:
             words = [str(int(word, 16)) for word in words]
         yield Entry(number, match["name"].strip(), _colour(words, path, number))
+
+
+def _in_order(path: Path, entries: list[Entry]) -> list[Entry]:
+    """The entries by the numbers that all of them begin with, if so, and without these; a void 255 left out.
+
+    Where masks have colours, numbers that do not count from 0 are part of the names.
+    """
+    matches = [_NUMBERED.fullmatch(entry.name) for entry in entries]
+    of_number = [
+        (int(match["number"]), entry._replace(name=match["name"].strip()))
+        for entry, match in zip(entries, matches, strict=True)
+        if match
+    ]
+    if not entries or len(of_number) < len(entries):
+        return entries
+    of_number = [each for each in of_number if each[0] != VOID or each[1].name.lower() not in VOID_NAMES]
+    of_number.sort(key=lambda each: each[0])
+    found = [number for number, _ in of_number]
+    if found == list(range(len(found))):
+        return [entry for _, entry in of_number]
+    if any(entry.colour for entry in entries):
+        return entries
+    doubled = next((number for number in found if found.count(number) > 1), None)
+    if doubled is not None:
+        fault = f"{doubled} stands there more than once"
+    elif found[0]:
+        fault = f"they begin with {found[0]}: number from 0, as masks do, with the background if there is one"
+    else:
+        fault = f"{next(number for number in range(len(found)) if number not in found)} is missing"
+    first = entries[0].name
+    whole = "" if ":" in first else f" (numbers that belong to the names: `0: {first}`)"
+    raise DataError(f"{path}: all lines begin with numbers, which are taken for the classes'; {fault}{whole}")
 
 
 def _csv_entries(path: Path, lines: list[str]) -> Iterator[Entry]:
@@ -210,16 +267,18 @@ def _coloured(path: Path, entries: list[Entry]) -> ClassTable:
 
 def _read_lines(path: Path) -> list[str]:
     try:
-        return path.read_text(encoding="utf-8-sig").splitlines()
+        return read_text(path).splitlines()
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; write the class names there, one a line") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read: {error}") from None
 
 
 def _check_names(names: list[str], path: Path, most: int = VOID) -> None:
     if not 1 <= len(names) <= most:
         raise DataError(f"{path}: {len(names)} class names; between 1 and {most} are possible")
+    if len(names) == 1 and re.search("[,;]", names[0]):
+        raise DataError(f"{path}: {names[0]!r} is all there is; write the class names one a line")
     doubled = sorted({name for name in names if names.count(name) > 1})
     if doubled:
         raise DataError(f"{path}: class name {doubled[0]!r} stands there more than once")

@@ -92,6 +92,8 @@ class Layout:
         self.class_fault = ""
         if table.void_names:
             self.remarks.append(f"{table.path}: {', '.join(table.void_names)}: void, and no class")
+        if table.comments:
+            self.remarks.append(f"{table.path}: {table.comments[0]!r} is a comment, and no class")
 
     def read_labels(self, path: Path) -> np.ndarray:
         """The labels in a mask file, uint8 (H, W): classes 0..C-1 and 255.

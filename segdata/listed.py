@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
-from segdata.pairing import IMAGE_SUFFIXES, MASK_SUFFIXES, Listing, Pairing
+from segdata.pairing import IMAGE_SUFFIXES, MASK_SUFFIXES, Listing, Pairing, same_name
 from segdata.split_lists import WANTED, Line, read_split_list
 
 Files = tuple["Path | None", "Path | None"]  # image and mask
@@ -75,6 +76,7 @@ class ListReader:
 
     def _known(self, text: str) -> tuple[str, Files] | None:
         """The image that a bare name means, with its suffix or without, or by the name of its mask."""
+        text = same_name(text)
         path = PurePosixPath(text)
         names = [text, path.stem] if path.suffix.lower() in (*IMAGE_SUFFIXES, *MASK_SUFFIXES) else [text]
         for pairing in self.pairings:
@@ -105,6 +107,10 @@ class ListReader:
         """The data set's folder that a path in a list means; None where it has no folders, or not these."""
         if parent not in self.folders:
             parts = [part for part in parent.parts if part != "."]
-            tried = (self.root.joinpath(*parts[at:]) for at in range(len(parts)))
+            tried = (
+                self.root.joinpath(*(unicodedata.normalize(form, part) for part in parts[at:]))
+                for at in range(len(parts))
+                for form in ("NFC", "NFD")  # as macOS spells it
+            )
             self.folders[parent] = next((folder for folder in tried if folder.is_dir()), None)
         return self.folders[parent]

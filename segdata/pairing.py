@@ -12,6 +12,7 @@ import itertools
 import os
 import random
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -41,6 +42,11 @@ OFTEN = 0.2  # the share of them that must have one
 MOST = 0.5  # the share of images or masks that must meet for it to count
 
 
+def same_name(name: str) -> str:
+    """A name to compare by: one form for letters that Unicode writes in two ways (macOS takes the other one)."""
+    return unicodedata.normalize("NFC", name)
+
+
 # -- files in a folder -------------------------------------------------------------------------------
 
 
@@ -65,32 +71,40 @@ class Listing:
     def by_name(self, suffixes: Sequence[str]) -> dict[str, Path]:
         """The files with one of these suffixes; where two share a name, the suffix that stands first.
 
-        A name is the file's stem; with its folders, joined by `_`, where several folders have the same.
+        A name is the file's stem, as `same_name` spells it; with its folders, joined by `_`, where several folders have
+        the same.
         """
         found: dict[tuple[Path, str], Path] = {}
         for path in self.files:
-            suffix = path.suffix.lower()
-            other = found.get((path.parent, path.stem))
+            suffix, key = path.suffix.lower(), (path.parent, same_name(path.stem))
+            other = found.get(key)
             if suffix in suffixes and (other is None or suffixes.index(suffix) < suffixes.index(other.suffix.lower())):
-                found[path.parent, path.stem] = path
+                found[key] = path
         if len({stem for _, stem in found}) == len(found):
             return {stem: path for (_, stem), path in found.items()}
         return {
-            "_".join([*parent.relative_to(self.folder).parts, stem]): path for (parent, stem), path in found.items()
+            same_name("_".join([*parent.relative_to(self.folder).parts, stem])): path
+            for (parent, stem), path in found.items()
         }
+
+    def hidden(self, suffixes: Sequence[str]) -> list[tuple[Path, Path]]:
+        """Files that `by_name` leaves out, each with the one of its name that is taken."""
+        taken = {(path.parent, same_name(path.stem)): path for path in self.by_name(suffixes).values()}
+        fitting = (path for path in self.files if path.suffix.lower() in suffixes)
+        return [(path, other) for path in fitting if (other := taken[path.parent, same_name(path.stem)]) != path]
 
     def file(self, name: str, suffixes: Sequence[str]) -> Path | None:
         """The file of that name, with its suffix or without."""
         if not self._by_file_name:
-            self._by_file_name.update((path.name, path) for path in self.files)
-        found = (self._by_file_name.get(name + suffix) for suffix in ("", *suffixes))
+            self._by_file_name.update((same_name(path.name), path) for path in self.files)
+        found = (self._by_file_name.get(same_name(name) + suffix) for suffix in ("", *suffixes))
         return next((path for path in found if path and path.suffix.lower() in suffixes), None)
 
     def similar(self, name: str) -> str | None:
-        """A file whose name is that but for its suffix, or at least begins with it."""
-        names = [path.name for path in self.files]
-        same = [other for other in names if other.startswith(f"{name}.")]
-        return next(iter(same or (other for other in names if other.startswith(name))), None)
+        """A file whose name is that but for its suffix and capitals, or at least begins with it."""
+        wanted, names = name.casefold(), [path.name for path in self.files]
+        same = [other for other in names if other.casefold().startswith(f"{wanted}.")]
+        return next(iter(same or (other for other in names if other.casefold().startswith(wanted))), None)
 
     def describe(self, count: int = 3) -> str:
         """A few names, and how many files of which suffix there are."""

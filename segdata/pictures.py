@@ -148,6 +148,11 @@ class PictureFile:
         self.image.close()
         self.file.close()
 
+    @property
+    def is_transparent(self) -> bool:
+        """Whether what lies behind the picture may show through."""
+        return _is_transparent(self.image)
+
     def page(self, number: int) -> Picture:
         """One of the pictures, counted from 0; they must be asked for in this order, and used before the next."""
         with self._explain():
@@ -334,11 +339,15 @@ def _to_rgb(image: Image.Image, depth: _Depth) -> np.ndarray:
     """uint8 (H, W, 3), a writable copy."""
     if image.mode in DEEP_GREY:
         return np.repeat(depth.to_8bit(np.asarray(image))[..., None], 3, axis=2)
-    if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "La", "RGBa"):
+    if _is_transparent(image):
         image = image.convert("RGBA")
         behind = Image.new("RGBA", image.size, (*BEHIND_TRANSPARENCY, 255))
         image = Image.alpha_composite(behind, image)
     return np.array(image.convert("RGB"))
+
+
+def _is_transparent(image: Image.Image) -> bool:
+    return "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "La", "RGBa")
 
 
 def palette_image(mask: np.ndarray, palette: Sequence[Sequence[int]] | np.ndarray) -> Image.Image:

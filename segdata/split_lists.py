@@ -13,6 +13,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from basics.files import read_text
+
 LISTS = "ImageSets/Segmentation"
 PLACES = (LISTS, "ImageSets", "splits", "lists", ".")
 COLUMNS = (re.compile(r"\s*[,;\t]\s*"), re.compile(r"\s+"))  # names may have spaces where commas part them
@@ -80,8 +82,8 @@ def read_split_list(path: Path, faults: list[str]) -> list[Line]:
     Blank lines, CRLF and a byte order mark are understood.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = read_text(path).splitlines()
+    except (OSError, ValueError) as error:
         faults.append(f"{path}: the list cannot be read: {error}")
         return []
     found = []

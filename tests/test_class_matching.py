@@ -10,10 +10,10 @@ import pytest
 from basics.errors import UserError
 from basics.toml_file import parse_toml
 from kd.class_map import ClassMap
-from kd.class_matching import BUILT_IN, known_list, listed, match_classes, read_groups
+from kd.class_matching import BUILT_IN, known_list, match_classes, read_groups
 from networks.class_lists import CITYSCAPES, VOC, ade20k
 from networks.class_names import list_classes
-from segdata.class_groups import REST, find_name
+from segdata.class_groups import REST, find_name, shown
 from tests.conftest import ROOT
 
 TEACHER = [
@@ -214,9 +214,9 @@ def test_slips_of_the_pen_are_told_the_remedy(text, message):
 
 
 def test_names_with_commas_are_quoted_in_lists():
-    assert listed(["a", "b c"]) == "a, b c" and listed(["a", "b, c"]) == "'a', 'b, c'"
+    assert shown(["a", "b c"]) == "a, b c" and shown(["a", "b, c"]) == "'a', 'b, c'"
     assert list_classes(["a", "b, c"]) == "2 classes ('a', 'b, c')" and list_classes(["a", "b"]) == "2 classes (a, b)"
-    with pytest.raises(UserError, match=r"which has 'wall', 'person, individual'$"):
+    with pytest.raises(UserError, match=r"which has 'wall', 'person, individual';"):
         by_file('animal = ["zebra"]', teacher=["wall", "person, individual"])
 
 

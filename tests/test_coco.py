@@ -271,6 +271,17 @@ def test_a_name_in_the_other_spelling_of_unicode(tmp_path):
 # -- what is drawn -----------------------------------------------------------------------------------
 
 
+def test_a_name_in_other_capitals_must_be_the_only_one(tmp_path):
+    save_picture(tmp_path / "images" / "p.jpg")
+    write(tmp_path / "train.json", document(["P.JPG"], [annotation(1, 7, box(0, 0, 4, 4))]))
+    assert find_coco(tmp_path).files("train").images == [tmp_path / "images" / "p.jpg"]
+    save_picture(tmp_path / "images" / "p.JPG")
+    if len(list((tmp_path / "images").iterdir())) == 2:  # this disk tells capitals
+        write(tmp_path / "train.json", document(["P.JPG"], [annotation(1, 7, box(0, 0, 5, 5))]))
+        with pytest.raises(DataError, match=r"picture P\.JPG: is not there"):
+            find_coco(tmp_path)
+
+
 def test_overlap_goes_by_area_whatever_the_order(tmp_path):
     large, small = annotation(1, 7, box(2, 2, 20, 16)), annotation(1, 3, box(5, 5, 9, 9))
     expected = painted((2, 2, 2, 20, 16), (1, 5, 5, 9, 9))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -395,3 +396,73 @@ def test_each_trains_in_one_command(tmp_path, run_script, way):
     rows = [line.split() for line in scored.splitlines() if line.split()[:1] and line.split()[0] in names]
     assert [row[0] for row in rows] == list(names)
     assert all(float(row[-1]) > 5 for row in rows)  # the share of the pixels: each class is there
+
+
+def test_files_that_share_a_name_are_said(tmp_path):
+    """One mask, two images of its name: which is read, and how many are not; none where image and mask lie together."""
+    root = write(tmp_path / "d", "images/{n}.jpg", "masks/{n}.png")
+    assert not [line for line in find_layout("folder", root).remarks if "have the name of another" in line]
+    for number in (1, 4):
+        draw(9, root / f"images/{number:03d}.png", None)
+    draw(9, root / "other.png", root / "masks/002.tif")
+    remarks = [line for line in find_layout("folder", root).remarks if "have the name of another" in line]
+    assert [line.partition(":")[0] for line in remarks] == [
+        f"2 images in {root / 'images'} have the name of another and are not read, such as 001.png beside 001.jpg",
+        f"1 masks in {root / 'masks'} have the name of another and are not read, such as 002.tif beside 002.png",
+    ]
+    together = write(tmp_path / "e", "{n}.jpg", "{n}.png")
+    assert not [line for line in find_layout("folder", together).remarks if "have the name of another" in line]
+
+
+@pytest.mark.parametrize("on_disk", ["NFC", "NFD"])
+@pytest.mark.parametrize("listed", ["NFC", "NFD"])
+@pytest.mark.parametrize(
+    "line", ["Bäume {n}", "Bäume {n}.png", "Wälder/images/Bäume {n}.png", "Wälder\\images\\Bäume {n}.png"]
+)
+def test_letters_that_unicode_spells_in_two_ways(tmp_path, on_disk, listed, line):
+    """Lists from a Mac and files from elsewhere, and the other way round; masks spelt as the lists are."""
+    forms = {kind: unicodedata.normalize(form, "Bäume {n}") for kind, form in (("image", on_disk), ("mask", listed))}
+    folder = unicodedata.normalize(on_disk, "Wälder")
+    for split in ("train", "val"):
+        for number in SPLITS[split]:
+            draw(number, *(tmp_path / folder / f"{kind}s" / f"{forms[kind].format(n=number)}.png" for kind in forms))
+        text = "\n".join(line.format(n=number) for number in SPLITS[split])
+        (tmp_path / folder / f"{split}.txt").write_text(unicodedata.normalize(listed, text), encoding="utf-8")
+    (tmp_path / folder / "classes.txt").write_text("\n".join(CLASSES))
+    for split in ("train", "val"):
+        assert numbers(tmp_path / folder, split) == list(SPLITS[split])
+
+
+def test_a_listed_name_in_other_capitals_is_named(tmp_path):
+    root = write(tmp_path, "images/a{n}.jpg", "masks/a{n}.png")
+    (root / "train.txt").write_text("A000\na001\n")
+    with pytest.raises(DataError, match=r"A000.jpg: no such image.*; a000.jpg lies there"):
+        build_dataset("folder", root, "train")
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_pictures_alone_in_folders_of_any_name(tmp_path, suffix):
+    """The same names a day are no pairs where they are JPEGs; PNGs of one name may be, and are not guessed at."""
+    classes = tmp_path / "cl.txt"
+    classes.write_text("\n".join(CLASSES))
+    for day in (1, 2):
+        for number in range(4):
+            draw(number, tmp_path / f"pics/day{day}/IMG_{number + (suffix == 'png') * 4 * day}.{suffix}", None)
+    layout = find_layout("folder", tmp_path / "pics", classes=classes)
+    found = [path for split in ("train", "val") for path in layout.files(split).images]
+    assert len(found) == len(set(found)) == 8 and layout.files("train").masks is None
+    if suffix == "png":
+        for path in (tmp_path / "pics").rglob("*.png"):
+            path.rename(path.with_name(f"IMG_{int(path.stem[4:]) % 4}.png"))
+        with pytest.raises(DataError, match="no data set yet"):
+            find_layout("folder", tmp_path / "pics", classes=classes)
+
+
+def test_splits_of_pictures_alone_are_not_said_to_be_missing(tmp_path):
+    root = write(tmp_path, "{s}/{n}.jpg", None)
+    layout = find_layout("folder", root)
+    assert layout.splits() == ["train", "val"] and not layout.remarks
+    for number in SPLITS["train"]:
+        draw(number, root / f"train/{number:03d}.jpg", root / f"train/{number:03d}.png")
+    layout = find_layout("folder", root, val_share=0.5)
+    assert any("there is no split 'val'" in remark for remark in layout.remarks)

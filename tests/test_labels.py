@@ -198,6 +198,14 @@ def test_tables_of_colours_are_read_in_the_forms_in_use(tmp_path, name):
     [
         ("classes.txt", "road\n\n traffic light \n#3\nvoid\n", ["road", "traffic light", "#3", "void"]),
         ("classes.txt", "lane 1\nlane 2\n", ["lane 1", "lane 2"]),
+        ("classes.txt", "3d object\n2d object\n", ["3d object", "2d object"]),
+        ("classes.txt", "background\n1 euro\n2 euro\n", ["background", "1 euro", "2 euro"]),
+        ("classes.txt", "1 cat\n2 big dog\n0 background\n", ["background", "cat", "big dog"]),
+        ("classes.txt", "0: road\n1:car\n\n255: void\n", ["road", "car"]),
+        ("classes.txt", "0: 1 euro\n1: 2 euro\n", ["1 euro", "2 euro"]),
+        ("classes.txt", "0,road\r\n1,car\r\n", ["road", "car"]),
+        ("classes.txt", "0\troad\n01\tcar\n", ["road", "car"]),
+        ("classes.txt", "# my classes\nroad\ncar\n#\n", ["road", "car"]),
         ("_classes.csv", "Pixel Value, Class\n0, background\n1, crack\n", ["background", "crack"]),
         ("labelmap.txt", "# label:color_rgb:parts:actions\nroad:::\ncar:::\n", ["road", "car"]),
     ],
@@ -206,6 +214,57 @@ def test_lists_without_colours_are_names_of_numbers(tmp_path, name, content, nam
     (tmp_path / name).write_text(content)
     table = read_class_table(tmp_path / name)
     assert table.names == names and table.colours is None and isinstance(table.labels, IndexLabels)
+
+
+def test_words_for_the_same_class_in_one_line(tmp_path):
+    """ADE20K's names have commas; plain lines part them. In two lines they are a contradiction."""
+    names = ["wall", "person, individual, someone", "bed"]
+    groups = parse_groups("human = person, individual, someone\nrest = *\n", tmp_path / "g.txt")
+    assert group_numbers(groups, names, "the data", 255) == [1, 0, 1]
+    groups = parse_groups("human = person\nother = individual\nrest = *\n", tmp_path / "g.txt")
+    with pytest.raises(
+        UserError, match="'individual' is the class 'person, individual, someone', which is named already"
+    ):
+        group_numbers(groups, names, "the data", 255)
+    groups = parse_groups("human = indivdual\nrest = *\n", tmp_path / "g.txt")
+    with pytest.raises(
+        UserError, match=r"\(did you mean 'person, .*'\?\), which has 'wall', 'person, individual, someone'"
+    ):
+        group_numbers(groups, names, "the data", 255)
+
+
+def test_comments_in_a_list_of_names_are_said(tmp_path):
+    for text, comments in (("# my classes\na\nb\n", ["# my classes"]), ("# x\na 1 1 1\nb 2 2 2\n", [])):
+        (tmp_path / "classes.txt").write_text(text)
+        table = read_class_table(tmp_path / "classes.txt")
+        assert (table.names, table.comments) == (["a", "b"], comments)
+    (tmp_path / "labelmap.txt").write_text("# label:color_rgb:parts:actions\nroad:::\ncar:::\n")
+    assert read_class_table(tmp_path / "labelmap.txt").comments == []
+
+
+@pytest.mark.parametrize(
+    ("content", "colours"),
+    [
+        ("1 car 1 1 1\n0 road 2 2 2\n2 void 0 0 0\n", {"road": (2, 2, 2), "car": (1, 1, 1)}),
+        ("3 series 1 1 1\n5 series 2 2 2\n", {"3 series": (1, 1, 1), "5 series": (2, 2, 2)}),
+    ],
+)
+def test_numbers_before_colours(tmp_path, content, colours):
+    (tmp_path / "classes.txt").write_text(content)
+    table = read_class_table(tmp_path / "classes.txt")
+    assert list(table.by_name.items()) == list(colours.items())
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "cp1252"])
+def test_encodings_of_other_systems(tmp_path, encoding):
+    """What has a mark is read; of what has none it is said what to do."""
+    path = tmp_path / "classes.txt"
+    path.write_text("Straße\nHäuser\n", encoding=encoding)
+    if encoding in ("utf-16-le", "cp1252"):
+        with pytest.raises(DataError, match=r"classes.txt: cannot be read: .* save the file as UTF-8"):
+            read_class_table(path)
+    else:
+        assert read_class_table(path).names == ["Straße", "Häuser"]
 
 
 def test_grey_values_may_be_given(tmp_path):
@@ -226,6 +285,12 @@ def test_grey_values_may_be_given(tmp_path):
         ("classes.txt", "a 0 0 0\nb 256 0 0\n", r"line 2: colour 256 0 0"),
         ("classes.txt", "a 0 0 0\nb *\n", r"line 2: .*`void \*`"),
         ("classes.txt", "void 0 0 0\n", "0 class names"),
+        ("classes.txt", "1: cat\n2: dog\n", "they begin with 1: number from 0, as masks do"),
+        ("classes.txt", "1 euro\n2 euro\n", "they begin with 1: number from 0.* names: `0: 1 euro`"),
+        ("classes.txt", "0 bg\n1 cat\n3 dog\n", "2 is missing"),
+        ("classes.txt", "0 bg\n1 cat\n1 dog\n", "1 stands there more than once"),
+        ("classes.txt", "0 bg\n1 cat\n2 cat\n", "class name 'cat' stands there more than once"),
+        ("classes.txt", "background,cat,dog\n", "one a line"),
         ("class_dict.csv", "name,r,g,b\na,1,2\n", r"line 2: .* is no colour"),
         ("class_dict.csv", "id,colour\na,1\n", r"columns are id, colour; wanted are name,r,g,b"),
         ("class_dict.csv", "", "columns are none"),
@@ -293,6 +358,8 @@ def test_groups_by_hand(text, numbers):
         ("animal = cat, horse\nrest = *", "'horse' is no class of the data, which has background, cat.*cat, horse"),
         ("animal = cat, dog", "nothing is said of background, traffic_light, bus"),
         ("animal = cat, cat\nrest = *", "'cat' stands there more than once"),
+        ("animal = cat, hrose\nhorse = dog", r"'hrose' is no class of the data, which has"),
+        ("animal = cta, dog\nrest = *", r"'cta' is no class of the data \(did you mean 'cat'\?\), which has"),
         ("animal = cat\npet = cats\nrest = *", "'cats' is the class 'cat', which is named already"),
         ("animal = cat\nanimal = dog", "line 2: 'animal' stands there more than once"),
         ("animal = cat\ndog", "line 2: 'dog'; wanted is `animal = cat, dog`"),

@@ -268,7 +268,7 @@ def test_a_list_beside_a_published_network(kind, tmp_path):
     with pytest.raises(UserError, match=rf"classes.txt in that folder names {count - 1} classes, the network has"):
         load_any_teacher(f"{kind}:{folder}")
     (folder / "classes.txt").write_bytes("Straße".encode("latin-1"))
-    with pytest.raises(UserError, match="cannot be read as text in UTF-8"):
+    with pytest.raises(UserError, match="save the file as UTF-8"):
         load_any_teacher(f"{kind}:{folder}")
 
 

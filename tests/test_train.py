@@ -6,13 +6,16 @@ import json
 import shutil
 import types
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import dataset
 from basics.checkpoint import load_file
 from basics.errors import UserError
 from basics.signals import Stopped
+from segdata.pictures import palette_image
 from tests.conftest import assert_one_line_error
 from train_kd import get_args_parser, main, make_recipe, name_run
 from training import build, pace
@@ -541,7 +544,24 @@ def test_resuming_with_other_validation_images_is_refused(stopped, tmp_path):
     with pytest.raises(UserError, match="other images in the split val"):
         main(arguments(tmp_path / "data", tmp_path, "--resume", "auto"))
     last = load_file(tmp_path / "run" / "last.pth")
-    del last["training"]["val_images"]  # as older ones are
+    del last["training"]["val_images"], last["training"]["masks"]  # as older ones are
+    torch.save(last, tmp_path / "run" / "last.pth")
+    assert main(arguments(tmp_path / "data", tmp_path, "--resume", "auto", "--max-steps", "2")) == 0
+
+
+def test_resuming_with_masks_of_other_classes_is_refused(stopped, tmp_path):
+    """Two classes change places in every mask: lists, names and files are called as before."""
+    stopped()
+    for path in (tmp_path / "data").rglob("SegmentationClass/*.png"):
+        with Image.open(path) as image:
+            mask = np.array(image)
+            swapped = np.choose((mask == 1) + 2 * (mask == 2), [mask, np.full_like(mask, 2), np.full_like(mask, 1)])
+            swapped = palette_image(swapped.astype(np.uint8), np.array(image.getpalette()).reshape(-1, 3))
+        swapped.save(path)
+    with pytest.raises(UserError, match="made with masks that held something else"):
+        main(arguments(tmp_path / "data", tmp_path, "--resume", "auto"))
+    last = load_file(tmp_path / "run" / "last.pth")
+    del last["training"]["masks"]  # as older ones are
     torch.save(last, tmp_path / "run" / "last.pth")
     assert main(arguments(tmp_path / "data", tmp_path, "--resume", "auto", "--max-steps", "2")) == 0
 

@@ -104,6 +104,41 @@ def test_ids_are_unique_whatever_files_are_called(demo_data, tmp_path):
     assert [path.name for path in files.images] == ["a.jpg", "a.png", f"{taken}.png", "a.jpg"]
 
 
+@pytest.mark.parametrize(
+    ("wanted", "others"),
+    [
+        (["images/a.jpg", "images/deep/masks/b.png"], ["masks/a.png", "masks/b.png", "overview.png"]),
+        (["images/a.jpg"], ["mask/a.png", "confidence/a.png", "overlay/a.png", "panel/a.png"]),
+        (["train/images/a.jpg", "val/images/a.jpg"], ["train/masks/a.png", "val/gt/a.png"]),
+        (["JPEGImages/a.jpg"], ["SegmentationClass/a.png", "SegmentationObject/a.png"]),
+        (["my/set/images/a.jpg", "holiday/b.jpg"], ["my/set/masks/a.png", "my/set/depth/a.png"]),
+        (["a.jpg", "b.jpg", "day/c.jpg", "day/d.jpg"], ["a_mask.png", "b_mask.png", "day/c.png", "day/d.png"]),
+        (["solar/panel/a.jpg", "solar/b.png", "solar/b.jpg"], []),
+    ],
+)
+def test_masks_and_results_are_no_pictures(demo_data, tmp_path, wanted, others):
+    """Folders as data sets have them, predict.py's own, masks beside their images; two photographs of one name are
+    two."""
+    for number, name in enumerate([*wanted, *others]):
+        picture(tmp_path / name, number)
+        if name.startswith("day") and name.endswith("png"):
+            Image.new("L", (32, 40), number).save(tmp_path / name)
+    files, (line,) = find(demo_data, tmp_path)
+    assert sorted(path.relative_to(tmp_path).as_posix() for path in files.images) == sorted(wanted)
+    assert line.startswith(f"unlabelled: {len(wanted)} of {len(wanted)} pictures")
+    assert not others or f"{len(others)} that are masks, results or beside the folder of images, in " in line
+
+
+def test_a_folder_of_masks_is_refused(demo_data, tmp_path):
+    for name in ("images/a.jpg", "masks/a.png", "alone/gt/a.png"):
+        picture(tmp_path / name, 1)
+    with pytest.raises(UserError, match=r"masks: no pictures, by its name; .* --unlabelled .*images"):
+        find(demo_data, tmp_path / "masks")
+    with pytest.raises(UserError, match=r"alone: no pictures there .* but 1 that are masks"):
+        find(demo_data, tmp_path / "alone")
+    assert find(demo_data, tmp_path / "alone" / "gt")[0].ids == ["a"], "pictures may lie in a folder of any name"
+
+
 def test_a_split_joins_but_for_its_labelled_images(demo_data):
     layout = find_layout("demo", demo_data)
     train, val = layout.files("train"), layout.files("val")

@@ -265,7 +265,7 @@ def made_from(args: Arguments, recipe: Recipe, data: Data, models: Models) -> Ma
         files["whole teacher"] = models.teacher_sha256
     teacher, names = models.distiller.teacher, data.train_set.class_names
     groups = teacher.class_map.groups if isinstance(teacher, MappedTeacher) else None
-    return MadeFrom(args.as_plain(), data.images, data.val_images, names, files, groups, data.goal.key)
+    return MadeFrom(args.as_plain(), data.images, data.val_images, data.masks, names, files, groups, data.goal.key)
 
 
 # -- optimization ------------------------------------------------------------------------------------

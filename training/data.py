@@ -13,6 +13,7 @@ from basics.errors import UserError
 from basics.machine import loader_processes
 from basics.signals import ignore_stop_signals
 from datachecks import teacher_masks
+from datachecks.census import open_census
 from datachecks.check import invitation, look_at
 from datachecks.unlabelled import find_unlabelled
 from dataset import EpochSampler, SegmentationDataset, build_split
@@ -37,6 +38,7 @@ class Data:
 
     Attributes:
         images, val_images: short names for the lists of training and validation images.
+        masks: a short name for what the masks of both splits hold; empty where that is not known.
         sources: a line for each place that pictures without masks came from.
         goal: what the best student is chosen by.
     """
@@ -46,6 +48,7 @@ class Data:
     sampler: EpochSampler
     images: str
     val_images: str
+    masks: str
     sources: list[str]
     goal: Goal = MIOU
     _val_loader: DataLoader | None = None
@@ -139,7 +142,8 @@ def build_data(args: Arguments, *, resumed: bool) -> Data:
     if distributed.is_main():
         for line in sources:
             print(line)
-    data = Data(train_set, val_set, make_sampler(args, train_set), images, val_images, sources)
+    masks = distributed.gather("" if args.dry_run or not distributed.is_main() else content_of(train_set, val_set))[0]
+    data = Data(train_set, val_set, make_sampler(args, train_set), images, val_images, masks, sources)
     with distributed.main_first():
         said = teacher_masks.unmended(val_set.files.masks or [])
     if said and len(said) == len(val_set):
@@ -153,6 +157,18 @@ def fingerprint_of(dataset: SegmentationDataset) -> str:
     """A short name for a split's list of images, of what their masks mean, and of how many have one."""
     some = [f"{dataset.num_labelled} labelled"] if dataset.num_labelled < len(dataset) else []
     return fingerprint([*dataset.ids, *map(str, dataset.layout.labels.key), *some])
+
+
+def content_of(*datasets: SegmentationDataset) -> str:
+    """A short name for how many pixels of which class each mask has, out of the census; empty where none is kept."""
+    splits = {str(number): each.files.labelled for number, each in enumerate(datasets) if each.has_masks}
+    with open_census(datasets[0].layout) as census:
+        if census.is_first or not splits:  # nothing can be written here: all masks would be read once more
+            return ""
+        counted = census.take(splits).values()
+    return fingerprint(
+        [f"{mask.labels} {mask.pixels}" if mask else "" for each in counted for mask in each.masks or []]
+    )
 
 
 def training_split(args: Arguments) -> SegmentationDataset:

@@ -24,6 +24,7 @@ class MadeFrom:
     Attributes:
         arguments: as in `Arguments.as_plain`.
         images, val_images: `fingerprint` of the training and of the validation split.
+        masks: a short name for what the masks of both hold; empty where that is not known.
         class_names: in their order.
         weight_files: hashes of the files that student, teacher, class map and the weights of the classes come from, by
             role; as ``whole teacher`` that of all it is made of (`kd.teacher_cache.weights_sha256`).
@@ -34,6 +35,7 @@ class MadeFrom:
     arguments: Mapping[str, object]
     images: str
     val_images: str
+    masks: str
     class_names: Sequence[str]
     weight_files: Mapping[str, str]
     teacher_classes: Mapping[str, Sequence[str]] | None = None
@@ -71,6 +73,11 @@ class MadeFrom:
                     f"{path} was made with other images in the split {self.arguments[option]}, or with masks that "
                     "meant something else: bring the list back, and the class list, or pass --allow-changed"
                 )
+        if self.masks and saved.get("masks", self.masks) not in ("", self.masks):
+            raise UserError(
+                f"{path} was made with masks that held something else (some were mended since, or mean other classes): "
+                "bring them back, or pass --allow-changed"
+            )
         files = saved.get("weight_files")
         roles = {"teacher": "teacher_weights", "whole teacher": "teacher_weights", "class weights": "class_weights"}
         for role, option in roles.items():

@@ -193,6 +193,7 @@ class RunState:
             **{name: part.state_dict() for name, part in self.parts.items()},
             "images": self.made_from.images,
             "val_images": self.made_from.val_images,
+            "masks": self.made_from.masks,
             "weight_files": dict(self.made_from.weight_files),
             "teacher_classes": self.made_from.teacher_classes,
             "goal": self.made_from.goal,

@@ -1,0 +1,188 @@
+"""predict.py --teacher into a folder where there is something already: nothing of a person's is lost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dataset import build_dataset
+from segdata.class_tables import read_class_table
+from tests.test_mapped_teachers import COLOURS, MAP, NAMES
+
+RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)  # in the teacher's words the classes 0, 1, 2
+
+
+@pytest.fixture
+def label(tmp_path, monkeypatch, run_script):
+    """``label("photos")`` labels into ``out`` and returns what was printed."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "colours.py").write_text(COLOURS.replace("CLASSES", repr(NAMES)))
+    (tmp_path / "map.toml").write_text(MAP)
+
+    def run(*inputs: str, kinds=("mask",), check: bool = True):
+        args = ("--teacher", "colours.py:build", "--device", "cpu", "--output-dir", "out", "--save", *kinds)
+        return run_script("predict.py", *inputs, *args, check=check)
+
+    return run
+
+
+def paint(path: Path, colour: tuple[int, ...], size=(40, 32), **options) -> bytes:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGBA" if len(colour) == 4 else "RGB", size, colour).save(path, **options)
+    return path.read_bytes()
+
+
+def masks(folder: Path = Path("out/mask")) -> dict[str, int]:
+    """The class of each mask's first pixel."""
+    return {path.stem: int(np.asarray(Image.open(path)).flat[0]) for path in sorted(folder.iterdir())}
+
+
+def files(folder: str) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())}
+
+
+def test_a_persons_own_picture_and_mask_stay(label):
+    """A picture of the same name, also in another format, is labelled under a name of its own, and again under that."""
+    own = paint(Path("out/images/im.jpg"), RED)
+    mask = paint(Path("out/mask/im.png"), (7, 7, 7))
+    paint(Path("photos/im.png"), BLUE)
+    said = label("photos").stdout
+    assert "1 pictures have the name of another one in out/images" in said and "im_2 for im" in said
+    assert files("out/images") == {"im.jpg": own, "im_2.png": Path("photos/im.png").read_bytes()}
+    assert Path("out/mask/im.png").read_bytes() == mask and masks()["im_2"] == 2
+    before = files("out/images"), files("out/mask")
+    assert "not as a teacher" not in label("photos").stdout
+    assert (files("out/images"), files("out/mask")) == before, "the same again is the same"
+
+
+def test_a_folder_a_day_with_the_same_names(label):
+    for day, colour in (("day1", RED), ("day2", GREEN), ("day3", BLUE)):
+        paint(Path(day, "IMG_1.jpg"), colour)
+        label(day)
+    assert masks() == {"IMG_1": 0, "IMG_1_2": 1, "IMG_1_3": 2}
+    mended = paint(Path("out/mask/IMG_1.png"), (9, 9, 9))
+    Path("out/mask/IMG_1_2.png").unlink()
+    said = label("day1", "day2").stdout  # together they have the names of their folders
+    assert "not as a teacher" not in said
+    said = label("day1").stdout
+    assert "1 masks are not as a teacher wrote them" in said
+    label("day2")
+    assert Path("out/mask/IMG_1.png").read_bytes() == mended and masks()["IMG_1_2"] == 1
+
+
+def test_pages_and_what_is_written_anew_are_known_again(label):
+    """By their pixels: a TIFF of two pages; the same names, and other pages, on another day."""
+    for day, colours in (("day1", (RED, GREEN)), ("day2", (RED, BLUE))):
+        Path(day).mkdir()
+        first, second = (Image.new("RGB", (40, 32), colour) for colour in colours)
+        first.save(f"{day}/scan.tif", save_all=True, append_images=[second])
+        for _ in range(2):
+            label(day)
+    assert masks() == {"scan_000001": 0, "scan_000002": 1, "scan_000002_2": 2}
+    assert sorted(files("out/images")) == ["scan_000001.png", "scan_000002.png", "scan_000002_2.png"]
+
+
+def test_frames_of_two_videos_of_one_name_and_a_mended_frame(label):
+    pytest.importorskip("av")
+    from tests.test_video import make_clip
+
+    for day, size in (("day1", (48, 64)), ("day2", (32, 48))):
+        Path(day).mkdir()
+        make_clip(Path(day, "clip.mkv"), 2, size)
+    label("day1")
+    one = files("out/images")
+    mended = paint(Path("out/mask/clip_000002.png"), (9, 9, 9))
+    label("day2")
+    label("day1", kinds=("mask", "overlay"))
+    assert sorted(masks()) == ["clip_000001", "clip_000001_2", "clip_000002", "clip_000002_2"]
+    assert one.items() <= files("out/images").items()
+    assert Path("out/mask/clip_000002.png").read_bytes() == mended and Path("out/overlay/clip.mp4").is_file()
+
+
+def test_transparent_pictures_are_kept_as_the_teacher_saw_them(label):
+    """On white; an opaque file of the same kind is a link."""
+    paint(Path("photos/clear.png"), (0, 0, 255, 0))
+    paint(Path("photos/full.png"), BLUE)
+    Image.new("P", (40, 32), 0).save("photos/palette.png", transparency=0)
+    for _ in range(2):
+        label("photos")
+    assert sorted(files("out/images")) == ["clear.png", "full.png", "palette.png"]
+    assert Path("out/images/full.png").samefile("photos/full.png")
+    for sample in build_dataset("folder", Path("out"), "train", val_share=0.4):
+        assert sample["image"].shape[0] == 3
+        expected = (0, 0, 255) if sample["id"] == "full" else (255, 255, 255)
+        assert sample["image"][:, 0, 0].tolist() == list(expected)
+    assert Image.open("photos/clear.png").mode == "RGBA", "the person's own file is as it was"
+    label("out/images")  # in place
+    assert len(files("out/images")) == 3
+
+
+def test_what_was_labelled_before_a_stop_is_the_teachers(label, monkeypatch):
+    """Ctrl-C, and once more: no mask counts as mended, and none is missing."""
+    from deploy.labelling import Labeller
+
+    for number, colour in enumerate((RED, GREEN, BLUE)):
+        paint(Path(f"photos/{number}.png"), colour)
+    write = Labeller._write
+
+    def stop_at_the_second(self, source, name, *rest):
+        if name.name == "1":
+            raise KeyboardInterrupt
+        write(self, source, name, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Labeller, "_write", stop_at_the_second)
+        assert label("photos", check=False).returncode == 130
+    assert masks() == {"0": 0}
+    assert "not as a teacher" not in label("photos").stdout
+    assert masks() == {"0": 0, "1": 1, "2": 2}
+
+
+def test_a_class_list_of_a_person_stays(label):
+    paint(Path("photos/a.png"), BLUE)
+    Path("out").mkdir()
+    text = "\n".join(NAMES)  # no newline at the end, say
+    Path("out/classes.txt").write_text(text)
+    label("photos")
+    assert Path("out/classes.txt").read_text() == text
+    Path("out/classes.txt").write_text("".join(f"{name} {number} 0 0\n" for number, name in enumerate(NAMES)))
+    done = label("photos", check=False)
+    assert done.returncode == 2 and "says that masks have colours" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("masks/a.png", "masks holds masks already"), ("class_dict.csv", "names other classes (x, ...)")],
+)
+def test_a_data_set_that_could_not_be_read_with_these_masks_is_refused(label, name, words):
+    """Before anything is written."""
+    paint(Path("photos/a.png"), BLUE)
+    paint(Path("out/images/a.png"), RED)
+    if name.endswith("png"):
+        paint(Path("out", name), RED)
+    else:
+        Path("out", name).write_text("name,r,g,b\nx,0,0,0\n")
+    done = label("photos", check=False)
+    assert done.returncode == 2 and words in done.stderr
+    assert len(list(Path("out").rglob("*.*"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("names", "read"),
+    [
+        (["cat", "dog", "cat", "cat 2", ""], ["cat", "dog", "cat 2", "cat 2 2", "class 4"]),
+        (["0 cat", "1 dog", "3 cow", "4 ox", "5 pig"], None),
+        (["# cat", "dog", "a\nb", "person, individual", "3d"], ["# cat", "dog", "a b", "person, individual", "3d"]),
+    ],
+)
+def test_class_names_of_a_teacher_can_be_read_back(label, names, read):
+    """A name twice, none at all, numbers, signs that mean something in a list; the second time they are the same."""
+    Path("colours.py").write_text(COLOURS.replace("CLASSES", repr(names)))
+    paint(Path("photos/a.png"), RED)
+    said = label("photos").stdout
+    assert read_class_table(Path("out/classes.txt")).names == (read or names)
+    assert ("class 2, 'cat', is 'cat 2' here" in said) == (names[2] == "cat")
+    label("photos")
