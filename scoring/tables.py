@@ -73,7 +73,7 @@ def mean_over(row: SummaryRow, classes: Sequence[str]) -> float | None:
 
 
 def format_summary(rows: Sequence[SummaryRow], classes: Sequence[str] = ()) -> str:
-    """One line by checkpoint; ``file MB`` and ``agree %`` only where the rows have them.
+    """One line by checkpoint; ``file MB`` and ``agree %`` only where some rows have them.
 
     Args:
         classes: the mean over these alone is a column, too.
@@ -94,9 +94,9 @@ def format_summary(rows: Sequence[SummaryRow], classes: Sequence[str] = ()) -> s
     if classes:
         columns.insert(3, (f"of {len(classes)} %", lambda row: number(mean_over(row, classes), 0.01, 2)))
     if any("file_mb" in row for row in rows):
-        columns.append((" file MB", lambda row: f"{row['file_mb']:.2f}"))
+        columns.append((" file MB", lambda row: number(row.get("file_mb"), digits=2)))
     if any("agreement" in row for row in rows):
-        columns.append(("agree %", lambda row: f"{100 * row['agreement']:.2f}"))
+        columns.append(("agree %", lambda row: number(row.get("agreement"), 0.01, 2)))
     return text_table([title for title, _ in columns], [[cell(row) for _, cell in columns] for row in rows])
 
 

@@ -268,7 +268,7 @@ def test_names_in_the_chart_are_as_short_as_they_can_be():
 def test_script_scores_at_other_working_sizes(run_script, checkpoint, demo_data, val_set, tmp_path):
     common = ["evaluate.py", str(checkpoint), "--dataset", "demo", "--data-dir", str(demo_data)]
     teacher, chart, results = tmp_path / "teacher.json", tmp_path / "charts" / "front.png", tmp_path / "all.json"
-    run_script(*common, "--json", str(teacher))
+    run_script(*common, "--agreement", "--json", str(teacher))
     sizes = ["--input-size", "0", "64", "48", "--mean-over", "ring", "background"]
     result = run_script(*common, *sizes, "--chart", str(chart), "--beside", str(teacher), "--json", str(results))
     rows = json.loads(results.read_text())
