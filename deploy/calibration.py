@@ -30,7 +30,7 @@ from deploy.quantization import LAYERS, aten, convert_calibrated, prepare_calibr
 from deploy.quantized import GraphModel, capture
 from networks.base import SegmentationModel
 
-MOST_CHANGED = 0.005  # share of decisions
+MOST_CHANGED = 0.002  # share of decisions
 MEAN_IMAGES, DECISION_IMAGES = 16, 8  # to correct biases with, and to see the effect of one rounding with
 
 
