@@ -23,6 +23,7 @@ from basics.errors import UserError
 from tests.test_train import arguments
 from tests.tiny import TinyModel
 from train_kd import main, make_recipe
+from training import made_from
 from training.trainer import Trainer
 from zoo import load_checkpoint_model
 
@@ -186,6 +187,12 @@ def test_a_checkpoint_with_other_content_is_one_error_or_a_model(folder, demo_da
     assert model(torch.zeros(1, 3, 32, 32)).isfinite().all()
     assert ", ".join(checkpoint["class_names"])
     assert all(len(colour) == 3 and all(0 <= value <= 255 for value in colour) for colour in checkpoint["palette"])
+
+
+def test_a_list_that_holds_a_tensor_is_another_argument():
+    """Found by the test below: the comparison of the two is no yes or no."""
+    assert not made_from._same_argument([torch.tensor([]), 2.0], [0.5, 2.0])
+    assert made_from._same_argument([0.5, 2.0], [0.5, 2.0])
 
 
 @settings(FUZZ, max_examples=150)

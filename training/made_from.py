@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import reprlib
 from collections.abc import Mapping, Sequence
@@ -146,4 +147,6 @@ def refuse_changes(saved: Mapping, now: Mapping[str, object], where: str) -> Non
 
 
 def _same_argument(saved: object, now: object) -> bool:
-    return not isinstance(saved, torch.Tensor) and saved == now  # a tensor's comparison is no yes or no
+    with contextlib.suppress(RuntimeError):  # a tensor's comparison is no yes or no, nor is that of a list with one
+        return not isinstance(saved, torch.Tensor) and saved == now
+    return False
