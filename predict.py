@@ -22,6 +22,7 @@ taken (see the README.md there).
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -34,7 +35,6 @@ from deploy.predictor import Options, Predictor
 from deploy.results import KINDS
 from deploy.segmenter import load_segmenter
 from deploy.speed import parse_size, print_speed
-from scoring.protocol import check_untiled
 
 DEFAULT_STUDENT = Path(__file__).resolve().parent / "checkpoints" / "animals" / "student.pth"
 
@@ -90,7 +90,10 @@ def main(args: argparse.Namespace) -> int | None:
     else:
         checkpoint = args.checkpoint or DEFAULT_STUDENT
         segmenter = load_segmenter(checkpoint, args.device)
-        check_untiled(str(checkpoint), segmenter.input_size, "--tile", args.tile)
+        if segmenter.input_size and args.tile:
+            print(f"note: {checkpoint} sees every picture at its working size, {segmenter.input_size} pixels on the "
+                  "longer side: --tile has nothing to cut, pictures of any size are read", file=sys.stderr)  # fmt: skip
+            options = dataclasses.replace(options, tile=0)
         predictor = Predictor(segmenter, args.output_dir or checkpoint.parent / "predictions", options)
     if args.fps is not None:
         print_speed(predictor.segmenter, args.fps or [(512, 512)])

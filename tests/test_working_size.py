@@ -300,14 +300,18 @@ def test_the_table_of_formats_scores_at_the_working_size(root, checkpoint, run_s
     assert "one picture of 48x48" in table
 
 
-@pytest.mark.parametrize("script", ["evaluate.py", "predict.py"])
-def test_tiles_mean_nothing_at_a_working_size(root, checkpoint, run_script, script, tmp_path):
-    inputs = [root / "images" / "val", "--checkpoint", checkpoint, "--tile", 64, "--output-dir", tmp_path / "out"]
-    if script == "evaluate.py":
-        inputs = [checkpoint, "--dataset", "folder", "--data-dir", root, "--eval-tile", 64]
-    done = run_script(script, *inputs, "--device", "cpu", check=False)
+def test_tiles_mean_nothing_at_a_working_size(root, checkpoint, run_script, tmp_path):
+    data = ["--dataset", "folder", "--data-dir", root]
+    done = run_script("evaluate.py", checkpoint, *data, "--eval-tile", 64, check=False)
     assert_one_line_error(done, f"{checkpoint}: sees every picture at its working size, 48 pixels", "tile")
-    assert not (tmp_path / "out").exists()
+    inputs = [root / "images" / "val", "--checkpoint", checkpoint]
+    done = run_script("predict.py", *inputs, "--tile", 64, "--output-dir", tmp_path / "tiled")
+    assert "sees every picture at its working size, 48 pixels" in done.stderr
+    run_script("predict.py", *inputs, "--output-dir", tmp_path / "whole")
+    masks = sorted((tmp_path / "whole").rglob("*.png"))
+    assert masks
+    for mask in masks:
+        assert (tmp_path / "tiled" / mask.relative_to(tmp_path / "whole")).read_bytes() == mask.read_bytes()
 
 
 def test_pictures_of_any_size_are_predicted(root, checkpoint, run_script, monkeypatch, tmp_path):
