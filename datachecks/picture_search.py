@@ -6,7 +6,7 @@ Told by the names of folders, as `datalayouts.folders` does; in a folder that ho
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from datalayouts.folders import meaning
@@ -16,14 +16,16 @@ from segdata.reading import DataError, read_header
 RESULTS = ("overlay", "panel", "confidence")  # folders that predict.py writes PNGs into, beside mask/
 
 
-def find_pictures(folder: Path) -> tuple[list[Path], Counter[str]]:
+def find_pictures(folder: Path, there: Iterable[Path]) -> tuple[list[Path], Counter[str]]:
     """The pictures, and how many files were left out in which folder (as it is called below ``folder``).
 
     Where ``folder`` has a folder of images, by the usual names, the pictures are those in it; so are those of a data
     set below, with folders of images and of masks.
+
+    Args:
+        there: the files below ``folder``, in the order of the result.
     """
-    files = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()]
-    files = [path for path in files if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+    files = [path for path in there if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()]
     children: dict[Path, set[str]] = defaultdict(set)  # by folder the kinds of those in it
     for path in files:
         for parent, child in _steps(path, folder):

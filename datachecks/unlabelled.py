@@ -67,8 +67,9 @@ def _files_of(layout: Layout, place: str) -> tuple[SplitFiles, Counter[str]]:
         )
     if pictures := images_beside(folder):
         raise UserError(f"--unlabelled {place}: no pictures, by its name; they lie beside it: --unlabelled {pictures}")
-    images, left_out = find_pictures(folder)
-    others = _others([path for path in folder.rglob("*") if not _is_hidden(path, folder)])
+    there = [path for path in sorted(folder.rglob("*")) if not _is_hidden(path, folder)]
+    images, left_out = find_pictures(folder, there)
+    others = _others(there)
     if not images:
         beside = f", but {described(left_out)}" if left_out else ""
         raise UserError(f"--unlabelled {place}: no pictures there ({' '.join(IMAGE_SUFFIXES)}){beside}{others}")

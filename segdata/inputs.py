@@ -162,11 +162,13 @@ def _files_below(folder: Path, depth: int | None = None) -> list[Path]:
     seen: set[Path] = set()
     for place, folders, files in os.walk(folder, followlinks=True):
         here = Path(place)
-        if here.resolve() in seen or (depth is not None and len(here.relative_to(folder).parts) == depth - 1):
+        real = here.resolve()
+        if real in seen:
             folders.clear()
-        if here.resolve() in seen:
             continue
-        seen.add(here.resolve())
+        seen.add(real)
+        if depth is not None and len(here.relative_to(folder).parts) == depth - 1:
+            folders.clear()
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         found += [here / name for name in files if not name.startswith(".")]
     return sorted(found)
