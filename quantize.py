@@ -9,9 +9,10 @@ A checkpoint of an ordinary run is quantized post-training: the ranges of its ac
 of the training split. A checkpoint of a --qat run brings its ranges along and needs no images.
 
 Two files are written: FILE.onnx, which ONNX Runtime executes with integer kernels, and beside it
-FILE.pt2, which PyTorch executes with oneDNN's on x86. Both are scored on pictures of the validation split
-before they get their names; --max-drop says how many points of mIoU they may lose. What INT8 gains, and
-where: docs/int8.md. Whether it is faster on your machine, or for size alone: export.py --int8 FILE.onnx.
+FILE.pt2, which PyTorch executes with oneDNN's on x86; with --openvino a third, FILE.xml with its FILE.bin. All
+are scored on pictures of the validation split before they get their names; --max-drop says how many points of
+mIoU they may lose. What INT8 gains, and where: docs/int8.md. Whether it is faster on your machine, or for size
+alone: export.py --int8 FILE.onnx.
 """
 
 from __future__ import annotations
@@ -28,8 +29,9 @@ from basics.errors import UserError, run_cli
 from dataset import add_data_arguments, build_split
 from deploy.arguments import add_form_arguments, check_output, make_deployed
 from deploy.calibration import quantize_calibrated
-from deploy.int8_files import write_int8
+from deploy.int8_files import SUFFIXES, write_int8
 from deploy.int8_score import RealPictures
+from deploy.optional_packages import need
 from deploy.quantized import GraphModel, load_fake_quant
 from networks.base import SegmentationModel
 from networks.model_file import ModelFile
@@ -77,6 +79,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--output", type=Path, metavar="FILE.onnx", help="default: NAME_int8.onnx beside the checkpoint"
     )
+    parser.add_argument("--openvino", action="store_true", help="FILE.xml and FILE.bin as well, for OpenVINO")
     add_form_arguments(parser)
     parser.add_argument("--calibration-images", type=int, default=64, help="of the training split (64)")
     parser.add_argument("--score-images", type=int, default=32, help="of the validation split; 0: not scored (32)")
@@ -87,7 +90,10 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> None:
     output = args.output or args.checkpoint.with_name(f"{args.checkpoint.stem}_int8.onnx")
+    files = [output.with_suffix(suffix) for suffix in SUFFIXES if suffix != ".xml" or args.openvino]
     check_output(output, (".onnx",))
+    if args.openvino:  # before any work is done
+        need("openvino", "openvino", "--openvino")
     if args.calibration_images < 1:
         raise UserError(f"--calibration-images must be at least 1, not {args.calibration_images}")
     if args.score_images < 0 or (args.max_drop is not None and not args.score_images):
@@ -98,7 +104,7 @@ def main(args: argparse.Namespace) -> None:
     reference = load_fake_quant(model, checkpoint) if "qat" in checkpoint else model
     pictures = real_pictures(reference, checkpoint, args)
     deployed = make_deployed(model, checkpoint, args, int8)
-    write_int8(deployed, pictures, args.max_drop, output)
+    write_int8(deployed, pictures, args.max_drop, files)
     parameters = deployed.card.parameters
     fp32 = 4 * parameters / 1e6
     share = output.stat().st_size / 1e6 / fp32

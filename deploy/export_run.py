@@ -13,6 +13,7 @@ from deploy.export_checks import Difference, compare, require_agreement
 from deploy.exporting import LARGEST_SIZE, LEAST_SIZE, Deployed, ExportOptions, Size, export_program
 from deploy.format_table import Made, format_table
 from deploy.formats import FORMATS, Format, choose_format, load_exported, stored_bytes, write_exported
+from deploy.int8_files import SUFFIXES
 from deploy.int8_score import RealPictures
 from deploy.onnx_format import check_versions
 from deploy.speed import FILE_SIZES, file_table
@@ -181,8 +182,8 @@ def export_all(args: argparse.Namespace) -> None:
 
 
 def int8_files(path: Path | None, deployed: Deployed) -> dict[str, Made]:
-    """The INT8 file ``path`` of quantize.py and its other one, if it is still beside it, by what runs them."""
-    paths = {path, path.with_suffix(".onnx"), path.with_suffix(".pt2")} if path else set()
+    """The INT8 file ``path`` of quantize.py and its others that are still beside it, by what runs them."""
+    paths = {path.with_suffix(suffix) for suffix in SUFFIXES} if path else set()
     made = {}
     for file in sorted(file for file in paths if file.is_file()):
         card = load_exported(file).card

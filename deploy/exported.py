@@ -38,6 +38,13 @@ class ExportedModel(nn.Module, ABC):
     def run(self, images: torch.Tensor) -> torch.Tensor:
         """The file's own input to the file's own output."""
 
+    def integer_layers(self) -> tuple[int, int] | None:
+        """Layers that run with integer arithmetic on this machine, and all convolutions and matrix products.
+
+        None where the runtime does not tell.
+        """
+        return None
+
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         if self.fitted_size is None:
             return self._logits(images)

@@ -14,7 +14,7 @@ from deploy.exporting import ExportOptions, quiet
 from deploy.model_card import ModelCard
 from deploy.onnx_lowering import EXPORTER_OPSET, OLDEST_OPSET, check_opset, lower_opset, spell_out_hard_sigmoid
 from deploy.optional_packages import need
-from networks.onnx_session import open_session
+from networks.onnx_session import executed_operators, integer_layers, open_session
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -126,9 +126,11 @@ class OnnxModel(ExportedModel):
         on_gpu = "CUDAExecutionProvider" in session.get_providers()
         (images,) = session.get_inputs()
         super().__init__(card, device if on_gpu else torch.device("cpu"), fixed_size(images.shape))
-        self.session = session
-        self.input_name = images.name
+        self.path, self.session, self.input_name = path, session, images.name
 
     def run(self, images: torch.Tensor) -> torch.Tensor:
         (result,) = self.session.run(None, {self.input_name: images.cpu().numpy()})
         return torch.from_numpy(result).to(images.device)
+
+    def integer_layers(self) -> tuple[int, int]:
+        return integer_layers(executed_operators(self.path))

@@ -18,6 +18,8 @@ from deploy.onnx_format import save_onnx
 from deploy.optional_packages import need
 
 CARD = "model_info"  # where OpenVINO's own tools keep what a file says about itself
+INTEGERS = ("u8", "i8")  # as its executed graph calls them
+LAYERS = ("Convolution", "Deconvolution", "MatMul", "FullyConnected")
 # Its default on CPUs that have them is bfloat16, which decides a pixel in a hundred otherwise.
 EXACT = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
 
@@ -68,6 +70,11 @@ class OpenVinoModel(ExportedModel):
     def run(self, images: torch.Tensor) -> torch.Tensor:
         result = self.network(images.cpu().numpy())[0]
         return torch.from_numpy(result.copy()).to(images.device)  # the runtime writes into it next time
+
+    def integer_layers(self) -> tuple[int, int]:
+        executed = [operation.get_rt_info() for operation in self.network.get_runtime_model().get_ops()]
+        kinds = [info["runtimePrecision"] for info in executed if info["layerType"] in LAYERS]
+        return sum(kind in INTEGERS for kind in kinds), len(kinds)
 
 
 def _size(model: Any) -> Size | None:

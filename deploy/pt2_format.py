@@ -17,6 +17,7 @@ from deploy.model_card import ModelCard
 from deploy.torch_internals import register_int8_operators
 
 CARD_FILE = "card.json"
+FLOAT_KERNELS = {f"aten.{name}.default" for name in ("convolution", "conv2d", "linear", "addmm", "mm", "bmm")}
 
 
 def save_pt2(program: ExportedProgram, card: ModelCard, path: Path, options: ExportOptions) -> None:
@@ -34,15 +35,12 @@ class Pt2Model(ExportedModel):
         program, card = read_pt2(path)
         super().__init__(card, torch.device("cpu"), input_size(program))
         self.program = program.module(check_guards=False)
-        self.integer_kernels = 0
         if card.precision == "int8" and platform.machine().lower() in ("x86_64", "amd64"):
             from deploy.quantization import lower_to_x86
 
             shapes = dynamic_shapes() if self.fitted_size is None else ({},)
             self.program = lower_to_x86(self.program, example_images(card.input == "uint8", self.fitted_size), shapes)
             remove_size_assertions(self.program)
-            names = [str(node.target) for node in self.program.graph.nodes]
-            self.integer_kernels = sum("onednn.q" in name and "pointwise" in name for name in names)
 
     def train(self, mode: bool = True) -> Pt2Model:
         """An exported graph has one mode: eval."""
@@ -51,6 +49,11 @@ class Pt2Model(ExportedModel):
 
     def run(self, images: torch.Tensor) -> torch.Tensor:
         return self.program(images.cpu()).to(images.device)
+
+    def integer_layers(self) -> tuple[int, int]:
+        names = [str(node.target) for node in self.program.graph.nodes]
+        integer = sum("onednn.q" in name and "pointwise" in name for name in names)
+        return integer, integer + sum(name in FLOAT_KERNELS for name in names)
 
 
 def input_size(program: ExportedProgram) -> Size | None:

@@ -462,9 +462,30 @@ def test_pt2_runs_with_integer_kernels_and_any_size(int8_files):
     from deploy.pt2_format import Pt2Model
 
     model = Pt2Model(int8_files[0] / "qat.pt2")
-    assert model.integer_kernels == 7
+    assert model.integer_layers() == (7, 7)
     with torch.inference_mode():
         assert model(pictures(3, 45, 130)).shape == (3, 7, 45, 130)
+
+
+def test_openvino_runs_with_integer_kernels(int8_files, demo_student, demo_data, tmp_path, run_script):
+    """Its file decides as ONNX Runtime's of the same ranges, to the roundings that each engine does its own way."""
+    pytest.importorskip("openvino")
+    output = tmp_path / "ptq.onnx"
+    words = ["quantize.py", demo_student, "--output", output, "--openvino", "--calibration-images", 8]
+    printed = run_script(*words, "--dataset", "demo", "--data-dir", demo_data).stdout
+    executed = re.search(r"ptq\.xml: OpenVINO executes (\d) of 7 layers with integer kernels", printed)
+    assert executed is not None
+    assert int(executed[1]) >= 6 or platform.machine().lower() not in ("x86_64", "amd64")
+    from deploy.formats import load_exported, stored_bytes
+
+    ours, other = load_exported(tmp_path / "ptq.xml"), load_exported(int8_files[0] / "ptq.onnx")
+    assert ours.card == other.card
+    with torch.inference_mode():
+        images = pictures(3, 45, 130)
+        assert (ours(images).argmax(1) == other(images).argmax(1)).float().mean() > 0.98
+    weights = (tmp_path / "ptq.bin").stat().st_size
+    assert weights < 0.35 * 4 * ours.card.parameters  # a byte a weight, and what else there is
+    assert stored_bytes(tmp_path / "ptq.xml") > weights
 
 
 # -- what is private in PyTorch -------------------------------------------------------------------
