@@ -9,7 +9,8 @@
 Architecture, classes, normalisation and working size come from the checkpoint. The protocol: native resolution, or
 the checkpoint's working size, one scale, no flip; logits are resized to the mask, never the mask to the logits; only
 255 is left out.
-The column "score" is 4 * mIoU / (1 + millions of parameters), with mIoU in 0..1.
+The column "score" is 4 * mIoU / (1 + millions of parameters), with mIoU in 0..1; ms/image is the median forward time,
+of several files on some of the pictures, all in turn.
 """
 
 from __future__ import annotations
@@ -22,9 +23,10 @@ from basics.errors import UserError, run_cli
 from basics.files import nearest
 from datachecks import teacher_masks
 from dataset import SegmentationDataset, build_split
-from deploy.segmenter import load_segmenter
+from deploy.segmenter import Segmenter, load_segmenter
 from networks.working_size import LEAST_SIDE
 from scoring.front import check_chart, draw_front, read_rows, require_same_data
+from scoring.in_turn import time_in_turn
 from scoring.protocol import Agreement, check_classes
 from scoring.reporting import add_evaluation_arguments, report
 from scoring.submission import submit
@@ -63,10 +65,13 @@ def main(args: argparse.Namespace) -> None:
     check_arguments(args, dataset)
     others = [row for path in args.beside for row in read_rows(path)]
     rows: list[SummaryRow] = []
+    networks: list[Segmenter] = []
     try:
-        for row in score_checkpoints(args, dataset):
+        for row, network in score_checkpoints(args, dataset):
             require_same_data(row, others)
             rows.append(row)
+            networks.append(network)
+        time_in_turn(rows, [(each.model, each.device) for each in networks], dataset, args.eval_tile, args.amp)
     finally:  # what was scored before one that could not be is not lost
         if rows:
             print("\n" + format_summary([*others, *rows], args.mean_over))
@@ -90,8 +95,8 @@ def check_arguments(args: argparse.Namespace, dataset: SegmentationDataset) -> N
                             "name a file for the results")  # fmt: skip
 
 
-def score_checkpoints(args: argparse.Namespace, dataset: SegmentationDataset) -> Iterator[SummaryRow]:
-    """The summary row of each checkpoint, as soon as it is scored."""
+def score_checkpoints(args: argparse.Namespace, dataset: SegmentationDataset) -> Iterator[tuple[SummaryRow, Segmenter]]:
+    """The summary row of each checkpoint, as soon as it is scored, and what was scored."""
     agreement = Agreement() if args.agreement else None
     for path in args.checkpoints:
         segmenter = load_segmenter(path, args.device)
@@ -99,17 +104,9 @@ def score_checkpoints(args: argparse.Namespace, dataset: SegmentationDataset) ->
         for sized in map(segmenter.at, dict.fromkeys(args.input_size)) if args.input_size else [segmenter]:
             if agreement is not None:
                 agreement.restart()
-            yield report(
-                str(path),
-                sized.name,
-                sized.model,
-                dataset,
-                args,
-                device=sized.device,
-                parameters=sized.parameters,
-                file_mb=sized.file_bytes / 1e6,
-                agreement=agreement,
-            )
+            row = report(str(path), sized.name, sized.model, dataset, args, device=sized.device,
+                         parameters=sized.parameters, file_mb=sized.file_bytes / 1e6, agreement=agreement)  # fmt: skip
+            yield row, sized
 
 
 if __name__ == "__main__":

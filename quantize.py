@@ -82,7 +82,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument("--openvino", action="store_true", help="FILE.xml and FILE.bin as well, for OpenVINO")
     add_form_arguments(parser)
     parser.add_argument("--calibration-images", type=int, default=64, help="of the training split (64)")
-    parser.add_argument("--score-images", type=int, default=32, help="of the validation split; 0: not scored (32)")
+    parser.add_argument("--score-images", type=int, default=100, help="of the validation split; 0: not scored (100)")
     parser.add_argument("--max-drop", type=float, metavar="POINTS", help="refuse files that lose more mIoU (0..100)")
     add_data_arguments(parser)
     return parser

@@ -21,6 +21,7 @@ from deploy.segmenter import load_segmenter
 from networks.working_size import at_working_size
 from scoring import protocol
 from scoring.front import Point, on_front, short_names
+from scoring.in_turn import time_in_turn
 from scoring.metrics import ConfusionMatrix
 from scoring.protocol import SameSizeBatches, evaluate_model
 from scoring.tables import lab_score, summary_row, write_results
@@ -251,6 +252,33 @@ def test_mixed_precision_that_only_costs_time_is_refused(script, run_script, che
     model = [checkpoint] if script == "evaluate.py" else ["--teacher", "compact", "--teacher-weights", checkpoint]
     options = ["--dataset", "demo", "--data-dir", demo_data, "--workers", 0, "--device", "cpu", "--amp", "fp16"]
     assert_one_line_error(run_script(script, *model, *options, check=False), "--amp fp16 is for GPUs")
+
+
+class Ticking(torch.nn.Module):
+    """Each image costs ``seconds`` of a clock of its own; the first ``warmup`` calls cost a thousand times more."""
+
+    def __init__(self, clock, seconds, warmup=2):
+        super().__init__()
+        self.clock, self.seconds, self.warmup, self.seen = clock, seconds, warmup, []
+
+    def forward(self, images):
+        self.seen.append(images)
+        self.clock[0] += self.seconds * (1000 if len(self.seen) <= self.warmup else 1)
+        return images
+
+
+def test_networks_side_by_side_are_timed_in_turn_on_the_same_pictures(val_set, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("basics.timing.time.perf_counter", lambda: clock[0])
+    models = [Ticking(clock, 0.02), Ticking(clock, 0.005)]
+    rows = [{"ms_per_image": 1.0}, {"ms_per_image": 1.0}]
+    time_in_turn(rows, [(model, CPU) for model in models], val_set)
+    assert [row["ms_per_image"] for row in rows] == pytest.approx([20, 5])
+    shown = [{image.double().mean().item() for image in model.seen} for model in models]
+    assert shown[0] == shown[1] and len(shown[0]) == min(20, len(val_set))
+    alone = [{"ms_per_image": 1.0}]
+    time_in_turn(alone, [(models[0], CPU)], val_set)
+    assert alone == [{"ms_per_image": 1.0}]
 
 
 def test_the_front_holds_what_nothing_as_fast_beats():
