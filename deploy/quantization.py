@@ -8,8 +8,8 @@ scale and zero point, weights int8, symmetric, with one scale an output channel.
 the weights and the outputs (after BatchNorm and ReLU) of convolutions and linear layers, and sums and
 concatenations of feature maps. The last layer's output, the logits, stays float.
 
-After training, what goes into hardswish or hardsigmoid has a range that ends where these functions change no more,
--3 and 3: a normalised map reaches far below, and its steps are better spent above.
+What goes into hardswish or hardsigmoid has a range that ends where these functions change no more, -3 and 3: a
+normalised map reaches far below, and its steps are better spent above.
 """
 
 from __future__ import annotations
@@ -94,6 +94,20 @@ class TrainedRange(FusedMovingAvgObsFakeQuantize):
         return self.scale, self.zero_point
 
 
+class TrainedBeforeHardswish(TrainedRange):
+    """`TrainedRange` of what goes into hardswish. Neither its value nor its gradient tells what was below -3."""
+
+    def forward(self, X: torch.Tensor) -> torch.Tensor:
+        return super().forward(X.clamp(min=-3))
+
+
+class TrainedBeforeHardsigmoid(TrainedRange):
+    """`TrainedRange` of what goes into hardsigmoid, which tells as little of what was beyond -3 and 3."""
+
+    def forward(self, X: torch.Tensor) -> torch.Tensor:
+        return super().forward(X.clamp(-3, 3))
+
+
 class LayerQuantizer(Quantizer):
     """Annotates a captured graph with the scheme described above.
 
@@ -104,16 +118,17 @@ class LayerQuantizer(Quantizer):
     def __init__(self, *, training: bool):
         super().__init__()
         if training:
-            activations = TrainedRange.with_args(observer=MovingAverageMinMaxObserver, eps=LEAST_SCALE)
+            activations = _trained(TrainedRange)
+            narrowed = {HARDSWISH: _trained(TrainedBeforeHardswish), HARDSIGMOID: _trained(TrainedBeforeHardsigmoid)}
             # Not the fused step: it gives channels whose weights have one sign a zero point, and integer
             # kernels know none for weights.
             weights = FakeQuantize.with_args(observer=MovingAveragePerChannelMinMaxObserver, eps=LEAST_SCALE)
         else:
             activations = _calibrated(MovingAverageMinMaxObserver)
+            narrowed = {HARDSWISH: _calibrated(BeforeHardswish), HARDSIGMOID: _calibrated(BeforeHardsigmoid)}
             weights = PerChannelMinMaxObserver.with_args(eps=LEAST_SCALE)
         self.activations = _activations(activations)
-        narrowed = {} if training else {HARDSWISH: BeforeHardswish, HARDSIGMOID: BeforeHardsigmoid}
-        self.narrowed = {names: _activations(_calibrated(observer)) for names, observer in narrowed.items()}
+        self.narrowed = {functions: _activations(observer) for functions, observer in narrowed.items()}
         self.weights = {
             axis: QuantizationSpec(torch.int8, weights, -127, 127, torch.per_channel_symmetric, ch_axis=axis)
             for axis in (0, 1)
@@ -159,6 +174,10 @@ class LayerQuantizer(Quantizer):
 
 def _calibrated(observer: type[MovingAverageMinMaxObserver]) -> Callable:
     return observer.with_args(averaging_constant=AVERAGING, eps=LEAST_SCALE)
+
+
+def _trained(rounding: type[TrainedRange]) -> Callable:
+    return rounding.with_args(observer=MovingAverageMinMaxObserver, eps=LEAST_SCALE)
 
 
 def _activations(observer: Callable) -> QuantizationSpec:

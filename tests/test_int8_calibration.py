@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from basics.errors import UserError
 from tests.small import SmallStudent, lively
@@ -57,6 +58,28 @@ def test_ranges_end_where_hardswish_and_hardsigmoid_change_no_more(calibrated):
     assert (min(low for low, _ in gates), max(high for _, high in gates)) == (-3, 3)
     with torch.no_grad():  # they would reach further
         assert student.stem[0](10 * pictures()).min() < -3.5 and student.squash[0](10 * pictures()).max() > 3.5
+
+
+def test_ranges_in_training_end_there_too_and_change_neither_value_nor_gradient(calibrated):
+    from deploy.quantization import TrainedBeforeHardsigmoid, TrainedBeforeHardswish
+    from deploy.quantized import FakeQuantModel
+
+    model = FakeQuantModel(copy.deepcopy(calibrated[0])).train()
+    model(30 * pictures())
+    swishes, gates = (
+        [each for each in model.graph.modules() if isinstance(each, kind)]
+        for kind in (TrainedBeforeHardswish, TrainedBeforeHardsigmoid)
+    )
+    assert len(swishes) == 3 and len(gates) == 2
+    swish, gate = swishes[0], gates[0]  # of the stem, which the pictures go into
+    assert swish.activation_post_process.min_val == -3 and swish.activation_post_process.max_val > 3
+    assert (gate.activation_post_process.min_val, gate.activation_post_process.max_val) == (-3, 3)
+    for function, rounding in ((F.hardsigmoid, gate), (F.hardswish, swish)):
+        values = torch.linspace(-8, 8, 99, requires_grad=True)
+        rounded, whole = function(rounding(values)), function(values)
+        assert (rounded - whole).abs().max() < 1.5 * rounding.scale
+        gradients = [torch.autograd.grad(out.sum(), values)[0] for out in (rounded, whole)]
+        assert gradients[0][values < -3].eq(0).all() and gradients[1][values < -3].eq(0).all()
 
 
 def test_biases_take_back_what_rounded_weights_add_to_the_mean(calibrated):
