@@ -3,11 +3,12 @@
     python compare.py results/demo.toml                  # train what is missing, score, write results/demo/
     python compare.py results/demo.toml --dry-run        # what is done, and the commands of what is not
     python compare.py results/demo.toml --jobs 4         # four runs at a time
-    python compare.py results/demo.toml --only kl both   # train these methods alone
+    python compare.py results/demo.toml --only feature both   # train these methods alone
     python compare.py results/demo.toml --report-only    # no training: score and write what there is
 
 Stopped or broken off, the same command goes on; what is done is not done again. The file is described in
-comparison/plan.py. Every method has the same budget: it may set its losses and its teacher, nothing else.
+comparison/plan.py. Every method has the same budget: it may set its losses, its teacher, the weights that the student
+starts from and pictures without masks, nothing else.
 """
 
 from __future__ import annotations

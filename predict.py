@@ -63,7 +63,8 @@ def get_args_parser() -> argparse.ArgumentParser:
         help=".pth or exported file, of any format; default: the student in checkpoints/animals",
     )  # fmt: skip
     parser.add_argument("--save", nargs="+", choices=KINDS, default=["mask", "overlay"], help="(mask overlay)")
-    parser.add_argument("--output-dir", type=Path, metavar="DIR", help="default: predictions/ beside the checkpoint")
+    parser.add_argument("--output-dir", type=Path, metavar="DIR",
+                        help="default: predictions/ beside the checkpoint; with --teacher labels_NAME/")  # fmt: skip
     parser.add_argument("--tile", type=int, default=0, metavar="PIXELS",
                         help="cut pictures, of any size, into overlapping squares of this side, and blend")  # fmt: skip
     parser.add_argument("--pages", choices=("all", "first"), default="all", help="of TIFFs and animations (all)")

@@ -4,8 +4,8 @@
     python train_kd.py --alpha 1.0 --temperature 4             # response: + temperature-scaled KL
     python train_kd.py --beta 0.5                              # feature: + cosine of low/mid/high maps
     python train_kd.py --alpha 1.0 --cache-teacher             # the teacher computed once, then read
-    python train_kd.py --preset papi --teacher deeplabv3plus_resnet101 --student deeplabv3plus_resnet18
-    python train_kd.py --qat --student-weights RUN/best.pth --lr 1e-4 --alpha 1.0    # fit a student for INT8
+    python train_kd.py --preset aicsd --teacher deeplabv3_resnet50   # a published mix of losses
+    python train_kd.py --qat --student-weights RUN/best.pth --lr 1e-4 --alpha 1.0    # fit RUN's --student for INT8
     python train_kd.py --resume auto --name RUN                # go on where RUN stopped
     python train_kd.py --dry-run                               # is all there that the run needs?
 

@@ -1,5 +1,6 @@
 """The snippets of docs/without_this_project.md: each is run as it stands there, and finds what the checkpoint does."""
 
+import importlib.util
 import os
 import re
 from pathlib import Path
@@ -36,6 +37,9 @@ def folder(tmp_path_factory):
         run_export(path / "best.pth", path / "raw.onnx", "--uint8", "--argmax")
         run_export(path / "best.pth", path / "fixed.onnx", "--size", "256x384")
         run_export(path / "best.pth", path / "student.pt2")
+        for package, file in (("litert_torch", "fixed.tflite"), ("executorch", "fixed.pte")):
+            if importlib.util.find_spec(package):
+                run_export(path / "best.pth", path / file, "--size", "256x256")
         save_atomic(small_checkpoint() | {"input_size": SIDE}, path / "sized.pth")
         run_export(path / "sized.pth", path / "sized.onnx")
         run_export(path / "sized.pth", path / "sized_fixed.onnx", "--size", f"{SIDE}x{SIDE}")
@@ -98,7 +102,10 @@ def test_a_picture_in_a_square(folder):
     assert (values["logits"].argmax(1) == alone.argmax(1)).mean() > 0.95
 
 
-@pytest.mark.parametrize(("name", "module"), [("openvino", "openvino"), ("pt2", "torch")])
+@pytest.mark.parametrize(
+    ("name", "module"),
+    [("openvino", "openvino"), ("pt2", "torch"), ("litert", "litert_torch"), ("executorch", "executorch")],
+)
 def test_logits(folder, truth, name, module):
     pytest.importorskip(module)
     values = run(name, folder)
@@ -113,5 +120,6 @@ def test_a_mask_is_read(folder):
 
 
 def test_every_snippet_is_run():
-    plain, sized = {"onnxruntime", "raw", "opencv", "openvino", "pt2"}, {"", "_square", "_opencv", "_pt2"}
-    assert set(SNIPPETS) == plain | {f"sized{name}" for name in sized} | {"mask"}
+    plain = {"onnxruntime", "raw", "opencv", "openvino", "pt2", "litert", "executorch"}
+    sized = {f"sized{name}" for name in ("", "_square", "_opencv", "_pt2")}
+    assert set(SNIPPETS) == plain | sized | {"mask"}

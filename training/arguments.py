@@ -126,9 +126,9 @@ class Arguments(argparse.Namespace):
     preset: str | None = flag(
         "losses", "method", None, f"a published mix: {', '.join(sorted(PRESETS))}", metavar="NAME"
     )
-    alpha: float | None = flag("losses", "method", None, "weight of the temperature-scaled KL on logits (0)")
-    beta: float | None = flag("losses", "method", None, "weight of the cosine feature loss (0)")
-    temperature: float | None = flag("losses", "method", None, "T of the losses on softened logits (4)")
+    alpha: float | None = flag("losses", "method", None, "weight of the softened KL on logits (the preset's, or 0)")
+    beta: float | None = flag("losses", "method", None, "weight of the cosine feature loss (the preset's, or 0)")
+    temperature: float | None = flag("losses", "method", None, "T of the losses on logits (the preset's, or 4)")
     loss: list[str] = flag(
         "losses",
         "method",
@@ -151,7 +151,7 @@ class Arguments(argparse.Namespace):
         "losses", "method", None, "weight of pixelwise, in its paper's scale", option="--pi_lambda"
     )
 
-    epochs: int = flag("optimization", "budget", 60, least=1)
+    epochs: int = flag("optimization", "budget", 60, "passes over the training pictures (60)", least=1)
     time_budget: float | None = flag(
         "optimization",
         "budget",
@@ -168,15 +168,15 @@ class Arguments(argparse.Namespace):
         least=1,
         metavar="N",
     )
-    batch_size: int = flag("optimization", "budget", 16, least=1)
+    batch_size: int = flag("optimization", "budget", 16, "crops a step, of all processes together (16)", least=1)
     lr: float | None = flag("optimization", "budget", None, "base rate (the student's: docs/losses.md)", above=0)
     backbone_lr_factor: float | None = flag(
         "optimization", "budget", None, "the backbone's share of it (likewise; 1 beside --lr)", least=0, metavar="F"
     )
-    weight_decay: float = flag("optimization", "budget", 1e-2, least=0)
-    optimizer: str = flag("optimization", "budget", "adamw", choices=OPTIMIZERS)
-    schedule: str = flag("optimization", "budget", "poly", choices=sorted(SCHEDULES))
-    warmup_epochs: float = flag("optimization", "budget", 1.0, least=0)
+    weight_decay: float = flag("optimization", "budget", 1e-2, "of convolution weights alone (0.01)", least=0)
+    optimizer: str = flag("optimization", "budget", "adamw", "(adamw)", choices=OPTIMIZERS)
+    schedule: str = flag("optimization", "budget", "poly", "of the rate (poly)", choices=sorted(SCHEDULES))
+    warmup_epochs: float = flag("optimization", "budget", 1.0, "of linear warm-up (1)", least=0)
     input_size: int = flag(
         "optimization",
         "budget",
@@ -186,7 +186,7 @@ class Arguments(argparse.Namespace):
         least=0,
         metavar="N",
     )
-    crop_size: int = flag("optimization", "budget", 384, "side of the square training crop, pixels", least=32)
+    crop_size: int = flag("optimization", "budget", 384, "side of the square training crop, pixels (384)", least=32)
     scale_range: list[float] = flag(
         "optimization",
         "budget",
@@ -237,7 +237,7 @@ class Arguments(argparse.Namespace):
     workers: int | None = flag(
         "machine", "machine", None, WORKERS_HELP, may_change=True, least=0, parse=number_or_auto, metavar="auto|N"
     )
-    seed: int = flag("machine", "run", 0, least=0, most=2**32 - 1)
+    seed: int = flag("machine", "run", 0, "of all that is drawn (0)", least=0, most=2**32 - 1)
     deterministic: bool = flag("machine", "budget", False, "the same numbers at every run on a GPU, too")
     dist_timeout: float = flag(
         "machine",
@@ -249,11 +249,11 @@ class Arguments(argparse.Namespace):
         metavar="SECONDS",
     )
 
-    output_dir: Path = flag("run", "run", Path("checkpoints"), may_change=True)
+    output_dir: Path = flag("run", "run", Path("checkpoints"), "of all runs (checkpoints)", may_change=True)
     name: str | None = flag(
         "run", "run", None, "run folder below --output-dir; made from the arguments by default", may_change=True
     )
-    eval_every: int = flag("run", "budget", 1, may_change=True, least=1, metavar="EPOCHS")
+    eval_every: int = flag("run", "budget", 1, "epochs between validations (1)", may_change=True, least=1, metavar="N")
     eval_batch_size: int | None = flag(
         "run", "machine", None, SCORING_HELP, may_change=True, least=1, parse=number_or_auto, metavar="auto|N"
     )
@@ -281,8 +281,8 @@ class Arguments(argparse.Namespace):
     dry_run: bool = flag(
         "run", "run", False, "check all that the run needs, say all that is wrong, end", may_change=True
     )
-    tensorboard: bool = flag("run", "machine", False, may_change=True)
-    wandb: bool = flag("run", "machine", False, may_change=True)
+    tensorboard: bool = flag("run", "machine", False, "log to TensorBoard as well", may_change=True)
+    wandb: bool = flag("run", "machine", False, "log to Weights & Biases as well", may_change=True)
 
     def as_plain(self) -> dict[str, object]:
         """By name, paths as text: for config.json and last.pth."""
