@@ -90,10 +90,12 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> None:
     output = args.output or args.checkpoint.with_name(f"{args.checkpoint.stem}_int8.onnx")
-    files = [output.with_suffix(suffix) for suffix in SUFFIXES if suffix != ".xml" or args.openvino]
     check_output(output, (".onnx",))
+    files = [output.with_suffix(suffix) for suffix in SUFFIXES]
     if args.openvino:  # before any work is done
         need("openvino", "openvino", "--openvino")
+    elif files.pop().is_file():  # beside the new files it would pass for one of them
+        raise UserError(f"{output.with_suffix('.xml')} is there, of an earlier run: pass --openvino, or remove it")
     if args.calibration_images < 1:
         raise UserError(f"--calibration-images must be at least 1, not {args.calibration_images}")
     if args.score_images < 0 or (args.max_drop is not None and not args.score_images):

@@ -4,7 +4,7 @@
     python test_teacher.py --teacher deeplabv3_resnet50 --dataset voc --json teacher.json
     python test_teacher.py --teacher hf:nvidia/segformer-b4-finetuned-ade-512-512 --dataset ade20k
     python test_teacher.py --teacher hf:nvidia/segformer-b4-finetuned-ade-512-512 --dataset voc --class-map ade20k_voc
-    python test_teacher.py --teacher standard --teacher-weights checkpoints/demo_teacher/best.pth --dataset demo
+    python test_teacher.py --teacher checkpoints/demo_teacher/best.pth --dataset demo
 
 The protocol is that of evaluate.py, down to the code. A teacher of other classes is scored by what they mean in the
 data's (docs/teachers.md); where it says a class that means nothing, its likeliest other one counts, and how often that
@@ -20,6 +20,7 @@ from basics.errors import run_cli
 from dataset import build_split
 from deploy.teachers import MappedNetwork, TeacherChoice, add_teacher_arguments, load_teacher_for
 from networks.cost import count_parameters
+from scoring.in_turn import InTurn
 from scoring.reporting import add_evaluation_arguments, report
 from scoring.tables import format_summary, write_results
 
@@ -39,6 +40,9 @@ def main(args: argparse.Namespace) -> None:
     label = teacher.label if args.teacher_weights == "default" else args.teacher_weights
     network, parameters = teacher.as_network().to(pick_device(args.device)), count_parameters(teacher.model)
     row = report(label, teacher.label, network, dataset, args, parameters=parameters)
+    in_turn = InTurn(dataset, args.eval_tile, args.amp)
+    in_turn.add(row, network, pick_device(args.device))
+    in_turn.time()
     if isinstance(network, MappedNetwork) and (remark := network.remark(row["iou"])):
         print(f"remark: {remark}")
     print("\n" + format_summary([row]))

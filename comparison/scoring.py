@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,11 @@ from basics.memory import explain_memory
 from comparison.plan import Group, Plan, Run
 from dataset import SegmentationDataset, build_split
 from deploy.segmenter import load_segmenter
-from deploy.teachers import MappedNetwork, load_teacher_for
+from deploy.teachers import FittedTeacher, MappedNetwork, load_teacher_for
+from kd.teacher_cache import weights_sha256
 from networks.cost import count_macs, count_parameters, measure_latency
 from networks.onnx_teacher import OnnxTeacher
-from networks.sources import digest, is_source
+from networks.sources import is_source
 from scoring.memory import memory_advice
 from scoring.metrics import image_miou
 from scoring.protocol import check_classes, evaluate_model, protocol_text, scoring_batch
@@ -166,15 +167,18 @@ def score_teacher(plan: Plan, dataset: SegmentationDataset) -> Scored | None:
     if plan.teacher is None:
         return None
     choice, device = plan.teacher, pick_device(plan.args.device)
-    name = choice.name
+
+    @cache
+    def fitted() -> FittedTeacher:
+        return load_teacher_for(choice, dataset)
 
     def load() -> tuple[str, nn.Module, int | None]:
-        teacher = load_teacher_for(choice, dataset)
-        return choice.label, teacher.as_network().to(device), count_parameters(teacher.model)
+        return choice.label, fitted().as_network().to(device), count_parameters(fitted().model)
 
     hashes = {role: _digest(path) for role, path in choice.files.items()}
-    published = f"{name} default {digest(name) if is_source(name) else ''}".rstrip()
-    made_from = hashes.get("teacher", published)
+    made_from = hashes.get("teacher", f"{choice.name} default")
+    if is_source(choice.name):  # code of a user's, or what a hub has now: told by all that it is made of
+        made_from = weights_sha256(fitted().model)
     made_from += f", class map {hashes['class map']}" if "class map" in hashes else ""
     return _score("teacher", plan.folder / "scores_teacher.json", made_from, load, plan.runs[0], dataset)
 

@@ -19,8 +19,8 @@ RESULTS = ("overlay", "panel", "confidence")  # folders that predict.py writes P
 def find_pictures(folder: Path, there: Iterable[Path]) -> tuple[list[Path], Counter[str]]:
     """The pictures, and how many files were left out in which folder (as it is called below ``folder``).
 
-    Where ``folder`` has a folder of images, by the usual names, the pictures are those in it; so are those of a data
-    set below, with folders of images and of masks.
+    Of a data set, at the top or below, with folders of images and of masks or of results by the usual names, the
+    pictures are those in the folder of images.
 
     Args:
         there: the files below ``folder``, in the order of the result.
@@ -65,7 +65,7 @@ def _is_apart(path: Path, folder: Path, children: dict[Path, set[str]]) -> bool:
         kind, beside = _kind(child) if child else "", children[parent]
         if kind == "mask" or (kind == "result" and path.suffix.lower() == ".png"):
             return True
-        is_dataset = "image" in beside and (parent == folder or beside & {"mask", "result"})
+        is_dataset = "image" in beside and bool(beside & {"mask", "result"})
         if kind == "image":  # what lies in it may be called anything
             return False
         if is_dataset and kind != "split":

@@ -260,10 +260,10 @@ class Search:
         kinds = [(path, "images", IMAGE_SUFFIXES) for path in sorted(images - masks)]  # of both: a.jpg has a.png
         for folder, kind, suffixes in [*kinds, *((path, "masks", MASK_SUFFIXES) for path in sorted(masks - images))]:
             if hidden := self.listing(folder).hidden(suffixes):
-                path, other = hidden[0]
+                path, other = (each.relative_to(folder).as_posix() for each in hidden[0])
                 yield (
                     f"{len(hidden):,} {kind} in {folder} have the name of another and are not read, such as "
-                    f"{path.name} beside {other.name}: if they are no copies give them names, and masks, of their own"
+                    f"{path} beside {other}: if they are no copies give them names, and masks, of their own"
                 )
 
     def _look_at_pairs(self, layout: Layout, split: str | None) -> None:

@@ -47,8 +47,8 @@ def check_arguments(args: argparse.Namespace, kind: Format | None) -> None:
         raise UserError(f"--rounds must be at least 0, not {args.rounds}")
     if args.int8 and not args.int8.is_file():
         raise UserError(f"--int8 {args.int8}: no such file")
-    if args.int8:
-        choose_format(None, args.int8, "--int8")
+    if args.int8 and args.int8.suffix not in SUFFIXES:
+        raise UserError(f"--int8 {args.int8}: wanted is a file of quantize.py, {', '.join(SUFFIXES)}")
     if args.score_images < 1:
         raise UserError(f"--score-images must be at least 1, not {args.score_images}")
     if kind is None and args.output is None:
@@ -158,9 +158,9 @@ def export_all(args: argparse.Namespace) -> None:
         check_classes(str(args.checkpoint), checkpoint["class_names"], dataset)
         dataset.require_masks()
     deployed = make_deployed(network, checkpoint, args)
-    int8 = int8_files(args.int8, deployed)
-    made: dict[str, Made] = {}
     left_out: list[str] = []
+    int8 = int8_files(args.int8, deployed, left_out)
+    made: dict[str, Made] = {}
     for name, kind in FORMATS.items():
         output = args.output / f"{args.checkpoint.stem}{kind.suffix or '_' + name}"
         try:
@@ -181,12 +181,22 @@ def export_all(args: argparse.Namespace) -> None:
         print("\n" + table, *left_out, sep="\n")
 
 
-def int8_files(path: Path | None, deployed: Deployed) -> dict[str, Made]:
-    """The INT8 file ``path`` of quantize.py and its others that are still beside it, by what runs them."""
+def int8_files(path: Path | None, deployed: Deployed, left_out: list[str]) -> dict[str, Made]:
+    """The INT8 file ``path`` of quantize.py and its others that are still beside it, by what runs them.
+
+    Args:
+        left_out: gets a message for one of the others whose runtime is not installed.
+    """
     paths = {path.with_suffix(suffix) for suffix in SUFFIXES} if path else set()
     made = {}
     for file in sorted(file for file in paths if file.is_file()):
-        card = load_exported(file).card
+        try:
+            card = load_exported(file).card
+        except UserError as error:
+            if file == path:
+                raise
+            left_out.append(f"left out: {error}")
+            continue
         same_form = (card.input, card.output) == (deployed.card.input, deployed.card.output)
         if card.precision != "int8" or not same_form or card.class_names != deployed.card.class_names:
             raise UserError(

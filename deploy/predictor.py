@@ -185,7 +185,10 @@ class Predictor:
         for kind in self.files:
             for path in (self.folder / kind / folder).glob("[0-9]" * 6 + ".png"):
                 if int(path.stem) > last:
-                    path.unlink()
+                    try:
+                        path.unlink()
+                    except OSError as error:  # such as one that is open in a viewer, on Windows
+                        raise DataError(f"{path}: of an earlier run, cannot be removed: {error.strerror}") from error
 
     # -- videos -----------------------------------------------------------------------------------
 
@@ -212,7 +215,8 @@ class Predictor:
                     for kind, writer in writers.items():
                         writer.write(Frame(self._moving(kind, frame.pixels, mask), frame.time))
                     tally.frames += 1
-        self._remove_beyond(folder, number)
+        if not source.is_live and number != limit:  # it was seen to its end
+            self._remove_beyond(folder, number)
         if reader.damage:
             tally.note(f"{source.shown}: {reader.damage}")
 

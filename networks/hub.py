@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from basics.checkpoint import refuse_pointer
-from basics.errors import UserError
-from basics.files import read_text
+from basics.errors import UserError, reason_of
+from segdata.class_tables import read_class_table
 
 PROBE_TIMEOUT_S = 10
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
@@ -46,7 +46,7 @@ class Repository:
         except UserError:
             raise
         except ImportError as error:
-            raise UserError(f"{self.spec}: {_first_line(error)}") from error
+            raise UserError(f"{self.spec}: {reason_of(error)[:300]}") from error
         except Exception as error:  # the libraries and their transports have dozens
             if "trust_remote_code" in str(error):
                 raise UserError(
@@ -54,8 +54,8 @@ class Repository:
                     "network that the library itself has, or write a file: --teacher FILE.py:FUNCTION"
                 ) from error
             if self.is_folder:
-                raise UserError(f"{self.spec}: cannot be loaded: {_first_line(error)}") from error
-            raise UserError(f"cannot download {self.spec} ({_first_line(error)}); {self._way_on}") from error
+                raise UserError(f"{self.spec}: cannot be loaded: {reason_of(error)[:300]}") from error
+            raise UserError(f"cannot download {self.spec} ({reason_of(error)[:300]}); {self._way_on}") from error
 
     @property
     def _way_on(self) -> str:
@@ -117,19 +117,13 @@ class Repository:
 
 
 def read_listed_classes(folder: Path) -> list[str] | None:
-    """The class names in the ``classes.txt`` of a network's folder, one a line; None without it.
+    """The class names in the ``classes.txt`` of a network's folder, in any of a class list's forms; None without it.
 
     Raises:
-        UserError: it is no text.
+        UserError: it is none.
     """
     file = folder / CLASSES_FILE
-    if not file.is_file():
-        return None
-    try:
-        lines = read_text(file).splitlines()
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file}: cannot be read: {error}") from error
-    return [line.strip() for line in lines if line.strip()]
+    return read_class_table(file).names if file.is_file() else None
 
 
 def find_repository(spec: str) -> Repository:
@@ -141,8 +135,11 @@ def find_repository(spec: str) -> Repository:
     place = spec.partition(":")[2]
     folder = Path(place or "no folder").expanduser()
     if folder.is_dir():
-        for file in filter(Path.is_file, sorted(folder.iterdir())):
-            refuse_pointer(file)
+        files = sorted(filter(Path.is_file, folder.iterdir()))
+        safe = any(file.suffix == ".safetensors" for file in files)  # then no other weights are looked at
+        for file in files:
+            if file.suffix in {".json", ".safetensors"} or not safe:
+                refuse_pointer(file)
         return Repository(spec, str(folder), is_folder=True)
     if folder.is_file():
         raise UserError(f"{spec}: a file; give the folder with config.json and model.safetensors")
@@ -157,16 +154,6 @@ def cached(repository: str, filename: str, revision: str | None = None) -> bool:
     import huggingface_hub
 
     return isinstance(huggingface_hub.try_to_load_from_cache(repository, filename, revision=revision), str)
-
-
-def commit_of(repository: Repository) -> str | None:
-    """The commit that the hub's cache holds of a repository; None if it holds nothing."""
-    import huggingface_hub
-
-    file = huggingface_hub.try_to_load_from_cache(
-        repository.source, "config.json", revision=repository.revision or "main"
-    )
-    return Path(file).parent.name if isinstance(file, str) else None  # .../snapshots/COMMIT/config.json
 
 
 def out_of_reach() -> str:
@@ -184,8 +171,3 @@ def out_of_reach() -> str:
     except OSError as error:
         return f"{hub.hostname} cannot be reached: {error}"
     return ""
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:300]

@@ -78,7 +78,11 @@ class OnnxMetadata:
                     f"{self.path}: its metadata name {len(self.class_names)} classes, its outputs have {classes}"
                 )
             return self.class_names
-        listed = read_listed_classes(self.path.parent)
+        try:
+            listed = read_listed_classes(self.path.parent)
+        except UserError as error:
+            print(f"{self.path}: the list beside it is not taken for its own: {error}")
+            listed = None
         if listed is None:
             return None
         if len(listed) != classes:

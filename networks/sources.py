@@ -13,16 +13,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from basics.checkpoint import file_sha256
 from basics.errors import UserError
 from networks import huggingface, smp, user_file
 from networks.base import SegmentationModel
 from networks.class_lists import same_names
 from networks.class_names import class_difference
-from networks.hub import commit_of, find_repository
 from networks.weights import ClassCountError, WeightsFile, build_counted, load_whole, unwrap
 
 FORMS = {
@@ -32,7 +29,6 @@ FORMS = {
     "FILE.py:FUNCTION": "your own",
 }
 HUBS = ("hf:", "smp:")
-DIGESTED = (".safetensors", ".bin", ".json", ".txt")  # in a folder: weights, preparation, class names
 
 
 def is_source(name: str) -> bool:
@@ -176,19 +172,3 @@ def _load_file(
         kept = {key: value for key, value in state.items() if key not in head}
         load_whole(model, kept | {key: model.state_dict()[key] for key in head}, file.origin)
         print(f"{error}: all but the classifier is taken")
-
-
-def digest(name: str) -> str | None:
-    """What a published network is told by: a hash of its files, or a commit of the hub's; None: nothing.
-
-    Called after the network was loaded, when the hub's cache knows.
-    """
-    if not name.startswith(HUBS):
-        return file_sha256(user_file.file_of(name))
-    if name.startswith("smp:") and smp.split_name(name):
-        return None
-    repository = find_repository(name)
-    if not repository.is_folder:
-        return commit_of(repository)
-    files = sorted(path for path in Path(repository.source).iterdir() if path.suffix in DIGESTED)
-    return "+".join(file_sha256(file) for file in files)

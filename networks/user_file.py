@@ -24,6 +24,7 @@ import importlib
 import importlib.util
 import inspect
 import io
+import logging
 import re
 import sys
 import traceback
@@ -132,7 +133,7 @@ def own_imports(folder: Path) -> Iterator[Collection[str]]:
     """
     names = {path.stem for path in folder.iterdir() if path.suffix == ".py" or path.is_dir()} - NEVER_ANEW
     hidden = {name: module for name, module in sys.modules.items() if _hides(name, module, names, folder)}
-    before = set(sys.modules)
+    before = sys.modules.keys() - hidden.keys()
     for name in hidden:
         del sys.modules[name]
     sys.path.insert(0, str(folder))
@@ -170,10 +171,13 @@ def _hides(name: str, module: ModuleType, names: set[str], folder: Path) -> bool
 
 
 def _lies_in(module: object, folder: Path) -> bool:
-    """Whether it is a file below ``folder``, libraries that are installed there apart."""
+    """Whether it is a file below ``folder``, and none of Python's, its libraries' or this project's that lie there."""
     origin = getattr(module, "__file__", None) or next(iter(getattr(module, "__path__", [])), None)
     path = Path(origin).resolve() if isinstance(origin, str) else Path()
-    return folder in path.parents and "site-packages" not in path.relative_to(folder).parts
+    if folder not in path.parents or "site-packages" in path.relative_to(folder).parts:
+        return False
+    others = (Path(place).resolve() for place in (sys.prefix, sys.base_prefix, ROOT))
+    return not any(folder in other.parents and other in path.parents for other in others)
 
 
 def _import(file: Path, spec: str) -> ModuleType:
@@ -209,6 +213,10 @@ def _muted() -> Iterator[None]:
         raise
     finally:
         sys.stderr.write(said.getvalue())
+        for logger in (logging.root, *logging.root.manager.loggerDict.values()):
+            for handler in getattr(logger, "handlers", ()):
+                if isinstance(handler, logging.StreamHandler) and handler.stream is said:
+                    handler.setStream(sys.stderr)  # of logging.basicConfig() in the file
 
 
 def _call(build: Callable[..., Any], num_classes: int | None, spec: str, folder: Path, *, own: bool) -> Any:

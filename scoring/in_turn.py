@@ -1,11 +1,9 @@
-"""How fast several networks are, side by side: each on the same pictures, all in turn.
+"""How fast networks are: one picture at a time, several networks side by side on the same pictures, all in turn.
 
 While a split is scored, one network after the other, a machine may change its pace by half.
 """
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -19,41 +17,62 @@ from scoring.tables import SummaryRow
 
 PICTURES = 20  # spread over the split, each timed once
 WARMUP_ROUNDS = 2
-AHEAD = 2  # untimed runs before each timed one
-LIMIT_S = 120.0  # of warm-up, and of the rounds: then fewer pictures have to do
+AHEAD = 2  # untimed runs before each timed one, of which the first brings the picture to the device
+LIMIT_S = 60.0  # of warm-up, and of the rounds: then fewer pictures have to do
+MOST_BYTES = 2 << 30  # of networks that are kept until all are scored
 
 
-def time_in_turn(
-    rows: Sequence[SummaryRow],
-    models: Sequence[tuple[nn.Module, torch.device]],
-    dataset: SegmentationDataset,
-    tile: int = 0,
-    amp: str = "off",
-) -> None:
-    """Put into each of ``rows`` its network's median forward time of one image of ``dataset``; one alone keeps its own.
+class InTurn:
+    """Networks and their rows; `time` puts into each row the median milliseconds of one picture.
+
+    If the networks are too large to be kept side by side, the rows keep the time that was taken while they were scored.
 
     Args:
-        models: images (N, 3, H, W), normalised -> logits (N, C, H, W), in eval mode; and where each of them runs.
+        dataset: whose pictures they are timed on.
         tile: larger pictures are run in tiles of this side; 0: none are.
         amp: off, bf16 or fp16.
     """
-    if len(rows) < 2:
-        return
-    count = min(PICTURES, len(dataset))
-    pictures = [normalize(dataset[number * len(dataset) // count]["image"][None]) for number in range(count)]
+
+    def __init__(self, dataset: SegmentationDataset, tile: int = 0, amp: str = "off") -> None:
+        self.dataset, self.tile, self.amp = dataset, tile, amp
+        self._networks: list[tuple[SummaryRow, nn.Module, torch.device]] = []
+        self._bytes = 0.0
+        self._held: tuple[int, torch.device, torch.Tensor] | None = None
+
+    def add(self, row: SummaryRow, model: nn.Module, device: torch.device) -> None:
+        """Time ``model`` (images (N, 3, H, W), normalised -> logits (N, C, H, W); in eval mode, on ``device``), too."""
+        self._bytes += 4 * (row["parameters"] or 0)
+        self._networks.append((row, model, device))
+        if self._bytes > MOST_BYTES:
+            self._networks.clear()
+
+    def time(self) -> None:
+        """Run all of them, in turn."""
+        if self._bytes > MOST_BYTES:
+            print("ms/image: taken while each network was scored; together they are too large to be timed in turn")
+        variants = {
+            str(place): lambda number, model=model, device=device: self._run(model, device, number)
+            for place, (_, model, device) in enumerate(self._networks)
+        }
+        if not variants:
+            return
+        devices = (device for _, _, device in self._networks if device.type != "cpu")
+        count = min(PICTURES, len(self.dataset))
+        timings = interleave(variants, count, WARMUP_ROUNDS, next(devices, torch.device("cpu")), LIMIT_S, AHEAD)
+        for name, (row, _, _) in zip(variants, self._networks, strict=True):
+            row["ms_per_image"] = 1000 * timings.median(name)
 
     @torch.inference_mode()
-    def run(model: nn.Module, device: torch.device, number: int) -> None:
-        images = pictures[number % count].to(device)
-        with autocast(device, amp):
-            for _ in [model(images)] if fits(images, tile) else blended_bands(model, images, tile):
+    def _run(self, model: nn.Module, device: torch.device, number: int) -> None:
+        images = self._picture(number, device)
+        with autocast(device, self.amp):
+            for _ in [model(images)] if fits(images, self.tile) else blended_bands(model, images, self.tile):
                 pass
 
-    variants = {
-        str(place): lambda number, model=model, device=device: run(model, device, number)
-        for place, (model, device) in enumerate(models)
-    }
-    queue = next((device for _, device in models if device.type != "cpu"), torch.device("cpu"))
-    timings = interleave(variants, count, WARMUP_ROUNDS, queue, LIMIT_S, AHEAD)
-    for name, row in zip(variants, rows, strict=True):
-        row["ms_per_image"] = 1000 * timings.median(name)
+    def _picture(self, number: int, device: torch.device) -> torch.Tensor:
+        """Normalised, on ``device``; one is held, and read anew for the next round."""
+        if self._held is None or self._held[:2] != (number, device):
+            count = min(PICTURES, len(self.dataset))
+            image = self.dataset[number % count * len(self.dataset) // count]["image"]
+            self._held = number, device, normalize(image[None].to(device))
+        return self._held[2]

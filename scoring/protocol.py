@@ -46,7 +46,7 @@ def protocol_text(tile: int = 0, input_size: int = 0, fitted: tuple[int, int] | 
         fitted: height and width of the one picture that a network takes, into which all others are fitted.
     """
     sizes = [f"working size {input_size}"] if input_size else []
-    sizes += [f"pictures fitted into {fitted[1]}x{fitted[0]}"] if fitted else []
+    sizes += [f"pictures fitted into {fitted[0]}x{fitted[1]}"] if fitted else []
     size = f"{', '.join(sizes)}, masks at native resolution" if sizes else "native resolution"
     return f"{size}, {PROTOCOL}" + (f", larger pictures in blended tiles of {tile} pixels a side" if tile else "")
 

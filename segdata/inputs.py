@@ -179,7 +179,7 @@ def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
     if not parts or not pattern:
         return not parts and not pattern
     if pattern[0] == "**":
-        return _matches(parts, pattern[1:]) or _matches(parts[1:], pattern)
+        return len(pattern) == 1 or _matches(parts, pattern[1:]) or _matches(parts[1:], pattern)
     return fnmatch.fnmatch(parts[0], pattern[0]) and _matches(parts[1:], pattern[1:])
 
 

@@ -74,24 +74,27 @@ class Listing:
         A name is the file's stem, as `same_name` spells it; with its folders, joined by `_`, where several folders have
         the same.
         """
-        found: dict[tuple[Path, str], Path] = {}
-        for path in self.files:
-            suffix, key = path.suffix.lower(), (path.parent, same_name(path.stem))
-            other = found.get(key)
-            if suffix in suffixes and (other is None or suffixes.index(suffix) < suffixes.index(other.suffix.lower())):
-                found[key] = path
-        if len({stem for _, stem in found}) == len(found):
-            return {stem: path for (_, stem), path in found.items()}
-        return {
-            same_name("_".join([*parent.relative_to(self.folder).parts, stem])): path
-            for (parent, stem), path in found.items()
-        }
+        found: dict[str, Path] = {}
+        for name, path in self._named(suffixes):
+            rank = suffixes.index(path.suffix.lower())
+            if name not in found or rank < suffixes.index(found[name].suffix.lower()):
+                found[name] = path
+        return found
 
     def hidden(self, suffixes: Sequence[str]) -> list[tuple[Path, Path]]:
         """Files that `by_name` leaves out, each with the one of its name that is taken."""
-        taken = {(path.parent, same_name(path.stem)): path for path in self.by_name(suffixes).values()}
-        fitting = (path for path in self.files if path.suffix.lower() in suffixes)
-        return [(path, other) for path in fitting if (other := taken[path.parent, same_name(path.stem)]) != path]
+        taken = self.by_name(suffixes)
+        return [(path, taken[name]) for name, path in self._named(suffixes) if taken[name] != path]
+
+    def _named(self, suffixes: Sequence[str]) -> list[tuple[str, Path]]:
+        """The files with one of these suffixes, each with its name."""
+        fitting = [(path, same_name(path.stem)) for path in self.files if path.suffix.lower() in suffixes]
+        places = {(path.parent, stem) for path, stem in fitting}
+        if len({stem for _, stem in places}) == len(places):
+            return [(stem, path) for path, stem in fitting]
+        return [
+            (same_name("_".join([*path.parent.relative_to(self.folder).parts, stem])), path) for path, stem in fitting
+        ]
 
     def file(self, name: str, suffixes: Sequence[str]) -> Path | None:
         """The file of that name, with its suffix or without."""

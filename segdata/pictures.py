@@ -299,6 +299,8 @@ class _Depth:
     @classmethod
     def of(cls, image: Image.Image) -> _Depth:
         """Of the picture that ``image`` is at, and that has no `_unclear_values`."""
+        if image.mode not in DEEP_GREY:
+            return cls(FULL[8])
         if not isinstance(image, TiffImagePlugin.TiffImageFile):
             # Pillow scales PGM's depth to 16 bits, in a mode of 32.
             sixteen = image.mode.startswith("I;16") or (image.mode, image.format) == ("I", "PPM")
@@ -315,7 +317,7 @@ class _Depth:
     def look_at(self, pieces: Iterable[Image.Image]) -> None:
         """Find the largest value, if it matters."""
         if self.full is None:
-            arrays = (self._values(np.asarray(piece)) for piece in pieces if piece.mode in ("I", "F"))
+            arrays = (self._values(np.asarray(piece)) for piece in pieces)
             largest = float(np.nanmax([np.nanmax(array) for array in arrays] or [0]))
             most = FULL[32] if self.unsigned else FULL[31]
             self.guess = next((full for full in (1, FULL[8], FULL[16]) if largest <= full), most)

@@ -21,7 +21,7 @@ from deploy.segmenter import load_segmenter
 from networks.working_size import at_working_size
 from scoring import protocol
 from scoring.front import Point, on_front, short_names
-from scoring.in_turn import time_in_turn
+from scoring.in_turn import InTurn
 from scoring.metrics import ConfusionMatrix
 from scoring.protocol import SameSizeBatches, evaluate_model
 from scoring.tables import lab_score, summary_row, write_results
@@ -271,14 +271,23 @@ def test_networks_side_by_side_are_timed_in_turn_on_the_same_pictures(val_set, m
     clock = [0.0]
     monkeypatch.setattr("basics.timing.time.perf_counter", lambda: clock[0])
     models = [Ticking(clock, 0.02), Ticking(clock, 0.005)]
-    rows = [{"ms_per_image": 1.0}, {"ms_per_image": 1.0}]
-    time_in_turn(rows, [(model, CPU) for model in models], val_set)
+    rows = [{"ms_per_image": 1.0, "parameters": 1} for _ in range(2)]
+    in_turn = InTurn(val_set)
+    for row, model in zip(rows, models, strict=True):
+        in_turn.add(row, model, CPU)
+    in_turn.time()
     assert [row["ms_per_image"] for row in rows] == pytest.approx([20, 5])
     shown = [{image.double().mean().item() for image in model.seen} for model in models]
     assert shown[0] == shown[1] and len(shown[0]) == min(20, len(val_set))
-    alone = [{"ms_per_image": 1.0}]
-    time_in_turn(alone, [(models[0], CPU)], val_set)
-    assert alone == [{"ms_per_image": 1.0}]
+
+
+def test_networks_too_large_to_be_kept_side_by_side_are_not(val_set, capsys):
+    in_turn, rows = InTurn(val_set), [{"ms_per_image": 1.0, "parameters": 300_000_000} for _ in range(2)]
+    for row in rows:
+        in_turn.add(row, torch.nn.Identity(), CPU)
+    in_turn.time()
+    assert [row["ms_per_image"] for row in rows] == [1, 1]
+    assert "too large to be timed in turn" in capsys.readouterr().out
 
 
 def test_the_front_holds_what_nothing_as_fast_beats():
@@ -349,10 +358,11 @@ def test_results_on_other_masks_cannot_stand_beside(run_script, checkpoint, demo
     results.write_text(json.dumps([row]))
     done = run_script("evaluate.py", checkpoint, *options, "--beside", results, check=False)
     assert_one_line_error(done, "--beside", "was scored on other masks")
+    assert f"{100 * row['miou']:.2f}" in done.stdout.splitlines()[-1]  # what was scored is not lost
 
 
 def test_the_protocol_tells_of_pictures_that_are_fitted_into_a_file(model, val_set):
     model = copy.copy(model)
     model.fitted_size = (48, 64)
     told = evaluate_model(at_working_size(model, 80), val_set, CPU, progress=False).protocol
-    assert "working size 80, pictures fitted into 64x48, masks at native resolution" in told
+    assert "working size 80, pictures fitted into 48x64, masks at native resolution" in told

@@ -300,7 +300,7 @@ def test_an_int8_file_of_no_known_kind_is_refused_before_the_work(run_script, de
     other.write_bytes(b"x")
     output = tmp_path / "student.onnx"
     done = run_script("export.py", demo_student, "--output", output, "--int8", other, check=False)
-    assert_one_line_error(done, "int8.bin", "must end in one of .onnx, .pt2")
+    assert_one_line_error(done, "int8.bin", "wanted is a file of quantize.py, .onnx, .pt2, .xml")
     assert not output.exists()
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 from basics.errors import UserError
 from datalayouts.folders import meaning
 from dataset import SegmentationDataset, build_dataset, find_layout
+from segdata.pairing import IMAGE_SUFFIXES, Listing
 from segdata.reading import DataError
 from tests.conftest import assert_one_line_error
 
@@ -466,3 +467,15 @@ def test_splits_of_pictures_alone_are_not_said_to_be_missing(tmp_path):
         draw(number, root / f"train/{number:03d}.jpg", root / f"train/{number:03d}.png")
     layout = find_layout("folder", root, val_share=0.5)
     assert any("there is no split 'val'" in remark for remark in layout.remarks)
+
+
+def test_names_that_meet_when_their_folders_are_joined(tmp_path):
+    for name in ("seq/001.jpg", "seq/2_001.jpg", "seq_2/001.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    listing = Listing(tmp_path)
+    assert listing.by_name(IMAGE_SUFFIXES) == {
+        "seq_001": tmp_path / "seq" / "001.jpg",
+        "seq_2_001": tmp_path / "seq" / "2_001.jpg",
+    }
+    assert listing.hidden(IMAGE_SUFFIXES) == [(tmp_path / "seq_2" / "001.jpg", tmp_path / "seq" / "2_001.jpg")]

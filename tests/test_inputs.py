@@ -38,7 +38,8 @@ def test_folders_behind_links_are_searched_once(tmp_path):
 @pytest.mark.parametrize(
     ("pattern", "expected"),
     [("*.png", ["a"]), ("*/*.png", ["x/b"]), ("**/*.png", ["a", "x/b", "x/y/c"]), ("x/**/*.png", ["b", "y/c"]),
-     ("**/[bc].png", ["x/b", "x/y/c"]), ("**/y/*", ["x/y/c"]), ("?.png", ["a"])],
+     ("**/[bc].png", ["x/b", "x/y/c"]), ("**/y/*", ["x/y/c"]), ("?.png", ["a"]),
+     ("x/**", ["b", "y/c"])],
 )  # fmt: skip
 def test_patterns(tmp_path, pattern, expected):
     for name in ("a.png", "x/b.png", "x/y/c.png", ".hidden/d.png", "x/.e.png"):

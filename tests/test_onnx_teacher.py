@@ -570,6 +570,11 @@ def test_a_list_beside_it_names_its_classes(tmp_path, capsys):
     (tmp_path / "classes.txt").write_text("one\ntwo", encoding="utf-8")  # of a data set, perhaps
     assert load_onnx_teacher(path, None, own=True).class_names is None
     assert "not taken for its own" in capsys.readouterr().out
+    (tmp_path / "classes.txt").write_text("".join(f"{name} {9 * number} 0 0\n" for number, name in enumerate(names)))
+    assert load_onnx_teacher(path, None, own=True).class_names == names  # a table of colours
+    (tmp_path / "classes.txt").write_text("same\nsame\n")
+    assert load_onnx_teacher(path, None, own=True).class_names is None
+    assert "is not taken for its own: " in capsys.readouterr().out
     (tmp_path / "classes.txt").write_text("\n".join(names), encoding="utf-8")
     told = write_model(tmp_path / "m.onnx", metadata={"class_names": json.dumps(names[::-1])})
     assert load_onnx_teacher(told, None, own=True).class_names == names[::-1]

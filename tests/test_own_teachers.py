@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import sys
 import textwrap
 
@@ -14,6 +15,7 @@ import torch
 from basics.errors import UserError, reason_of
 from kd.teacher_cache import weights_sha256
 from networks import user_file
+from networks.hub import find_repository
 from tests.families import NAMES, save_family
 from tests.small import SmallStudent as Small
 from tests.small import in_zoo, lively
@@ -362,14 +364,40 @@ def test_the_digest_is_of_all_that_the_teacher_is_made_of(tmp_path):
     seen = [digest()]
     write("unused.py", "x = 1")
     assert digest() == seen[0]
+    # Beside the file a module of a name that this project has, too, and has loaded.
+    write("networks/__init__.py", "")
+    write("networks/base.py", "SHIFT = 0")
+    write("main.py", "import networks.base\n" + (tmp_path / "main.py").read_text())
+    seen = [digest()]
     for change in (
         lambda: write("parts.py", textwrap.dedent(NET) + "\n# another line\n"),
         lambda: write("deep/inner.py", "SCALE = [0.4] * 3"),
         lambda: save(tensors(5, seed=1), tmp_path / "w.pth"),
+        lambda: write("networks/base.py", "SHIFT = 1"),
     ):
         change()
         seen.append(digest())
-    assert len(set(seen)) == 4 and digest() == seen[-1]
+    assert len(set(seen)) == 5 and digest() == seen[-1]
+
+
+def test_a_python_that_lies_in_the_users_folder_is_not_his(monkeypatch, tmp_path):
+    """As `conda create -p ./env` makes it: which of its modules are loaded first depends on what ran before."""
+    save(tensors(5), tmp_path / "w.pth")
+    (tmp_path / "env" / "lib").mkdir(parents=True)
+    (tmp_path / "env" / "lib" / "of_pythons_own.py").write_text("X = 1")
+    (tmp_path / "main.py").write_text("import of_pythons_own\n" + textwrap.dedent(NET), encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path / "env" / "lib")
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / "env"))
+    assert "imported" not in load_any_teacher(f"{tmp_path / 'main.py'}:loaded").made_of
+
+
+def test_a_log_that_begins_while_the_file_is_imported_goes_on(tmp_path, capsys):
+    save(tensors(5), tmp_path / "w.pth")
+    lines = "import logging\nlog = logging.getLogger('theirs')\nlog.addHandler(logging.StreamHandler())\n"
+    (tmp_path / "main.py").write_text(lines + textwrap.dedent(NET), encoding="utf-8")
+    load_any_teacher(f"{tmp_path / 'main.py'}:loaded")
+    logging.getLogger("theirs").warning("heard")
+    assert "heard" in capsys.readouterr().err
 
 
 def test_a_file_among_our_own_modules_counts_its_own_imports_alone(monkeypatch, tmp_path):
@@ -444,6 +472,17 @@ def test_a_pointer_of_git_lfs_is_named(net, tmp_path):
     ):
         with pytest.raises(UserError, match=r"only Git LFS's pointer .* by `git lfs pull`"):
             load_any_teacher(teacher, weights, 3)
+
+
+def test_pointers_to_weights_that_nobody_reads_are_no_fault(tmp_path):
+    """As `git lfs pull --include model.safetensors` leaves them."""
+    (tmp_path / "pytorch_model.bin").write_bytes(POINTER)
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    (tmp_path / "config.json").write_text("{}")
+    assert find_repository(f"hf:{tmp_path}").is_folder
+    (tmp_path / "config.json").write_bytes(POINTER)
+    with pytest.raises(UserError, match=r"config\.json: only Git LFS's pointer"):
+        find_repository(f"hf:{tmp_path}")
 
 
 def test_what_is_no_file_of_weights_is_told_what_it_is(net, tmp_path):

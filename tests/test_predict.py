@@ -417,6 +417,14 @@ def test_masks_of_a_video_are_class_numbers_frame_by_frame(run, tmp_path):
             assert (np.asarray(mask) == expected_mask(frame)).mean() > 0.999
 
 
+def test_a_look_at_the_first_frames_costs_none_of_an_earlier_run(run, tmp_path):
+    clip = make_clip(tmp_path / "clip.avi")
+    assert run(clip, "--save", "mask") == 0
+    whole = results(tmp_path / "out" / "mask")
+    assert run(clip, "--save", "mask", "--max-frames", "3") == 0
+    assert results(tmp_path / "out" / "mask") == whole and len(whole) == 7
+
+
 @pytest.mark.parametrize("codecs", [None, set()])
 def test_frames_whose_times_do_not_rise(tmp_path, monkeypatch, codecs):
     """As AVI tells them of H.264 with frames that refer forward; with the fallback's encoder, too."""

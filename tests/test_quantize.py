@@ -16,6 +16,7 @@ from torch import nn
 
 from basics.checkpoint import load_file, save_atomic
 from basics.errors import UserError
+from tests.conftest import assert_one_line_error
 from tests.small import DROPOUT, EPS, MOMENTUM, SmallStudent, in_zoo, lively, small_checkpoint
 
 pytest.importorskip("torchao")
@@ -483,6 +484,8 @@ def test_openvino_runs_with_integer_kernels(int8_files, demo_student, demo_data,
     with torch.inference_mode():
         images = pictures(3, 45, 130)
         assert (ours(images).argmax(1) == other(images).argmax(1)).float().mean() > 0.98
+    again = run_script("quantize.py", demo_student, "--output", output, check=False)  # the .xml would stay behind
+    assert_one_line_error(again, "ptq.xml is there, of an earlier run: pass --openvino, or remove it")
     weights = (tmp_path / "ptq.bin").stat().st_size
     assert weights < 0.35 * 4 * ours.card.parameters  # a byte a weight, and what else there is
     assert stored_bytes(tmp_path / "ptq.xml") > weights

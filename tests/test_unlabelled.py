@@ -114,6 +114,7 @@ def test_ids_are_unique_whatever_files_are_called(demo_data, tmp_path):
         (["my/set/images/a.jpg", "holiday/b.jpg"], ["my/set/masks/a.png", "my/set/depth/a.png"]),
         (["a.jpg", "b.jpg", "day/c.jpg", "day/d.jpg"], ["a_mask.png", "b_mask.png", "day/c.png", "day/d.png"]),
         (["solar/panel/a.jpg", "solar/b.png", "solar/b.jpg"], []),
+        (["a.jpg", "b.jpg", "frames/c.jpg", "other/d.jpg"], []),
     ],
 )
 def test_masks_and_results_are_no_pictures(demo_data, tmp_path, wanted, others):
