@@ -8,11 +8,10 @@
 A checkpoint of an ordinary run is quantized post-training: the ranges of its activations come from images
 of the training split. A checkpoint of a --qat run brings its ranges along and needs no images.
 
-Two files are written: FILE.onnx, which ONNX Runtime executes with integer kernels, and beside it
-FILE.pt2, which PyTorch executes with oneDNN's on x86; with --openvino a third, FILE.xml with its FILE.bin. All
-are scored on pictures of the validation split before they get their names; --max-drop says how many points of
-mIoU they may lose. What INT8 gains, and where: docs/int8.md. Whether it is faster on your machine, or for size
-alone: export.py --int8 FILE.onnx.
+Two files are written: FILE.onnx, which ONNX Runtime executes with integer kernels, and FILE.pt2, which PyTorch executes
+with oneDNN's on x86; with --openvino a third, FILE.xml with its FILE.bin. All are scored on pictures of the validation
+split before they get their names; --max-drop says how many points of mIoU they may lose. What INT8 gains, and where:
+docs/int8.md. Whether it is faster on your machine, or for size alone: export.py --int8 FILE.onnx.
 """
 
 from __future__ import annotations
