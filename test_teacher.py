@@ -40,11 +40,11 @@ def main(args: argparse.Namespace) -> None:
     label = teacher.label if args.teacher_weights == "default" else args.teacher_weights
     network, parameters = teacher.as_network().to(pick_device(args.device)), count_parameters(teacher.model)
     row = report(label, teacher.label, network, dataset, args, parameters=parameters)
+    if isinstance(network, MappedNetwork) and (remark := network.remark(row["iou"])):
+        print(f"remark: {remark}")
     in_turn = InTurn(dataset, args.eval_tile, args.amp)
     in_turn.add(row, network, pick_device(args.device))
     in_turn.time()
-    if isinstance(network, MappedNetwork) and (remark := network.remark(row["iou"])):
-        print(f"remark: {remark}")
     print("\n" + format_summary([row]))
     write_results([row], args.json, args.csv)
 

@@ -400,6 +400,7 @@ def test_only_some_of_the_pieces_are_in_memory(tmp_path, small_limits, monkeypat
     for name, layout in (("strips", {"rows": 10}), ("one", {})):  # one strip of raw pixels can be cut
         path = write_tiff(tmp_path / f"{name}.tif", bands, **layout)
         with PictureFile(path, any_size=True) as file:
+            decoded.clear()
             picture = file.page(0)
             assert not decoded
             picture.read_rows(300, 320)
