@@ -17,6 +17,7 @@ import argparse
 
 from basics.device import pick_device
 from basics.errors import run_cli
+from datachecks import teacher_masks
 from dataset import build_split
 from deploy.teachers import MappedNetwork, TeacherChoice, add_teacher_arguments, load_teacher_for
 from networks.cost import count_parameters
@@ -36,6 +37,8 @@ def get_args_parser() -> argparse.ArgumentParser:
 def main(args: argparse.Namespace) -> None:
     dataset = build_split(args, args.val_split)
     dataset.require_masks()
+    if said := teacher_masks.unmended(dataset.files.masks or []):
+        print(teacher_masks.warning(f"{dataset.name}/{dataset.split}", len(said), len(dataset)))
     teacher = load_teacher_for(TeacherChoice.of(args), dataset)
     label = teacher.label if args.teacher_weights == "default" else args.teacher_weights
     network, parameters = teacher.as_network().to(pick_device(args.device)), count_parameters(teacher.model)

@@ -44,7 +44,7 @@ def exact_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
-@functools.lru_cache
+@functools.cache
 def constant_on(device: torch.device, values: tuple[float, ...], dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """``values`` (N,) on ``device``, sent there once: each sending would wait for all that the device has to do."""
     with torch.inference_mode(False):

@@ -9,6 +9,7 @@ import os
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -44,7 +45,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
-        temporary.replace(path)
+        _rename(temporary, path)
         _sync_folder(path.parent)
     except UserError:  # from what is written, not from writing it
         raise
@@ -60,6 +61,16 @@ def replacing(path: str | Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):  # a parent that is no folder, say: already reported above
             temporary.unlink(missing_ok=True)
+
+
+def _rename(temporary: Path, path: Path) -> None:
+    """Windows refuses to replace a file that another program has open, often for a moment: a scanner for viruses."""
+    for wait_s in (0.1, 0.5, 2.0) if sys.platform == "win32" else ():
+        with contextlib.suppress(PermissionError):
+            temporary.replace(path)
+            return
+        time.sleep(wait_s)
+    temporary.replace(path)
 
 
 def _temporary_name(path: Path) -> str:

@@ -62,7 +62,10 @@ def free_memory(device: torch.device) -> int | None:
         free.append(1024 * int(entries["MemAvailable"].split()[0]))
     limit, used = (Path(f"/sys/fs/cgroup/memory.{name}") for name in ("max", "current"))  # of a container
     if limit.exists() and used.exists() and limit.read_text().strip() != "max":
-        free.append(int(limit.read_text()) - int(used.read_text()))
+        # Files that were read stay in memory until it is wanted.
+        stat = Path("/sys/fs/cgroup/memory.stat").read_text() if Path("/sys/fs/cgroup/memory.stat").exists() else ""
+        cached = next((int(line.split()[1]) for line in stat.splitlines() if line.startswith("inactive_file ")), 0)
+        free.append(int(limit.read_text()) - int(used.read_text()) + cached)
     return min(free, default=None)
 
 

@@ -1,9 +1,9 @@
 """Whole training loops side by side, loader and all: ours, torchvision's reference and Hugging Face's Trainer.
 
-All train the same student on the same pictures, batch after batch of the same size, plainly (cross-entropy) and with a
-teacher (cross-entropy + T^2 KL of the logits), with as many loader processes each. The other two are written as their
-authors write them: `references/segmentation/train.py` of torchvision, and the guide to knowledge distillation in the
-documentation of transformers, whose `compute_loss` asks the teacher for every batch.
+All train the same student on as many pictures of one split, batch after batch of the same size, plainly (cross-entropy)
+and with a teacher (cross-entropy + T^2 KL of the logits), with as many loader processes each. The other two are written
+as their authors write them: `references/segmentation/train.py` of torchvision, and the guide to knowledge distillation
+in the documentation of transformers, whose `compute_loss` asks the teacher for every batch.
 """
 
 from __future__ import annotations

@@ -87,7 +87,7 @@ class NaiveDataset:
         image: Image.Image = Image.open(self.dataset.image_path(index)).convert("RGB")
         path = self.dataset.mask_path(index)
         assert path is not None  # bench.py takes a split with masks
-        mask: Image.Image = Image.open(path)
+        mask: Image.Image = Image.fromarray(self.dataset.layout.read_labels(path))
         scale = random.uniform(0.5, 2.0)
         size = (round(image.width * scale), round(image.height * scale))
         image, mask = image.resize(size, Image.Resampling.BILINEAR), mask.resize(size, Image.Resampling.NEAREST)

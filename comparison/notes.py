@@ -45,9 +45,10 @@ def reading_notes(comparison: Comparison) -> list[str]:
             "and its schedule followed that time."
         )
     if plan.has_budgets:
+        same = "the same number of steps" if plan.args.time_budget is None else "the same time"
         notes.append(
             "labels: so many masks of the training split, drawn from the run's seed, a larger draw holding a smaller "
-            "one; all budgets have the same number of steps."
+            f"one; all budgets have {same}."
         )
     if comparison.missing:
         names = ", ".join(run.name for run in comparison.missing)
@@ -97,7 +98,7 @@ def protocol(comparison: Comparison) -> str:
 
 def made_with(comparison: Comparison) -> list[tuple[str, str]]:
     """Machine, versions and commit: of the training runs (all that occur), then of the scoring now."""
-    starts = [result.start for result in comparison.results]
+    starts = [start for result in comparison.results for start in result.starts]
     rows = [
         ("trained on", _distinct(start["device"] for start in starts)),
         ("trained at commit", _distinct(start["git commit"] for start in starts)),

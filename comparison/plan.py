@@ -36,6 +36,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from basics.errors import UserError, choose
+from basics.files import read_text
 from basics.toml_file import parse_toml
 from comparison.words import (
     METHOD_ARGUMENTS,
@@ -46,6 +47,7 @@ from comparison.words import (
     section_arguments,
     to_words,
 )
+from datachecks import teacher_masks
 from dataset import SegmentationDataset, build_split
 from deploy.teachers import TeacherChoice
 from kd.class_matching import read_groups
@@ -219,6 +221,14 @@ def check_files(plan: Plan) -> None:
     for split in (args.train_split, args.val_split):
         dataset = build_split(args, split)
     dataset.require_masks()  # the last is that of validation
+    said, split = teacher_masks.unmended(dataset.files.masks or []), f"{dataset.name}/{dataset.split}"
+    if said and len(said) == len(dataset):
+        raise UserError(
+            f"{plan.path}: all masks of {split} are a teacher's own: scores would be agreement with it, no mIoU; mend "
+            "some and name them in a split of their own (val_split)"
+        )
+    if said:
+        print(teacher_masks.warning(split, len(said), len(dataset)))
     _check_pictures(plan, dataset)
     for run in plan.runs:
         make_recipe(run.args).require_classes(dataset.num_classes)
@@ -251,10 +261,10 @@ def _check_pictures(plan: Plan, val_set: SegmentationDataset) -> None:
 
 def _read_toml(path: Path) -> tuple[str, dict]:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}; name the plan's TOML file") from error
-    except ValueError as error:  # not UTF-8
+    except ValueError as error:
         raise UserError(f"{path}: not a TOML file ({error})") from error
     return text, parse_toml(text, path)
 

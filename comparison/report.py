@@ -99,7 +99,8 @@ def _budgets(comparison: Comparison, lines: Sequence[Line]) -> list[Element]:
     if not comparison.plan.has_budgets:
         return []
     source, words = budgets_source(budgets_png(comparison, lines)), budgets_words(comparison, lines)
-    caption = "Mean over seeds and standard deviation, by number of masks; every run takes the same number of steps."
+    same = "takes the same number of steps" if comparison.plan.args.time_budget is None else "trains for the same time"
+    caption = f"Mean over seeds and standard deviation, by number of masks; every run {same}."
     return [element("figure", element("img", src=source, alt=words), element("figcaption", caption))]
 
 

@@ -69,6 +69,8 @@ def check_config(run: Run) -> None:
     free = FREE if run.needs_teacher else FREE | TEACHER_ARGUMENTS
     planned, defaults = run.args.as_plain(), Arguments().as_plain()  # of arguments that are younger than the run
     was, now = argparse.Namespace(**defaults | saved), argparse.Namespace(**planned)
+    if now.amp == "auto":  # as the machine chose that trained the run; this one, which may only score it, has no say
+        now.amp = was.amp
     for arguments in (was, now):  # a run keeps what it settled on
         settle(arguments, pick_device(run.args.device))
     changed = [
@@ -104,7 +106,6 @@ class Job:
     def __init__(self, run: Run, environment: dict[str, str]):
         self.run = run
         self.last_line = ""
-        self.start = time.monotonic()
         run.folder.mkdir(parents=True, exist_ok=True)
         self.process = subprocess.Popen(
             [sys.executable, str(SCRIPT), *run.words],

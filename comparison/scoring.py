@@ -66,13 +66,13 @@ class Result(Scored):
         run: what was trained.
         train_seconds: of training alone, validation and the making of a teacher's cache left out.
         metrics: rows of its metrics.csv.
-        start: how its last start was described in config.json (device, versions, commit).
+        starts: how config.json describes each of its starts (device, versions, commit).
     """
 
     run: Run
     train_seconds: float
     metrics: list[dict[str, Any]]
-    start: Mapping[str, Any]
+    starts: list[Mapping[str, Any]]
 
     @property
     def steps(self) -> int | None:
@@ -159,7 +159,7 @@ def score_run(run: Run, plan: Plan, dataset: SegmentationDataset) -> Result:
     metrics: list[dict[str, Any]] = read_metrics(run.folder / METRICS)
     starts = json.loads((run.folder / CONFIG).read_text(encoding="utf-8"))["starts"]
     seconds = sum(row["epoch_s"] for row in metrics)
-    return Result(scored.row, scored.images, run, seconds, metrics, starts[-1])
+    return Result(scored.row, scored.images, run, seconds, metrics, starts)
 
 
 def score_teacher(plan: Plan, dataset: SegmentationDataset) -> Scored | None:

@@ -248,6 +248,13 @@ def load_manifest(folder: Path, name: str = MANIFEST) -> dict[str, Any] | None:
         raise UserError(f"{path}: cannot be read ({type(error).__name__}: {error}); remove {folder}") from error
 
 
+def other_manifest(folder: Path) -> dict[str, Any] | None:
+    """As `load_manifest`; None for a damaged one, too: in another folder it may be of something else altogether."""
+    with contextlib.suppress(UserError):
+        return load_manifest(folder)
+    return None
+
+
 ENDS = ", ends with "  # before the digest of how an image's file begins and ends
 
 

@@ -1,7 +1,7 @@
 """A student, its adapters and a frozen teacher -> a dict of named losses.
 
 The student and its adapters are one module, `DistilledStudent`: what the optimizer trains. The teacher stands
-aside, behind one small interface (`LiveTeacher`, or `kd.teacher_cache.CachedTeacher`), and is never part of any
+aside, behind one small interface (`LiveTeacher`, or `kd.cached_teacher.CachedTeacher`), and is never part of any
 state_dict. `Distiller` brings both sides to common grids and computes what the recipe asks for, nothing else.
 """
 

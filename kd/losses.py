@@ -168,6 +168,14 @@ class Recipe:
                 "that are dropped in the end: give ce, or kl (--alpha), a weight above 0"
             )
 
+    def require_output(self) -> None:
+        """A `UserError` where no term looks at what the student itself says: nothing would train its classifier."""
+        if all(loss_of(name).taps for name in self.names("hard", "logits")):
+            raise UserError(
+                f"{' and '.join(self.weights)} alone: no loss looks at what the student itself says, whose classifier "
+                "would stay as it was drawn: give ce, or kl (--alpha), a weight above 0"
+            )
+
     def names(self, *kinds: Kind) -> list[str]:
         """Names of the terms of these kinds, in the recipe's order."""
         return [name for name in self.weights if loss_of(name).kind in kinds]

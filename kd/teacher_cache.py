@@ -52,6 +52,7 @@ from kd.cache_store import (
     is_blurred,
     load_manifest,
     locked,
+    other_manifest,
     writing,
 )
 from kd.cached_teacher import CachedTeacher, InOrder, TrainingSplit, load_projections, measure_agreement
@@ -119,7 +120,7 @@ def open_teacher_cache(
     # A finished cache of more images or feature maps than needed serves as well; this run's own name comes first.
     others = sorted(path.parent for path in Path(cache_dir).glob(f"*/{MANIFEST}"))
     for candidate in dict.fromkeys([folder, *others]):
-        if (manifest := load_manifest(candidate)) is None:
+        if (manifest := load_manifest(candidate) if candidate == folder else other_manifest(candidate)) is None:
             continue
         found = differences(manifest["made_from"], here)
         if not found:

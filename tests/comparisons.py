@@ -63,7 +63,7 @@ def invent(plan: Plan, dataset, mious: Mapping[str, Sequence[float]], teacher: f
             }
             for epoch in (1, 2, 3)
         ]
-        results.append(Result(_row(run.name, miou, dataset), images, run, 30.0 + 3 * run.seed, metrics, START))
+        results.append(Result(_row(run.name, miou, dataset), images, run, 30.0 + 3 * run.seed, metrics, [START]))
     scored = None
     if teacher is not None:
         scored = Scored(_row("teacher", teacher, dataset), {name: teacher for name in dataset.ids})

@@ -27,6 +27,7 @@ from comparison.runs import state_of, train_missing
 from comparison.statistics import Spread, summarize, t_quantile, verdict
 from comparison.tables import runs_csv, summary_csv, tex_escape, to_tex
 from comparison.words import METHOD_ARGUMENTS
+from datachecks import teacher_masks
 from dataset import build_dataset
 from kd.losses import LOSSES
 from tests.comparisons import PARAMETERS, invent, pretend_done, read_plan, write_plan
@@ -227,6 +228,36 @@ def test_runs_of_a_gpu_are_told_on_a_laptop(tmp_path, demo_data):
     path.write_text(json.dumps(content))
     with pytest.raises(UserError, match="--amp was 'off', is 'fp16' in the plan"):
         state_of(plan.runs[0])
+
+
+def test_runs_that_chose_a_gpus_precision_are_done_on_a_laptop_too(tmp_path, demo_data):
+    plan = read_plan(write_plan(tmp_path, demo_data, methods=METHODS), tmp_path)
+    pretend_done(plan)
+    path = plan.runs[0].folder / "config.json"
+    content = json.loads(path.read_text())
+    assert content["arguments"]["amp"] == "auto"
+    for amp in ("bf16", "off"):
+        content["arguments"]["amp"] = amp
+        path.write_text(json.dumps(content))
+        assert state_of(plan.runs[0]).kind == "done"
+
+
+def test_masks_that_a_teacher_wrote_are_no_truth(tmp_path, demo_data, monkeypatch, capsys):
+    plan = read_plan(write_plan(tmp_path, demo_data, methods="[methods.baseline]\n"), tmp_path)
+    monkeypatch.setattr(teacher_masks, "unmended", lambda masks: list(masks)[:1])
+    check_files(plan)
+    assert "warning: demo/val" in capsys.readouterr().out
+    monkeypatch.setattr(teacher_masks, "unmended", list)
+    with pytest.raises(UserError, match="all masks of demo/val are a teacher's own: scores would be agreement"):
+        check_files(plan)
+
+
+def test_a_plan_as_windows_editors_save_it(tmp_path, demo_data):
+    path = write_plan(tmp_path, demo_data, methods=METHODS)
+    for encoding in ("utf-8-sig", "utf-16"):
+        path.write_bytes(path.read_bytes().decode("utf-8-sig").encode(encoding))
+        assert read_plan(path, tmp_path).seeds == (0, 1)
+        path.write_bytes(path.read_bytes().decode(encoding).encode())
 
 
 def test_a_teacher_file_with_another_content_is_another_run(tmp_path, demo_data):

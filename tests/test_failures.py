@@ -67,6 +67,16 @@ def test_no_state_after_a_bad_loss_is_ever_saved(every, tiny_args, tmp_path):
     assert all(value.isfinite().all() for value in checkpoint["state_dict"].values())
 
 
+def test_a_run_that_another_process_went_on_with_meanwhile_is_left_alone(tiny_args, tmp_path):
+    args = tiny_args()
+    late = Trainer(args, make_recipe(args))
+    assert Trainer(args, make_recipe(args)).run() == 0
+    before = (tmp_path / "run" / "last.pth").read_bytes()
+    with pytest.raises(UserError, match="another process has gone on with this run meanwhile: start again"):
+        late.run()
+    assert (tmp_path / "run" / "last.pth").read_bytes() == before
+
+
 @pytest.mark.parametrize("clip", [[], ["--clip-norm", "1"]], ids=["", "clipped"])
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 @pytest.mark.parametrize("every", [1, 20])

@@ -48,6 +48,19 @@ def test_the_norm_is_that_without_the_loss_scale():
     assert model.b[1].item() == pytest.approx(1 - 0.1 * 1.9 * 2.0, rel=1e-5)  # Nesterov's first step: 1 + momentum
 
 
+def test_momentum_begins_at_nothing_even_if_the_first_step_is_left_out():
+    """A scaler's first steps often are; a fused SGD then keeps what lay in the memory of its buffers."""
+    model, optimization = make()
+    optimizer = optimization.optimizer
+    assert all(optimizer.state[p]["momentum_buffer"].eq(0).all() for p in (model.a, model.b))
+    optimizer.grad_scale, optimizer.found_inf = None, torch.tensor(1.0)
+    optimizer.step()
+    assert model.a.eq(1).all() and all(optimizer.state[p]["momentum_buffer"].eq(0).all() for p in (model.a, model.b))
+    optimizer.found_inf = torch.tensor(0.0)
+    optimizer.step()
+    torch.testing.assert_close(model.a.detach(), torch.tensor([1 - 0.1 * 1.9 * 3, 1.0]))  # Nesterov's first
+
+
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
 @pytest.mark.parametrize("norm", [math.nan, math.inf])
 def test_a_step_of_gradients_that_are_not_finite_changes_nothing(name, norm):

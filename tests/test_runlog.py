@@ -20,6 +20,7 @@ from PIL import Image
 from basics import files as atomic
 from basics.errors import UserError
 from basics.machine import git_commit
+from training.report import epoch_line
 from training.runlog import RunLog, read_metrics
 
 CONFIG = {"alpha": 1.0, "seed": 7, "device": "cpu", "data_dir": Path("data"), "loss": ["cwd=3"], "name": None}
@@ -300,3 +301,10 @@ def test_a_kill_at_any_instant_leaves_a_whole_file(tmp_path):
         assert [line["epoch"] for line in rows] == list(range(1, len(rows) + 1))
         assert all(line["loss"] == 1 / line["epoch"] for line in rows)
     assert rows
+
+
+def test_what_is_left_is_told_by_training_and_scoring_alone():
+    """An hour for a teacher's cache comes once."""
+    told = {"elapsed_s": 3660.0, "step": 10, "val_loss": None, "lr": 1e-3, "images_per_s": 1.0, "epoch_s": 60.0}
+    line = epoch_line(told, {"loss": 1.0}, "1/2", total_steps=20, spent_s=60.0)
+    assert "elapsed 1:01:00 left 0:01:00" in line

@@ -467,6 +467,13 @@ def test_a_cache_made_from_something_else_is_refused(train_set, tmp_path, change
     assert "\n" not in str(refusal.value) and "--cache-dir" in str(refusal.value)
 
 
+def test_what_else_lies_beside_the_caches_is_passed_over(train_set, tmp_path):
+    (tmp_path / "my_photos").mkdir()
+    (tmp_path / "my_photos" / "manifest.json").write_text('{"name": "an app for the web"}')
+    open_teacher_cache(tmp_path, make_teacher(), "tiny", train_set)
+    assert (tmp_path / "my_photos" / "manifest.json").read_text() == '{"name": "an app for the web"}'
+
+
 def test_fewer_images_in_another_order_are_served_their_own(train_set, tmp_path, capsys):
     """Label budgets share one cache: what is asked for by index belongs to that image, wherever its record lies."""
     whole = open_teacher_cache(tmp_path, make_teacher(), "tiny", train_set)

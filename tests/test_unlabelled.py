@@ -310,6 +310,17 @@ def test_pictures_alone_follow_the_teacher_and_are_scored_by_agreement(photos, t
     assert float(rows(run)[-1]["val_agreement"]) == pytest.approx(same / total, abs=1e-6)
     assert last["training"]["progress"]["best_score"] >= same / total - 1e-9
 
+    assert main(photo_arguments(photos, *words, "--dry-run", "--resume", "auto")) == 0
+
+
+def test_feature_losses_alone_would_leave_the_classifier_as_it_was_drawn(photos, teacher_file):
+    words = ["--teacher", "compact", "--teacher-weights", teacher_file, "--beta", "1"]
+    with pytest.raises(UserError, match=r"cosine alone: no loss looks at what the student itself says.*--alpha"):
+        main(photo_arguments(photos, *words))  # cross-entropy drops out here
+    with pytest.raises(UserError, match="cosine alone"):
+        main(photo_arguments(photos, *words, "--loss", "ce=0"))
+    assert not (photos.parent / "out").exists()
+
 
 def test_pictures_alone_without_a_teacher_teach_nothing(photos):
     with pytest.raises(UserError, match=r"folder/train: no image has a mask, and no loss has a teacher.*--alpha 1"):

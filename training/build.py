@@ -35,6 +35,7 @@ from training.agreement import label_split
 from training.arguments import Arguments
 from training.average import AveragedStudent
 from training.data import Data, scale_of
+from training.goal import AGREEMENT
 from training.made_from import MadeFrom
 from training.optim import Optimization, make_optimizer, make_scheduler
 from training.pace import Pace
@@ -64,8 +65,25 @@ def locate_run(args: Arguments) -> Path | None:
     return None
 
 
-def open_log(args: Arguments, recipe: Recipe, data: Data, state: RunState, resume_from: Path | None) -> RunLog:
-    """The run folder, which this process has locked, rid of what a killed run left there; see `RunLog`."""
+def written_at(args: Arguments) -> int | None:
+    """When the run's last.pth was written, in nanoseconds; None where there is none."""
+    last = args.run_folder / "last.pth"
+    return last.stat().st_mtime_ns if last.exists() else None
+
+
+def open_log(
+    args: Arguments, recipe: Recipe, data: Data, state: RunState, resume_from: Path | None, seen: int | None
+) -> RunLog:
+    """The run folder, which this process has locked, rid of what a killed run left there; see `RunLog`.
+
+    Args:
+        seen: `written_at` of before anything was read.
+
+    Raises:
+        UserError: another process has gone on with the run since then.
+    """
+    if written_at(args) != seen:
+        raise UserError(f"{args.run_folder}: another process has gone on with this run meanwhile: start again")
     folder, made_from = args.run_folder, state.made_from
     remove_stale(folder)
     own = resume_from is not None and resume_from.resolve().parent == folder.resolve()
@@ -211,7 +229,9 @@ def _make_teacher(args: Arguments, recipe: Recipe, data: Data, fitted: FittedTea
             f"warning: no mask is learnt from, and the teacher does not know {', '.join(unknown)}: nothing trains "
             "what the student says of them; leave them out of the class list, or bring masks"
         )
-    if not data.val_set.has_masks and not args.dry_run:
+    if not data.val_set.has_masks and args.dry_run:
+        data.goal = AGREEMENT
+    elif not data.val_set.has_masks:
         live = LiveTeacher(fold_batchnorm(fitted.model).to(device), name=fitted.label)
         source: list[object] = [fitted.label, weights_sha256(fitted.model)]
         if fitted.class_map is not None:

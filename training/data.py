@@ -280,4 +280,6 @@ def fit_recipe(recipe: Recipe, data: Data) -> Recipe:
     if data.train_set.has_masks or not recipe.names("hard"):
         return recipe
     print(f"no training picture has a mask: the teacher alone is followed ({', '.join(recipe.names('hard'))} left out)")
-    return recipe.without_hard()
+    recipe = recipe.without_hard()
+    recipe.require_output()
+    return recipe

@@ -45,6 +45,7 @@ from training.arguments import Arguments, check_arguments
 from training.data import prefetched, training_split, with_pictures
 from training.recipe import make_recipe, name_run
 from training.runlog import METRICS, read_metrics
+from training.stages import Stages
 from training.trainer import Trainer
 from zoo import create_model, load_any_teacher
 
@@ -208,11 +209,12 @@ def check_samples(dataset: SegmentationDataset, crop_size: int | None) -> str:
     )
 
 
-def check_batches(args: Arguments, dataset: SegmentationDataset) -> str:
-    steps = (args.epoch_images or len(dataset)) // args.batch_size if args.batch_size > 0 else 0
-    if not steps:
-        raise UserError(f"--batch-size {args.batch_size}: the split {args.train_split} has {len(dataset)} images")
-    total = f"{steps * args.epochs} in all" if args.time_budget is None else f"as many as {args.time_budget:g} s allow"
+def check_batches(args: Arguments, dataset: SegmentationDataset) -> str | None:
+    if args.batch_size < 1:  # that is told of the arguments
+        return None
+    stages = Stages(args, len(dataset))
+    steps = stages.steps_in(stages.of(args.freeze_epochs))
+    total = f"{stages.total_steps} in all" if args.time_budget is None else f"as many as {args.time_budget:g} s allow"
     return f"{steps} steps an epoch, {total}"
 
 

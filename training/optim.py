@@ -51,7 +51,11 @@ def make_optimizer(
     groups = [group for group in groups if group["params"]]
     if name == "adamw":
         return torch.optim.AdamW(groups, lr=lr, fused=True)
-    return torch.optim.SGD(groups, lr=lr, momentum=0.9, nesterov=True, fused=True)
+    sgd = torch.optim.SGD(groups, lr=lr, momentum=0.9, nesterov=True, fused=True)
+    # PyTorch makes these at the first step and leaves them as memory is where the scaler of fp16 skips that step.
+    for parameter in (parameter for group in groups for parameter in group["params"]):
+        sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return sgd
 
 
 def learning_rate_factor(step: float, total_steps: int, warmup_steps: int, schedule: str) -> float:

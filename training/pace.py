@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 from basics import distributed
 from training.arguments import Arguments
@@ -36,6 +37,20 @@ class Pace:
         self._since = now
         if self.args.time_budget is not None:
             self.progress.train_s = distributed.largest_over_ranks(self.progress.train_s)
+            self._since = time.monotonic()  # the wait for the slowest is counted by that one
+
+    def aside(self, work: Callable[[], object]) -> float:
+        """Do what is no training, and is not counted as such; returns the seconds that it took."""
+        self.tick()
+        began = time.monotonic()
+        work()
+        self.start()
+        return time.monotonic() - began
+
+    @property
+    def spent_s(self) -> float:
+        """Seconds of training and scoring so far, without what comes once, such as a teacher's cache."""
+        return self.progress.train_s + self.progress.scoring_s
 
     @property
     def share(self) -> float:

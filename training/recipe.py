@@ -20,7 +20,7 @@ def make_recipe(args: Arguments) -> Recipe:
     """The losses of the command line: the preset's, or cross-entropy; then what is given explicitly.
 
     Raises:
-        UserError: an unknown loss or preset, or a weight that is none.
+        UserError: an unknown loss or preset, a weight that is none, or nothing that would train the classifier.
     """
     preset = choose(PRESETS, args.preset, "preset") if args.preset else None
     weights = preset.dials if preset else {"ce": 1.0}
@@ -39,7 +39,9 @@ def make_recipe(args: Arguments) -> Recipe:
     temperature = args.temperature
     if temperature is None:
         temperature = preset.temperature if preset else 4.0
-    return Recipe(weights, temperature=temperature, adaptive=bool(preset and preset.adaptive))
+    recipe = Recipe(weights, temperature=temperature, adaptive=bool(preset and preset.adaptive))
+    recipe.require_output()
+    return recipe
 
 
 def settle(args: argparse.Namespace, device: torch.device) -> None:

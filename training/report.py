@@ -44,9 +44,18 @@ def epoch_row(
     return row | ({"skipped_steps": progress.skipped_steps} if optimization.scaler.is_enabled() else {})
 
 
-def epoch_line(row: Mapping, losses: Mapping[str, float], title: str, total_steps: int, goal: Goal = MIOU) -> str:
-    """One line about the epoch ``title``: ``row`` as it goes into metrics.csv, ``losses`` the mean of each term."""
-    left = row["elapsed_s"] / row["step"] * (total_steps - row["step"])
+def epoch_line(
+    row: Mapping, losses: Mapping[str, float], title: str, total_steps: int, spent_s: float, goal: Goal = MIOU
+) -> str:
+    """One line about the epoch ``title``.
+
+    Args:
+        row: as it goes into metrics.csv.
+        losses: the mean of each term.
+        total_steps: of the whole run.
+        spent_s: seconds of training and scoring so far, without what comes once, such as a teacher's cache.
+    """
+    left = spent_s / row["step"] * (total_steps - row["step"])
     terms = " ".join(f"{name} {value:.4f}" for name, value in losses.items())
     val = skipped = ""
     if row["val_loss"] is not None:

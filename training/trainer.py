@@ -30,7 +30,7 @@ from networks.working_size import at_working_size
 from scoring.memory import memory_advice
 from scoring.protocol import Evaluation, evaluate_model, protocol_text, scoring_batch
 from training.arguments import Arguments
-from training.build import build_models, build_optimization, locate_run, made_from, open_log
+from training.build import build_models, build_optimization, locate_run, made_from, open_log, written_at
 from training.data import build_data, fit_recipe
 from training.failures import LossWatch, refuse_non_finite
 from training.pace import Pace
@@ -63,7 +63,7 @@ class Trainer:
         self.device = pick_device(args.device)
         settle(args, self.device)
         check_amp(self.device, args.amp)
-        self.resume_from = locate_run(args)
+        self.seen, self.resume_from = written_at(args), locate_run(args)
         self.data = build_data(args, resumed=self.resume_from is not None)
         self.recipe = recipe = fit_recipe(recipe, self.data)
         self.stages = Stages(args, len(self.data.train_set))
@@ -103,7 +103,7 @@ class Trainer:
         args = self.args
         if distributed.is_main():
             self.lock = lock_folder(self.folder)  # held as long as this process lives
-            self.log = open_log(args, self.recipe, self.data, self.state, self.resume_from)
+            self.log = open_log(args, self.recipe, self.data, self.state, self.resume_from, self.seen)
             if not self.is_over():
                 self.log.truncate_after(self.progress.epoch)
         with StopSignal() as stop:
@@ -157,10 +157,11 @@ class Trainer:
             if stop.poll() or pace.is_spent():
                 break
             if args.save_steps and progress.step % args.save_steps == 0 and progress.step_in_epoch < steps:
-                self.save_last()
-                pace.start()
+                self.watch.look()
+                start += pace.aside(self.save_last)
         self.watch.look()
         pace.tick()  # what a GPU still had to do
+        progress.epoch_s = time.monotonic() - start
         return progress.step_in_epoch == steps
 
     def enter_stage(self, stage: Stage) -> DataLoader:
@@ -220,7 +221,7 @@ class Trainer:
             self.log.log_epoch(row)
             self.log.draw_curves()
             title = self.pace.epoch_title(progress.epoch + 1)
-            tqdm.write(epoch_line(row, losses, title, self.pace.expected_steps, goal))
+            tqdm.write(epoch_line(row, losses, title, self.pace.expected_steps, self.pace.spent_s, goal))
         if evaluation:
             self.keep_best(evaluation)
         progress.finished_step = progress.step
