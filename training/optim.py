@@ -53,7 +53,7 @@ def make_optimizer(
         return torch.optim.AdamW(groups, lr=lr, fused=True)
     sgd = torch.optim.SGD(groups, lr=lr, momentum=0.9, nesterov=True, fused=True)
     # PyTorch makes these at the first step and leaves them as memory is where the scaler of fp16 skips that step.
-    for parameter in (parameter for group in groups for parameter in group["params"]):
+    for parameter in module.parameters():
         sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return sgd
 
