@@ -60,8 +60,7 @@ def main(args: argparse.Namespace) -> None:
         return
     dataset = build_split(args, args.val_split)
     dataset.require_masks()
-    if said := teacher_masks.unmended(dataset.files.masks or []):
-        print(teacher_masks.warning(f"{dataset.name}/{dataset.split}", len(said), len(dataset)))
+    teacher_masks.warn(f"{dataset.name}/{dataset.split}", dataset.files.masks or [], len(dataset))
     check_arguments(args, dataset)
     others = [row for path in args.beside for row in read_rows(path)]
     rows: list[SummaryRow] = []

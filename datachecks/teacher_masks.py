@@ -53,3 +53,9 @@ def warning(where: str, count: int, total: int) -> str:
         f"warning: {where}: {count:,} of {total:,} masks are as a teacher wrote them; as far as these go the score"
         " is agreement with the teacher, and no mIoU; mend them, or list mended ones in val.txt"
     )
+
+
+def warn(where: str, masks: Iterable[Path], total: int) -> None:
+    """Print the `warning` of a score against ``total`` masks, if any of ``masks`` is as a teacher wrote it."""
+    if said := unmended(masks):
+        print(warning(where, len(said), total))
