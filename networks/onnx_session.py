@@ -36,8 +36,9 @@ def open_session(
         path: the file.
         content: run this in place of what is in the file.
         device: ``auto`` takes ONNX Runtime's CUDA kernels where this build and machine have them, ``cpu`` not.
-        share_cores: leave the cores to others between two runs, as beside a training and its loaders. Otherwise ONNX
-            Runtime's threads wait for the next run awake, which is faster for one picture after another.
+        share_cores: leave the cores to others within a run, too, as beside a training and its loaders. Otherwise ONNX
+            Runtime's threads wait for each other awake, but only within a run: threads that wait for the next picture
+            take the cores from PyTorch, which resizes this one's logits.
         optimized: where to write the graph as the runtime will execute it.
 
     Raises:
@@ -58,6 +59,7 @@ def open_session(
     options.intra_op_num_threads = torch.get_num_threads()
     if share_cores:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     exact = int8_overflows()
     options.add_session_config_entry("session.x64quantprecision", "1" if exact else "0")
     if optimized is not None:
