@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
@@ -103,6 +104,7 @@ def draw_front(rows: Sequence[SummaryRow], path: Path, classes: Sequence[str] = 
         if score is not None:
             lines.setdefault(row["checkpoint"], []).append(Point(row["ms_per_image"], 100 * score, size))
     names = short_names(list(lines))
+    labels: list[tuple[bool, Point, str]] = []
     figure = Figure(figsize=(7.2, 4.5), layout="constrained", facecolor="white")
     axes = figure.subplots()
     with fonts_for(names):
@@ -114,16 +116,34 @@ def draw_front(rows: Sequence[SummaryRow], path: Path, classes: Sequence[str] = 
             points = sorted(points, key=lambda point: point.ms)
             axes.plot([point.ms for point in points], [point.percent for point in points], color=colour,
                       marker=marker, linewidth=1.5, label=name)  # fmt: skip
-            for point in points if len(points) > 1 else ():
-                axes.annotate(point.size, (point.ms, point.percent), (4, 4), textcoords="offset points", fontsize=8,
-                              color=colour)  # fmt: skip
+            labels += [(point not in front, point, colour) for point in points if len(points) > 1]
         plain_axes(axes, "ms an image", f"mIoU over {len(classes)} classes, %" if classes else "mIoU, %")
         axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
+        label_sizes(figure, axes, [(point, colour) for _, point, colour in sorted(labels, key=lambda label: label[0])])
         with replacing(path) as partial:
             figure.savefig(partial, dpi=130)
+
+
+def label_sizes(figure: Figure, axes: Axes, points: Sequence[tuple[Point, str]]) -> None:
+    """Write each point's size beside it, in its colour, where that covers no other size and not the legend.
+
+    What finds no place is left out; the first come first.
+    """
+    figure.draw_without_rendering()  # only now things have their places
+    legend = axes.get_legend()
+    taken = [legend.get_window_extent()] if legend else []
+    for point, colour in points:
+        for offset in ((4, 4), (4, -11), (-20, 4), (-20, -11)):
+            text = axes.annotate(point.size, (point.ms, point.percent), offset, textcoords="offset points", fontsize=8,
+                                 color=colour)  # fmt: skip
+            place = text.get_window_extent()
+            if not any(place.overlaps(other) for other in taken):
+                taken.append(place)
+                break
+            text.remove()
 
 
 def short_names(files: Sequence[str]) -> list[str]:

@@ -2,11 +2,13 @@
 
 import copy
 import csv
+import itertools
 import json
 import shutil
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -20,7 +22,7 @@ from dataset import build_dataset
 from deploy.segmenter import load_segmenter
 from networks.working_size import at_working_size
 from scoring import protocol
-from scoring.front import Point, on_front, short_names
+from scoring.front import Point, label_sizes, on_front, short_names
 from scoring.in_turn import InTurn
 from scoring.metrics import ConfusionMatrix
 from scoring.protocol import SameSizeBatches, evaluate_model
@@ -294,6 +296,18 @@ def test_the_front_holds_what_nothing_as_fast_beats():
     slow_and_bad, best = Point(9.0, 30.0), Point(8.0, 80.0)
     fastest, equal, better = Point(1.0, 40.0), Point(2.0, 40.0), Point(2.0, 60.0)
     assert on_front([slow_and_bad, best, equal, better, fastest]) == [fastest, better, best]
+
+
+def test_sizes_in_the_chart_cover_neither_each_other_nor_the_legend():
+    figure = Figure(figsize=(4, 3), layout="constrained")
+    axes = figure.subplots()
+    points = [Point(5.0 + number / 100, 50.0, str(100 + number)) for number in range(9)] + [Point(9.0, 90.0, "native")]
+    axes.plot([point.ms for point in points], [point.percent for point in points], label="a file")
+    axes.legend(loc="upper right")  # where the last point lies
+    label_sizes(figure, axes, [(point, "black") for point in points])
+    boxes = [text.get_window_extent() for text in axes.texts] + [axes.get_legend().get_window_extent()]
+    assert axes.texts[0].get_text() == "100" and 1 < len(axes.texts) < 9
+    assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
 
 
 def test_names_in_the_chart_are_as_short_as_they_can_be():
