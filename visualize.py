@@ -85,7 +85,12 @@ def choose_images(args: argparse.Namespace, dataset: SegmentationDataset, column
 def main(args: argparse.Namespace) -> None:
     if args.num < 1 or args.rows < 1:
         raise UserError("--num and --rows must be at least 1")
-    for option, given in (("--teacher-weights", args.teacher_weights != "default"), ("--class-map", args.class_map)):
+    given_of = {
+        "--teacher-weights": args.teacher_weights != "default",
+        "--class-map": args.class_map,
+        "--teacher-size": args.teacher_size,
+    }
+    for option, given in given_of.items():
         if given and not args.teacher:
             raise UserError(f"{option} without --teacher: name the teacher's network, too")
     if args.ids and (args.best or args.worst):

@@ -326,17 +326,18 @@ def _report_options(table: dict, path: Path) -> ReportOptions:
 def _teacher(table: dict, path: Path, runs: tuple[Run, ...]) -> TeacherChoice | None:
     """The teacher to score: that of the section, or of the first run that has one."""
     for key, value in table.items():
-        choose(dict.fromkeys(["teacher", "teacher_weights", "class_map"]), key, f"entry in {path}: [teacher]")
-        if not isinstance(value, str):
-            raise UserError(f"{path}: [teacher] {key} must be text, not {value!r}")
+        kinds = {"teacher": str, "teacher_weights": str, "class_map": str, "teacher_size": int}
+        if not isinstance(value, kind := choose(kinds, key, f"entry in {path}: [teacher]")):
+            raise UserError(f"{path}: [teacher] {key} must be {'text' if kind is str else 'a number'}, not {value!r}")
     args = next((run.args for run in runs if run.needs_teacher), None)
     if not table and args is None:
         return None
     args = args or Arguments()
     name, weights = table.get("teacher", args.teacher), table.get("teacher_weights", args.teacher_weights)
-    # A map is for one teacher: another one in the section does not take over that of the run.
+    # A map and a size are for one teacher: another one in the section does not take over those of the run.
     same = (name, weights) == (args.teacher, args.teacher_weights)
-    choice = TeacherChoice(name, weights, table.get("class_map", args.class_map if same else None))
+    class_map = table.get("class_map", args.class_map if same else None)
+    choice = TeacherChoice(name, weights, class_map, table.get("teacher_size", args.teacher_size if same else 0))
     if not weights.endswith(".onnx") and Path(name).suffix not in FILES:
         check_name(name, f"teacher in {path}:")
     return choice

@@ -180,6 +180,7 @@ def score_teacher(plan: Plan, dataset: SegmentationDataset) -> Scored | None:
     if is_source(choice.name):  # code of a user's, or what a hub has now: told by all that it is made of
         made_from = weights_sha256(fitted().model)
     made_from += f", class map {hashes['class map']}" if "class map" in hashes else ""
+    made_from += f", pictures at {choice.input_size}" if choice.input_size else ""
     return _score("teacher", plan.folder / "scores_teacher.json", made_from, load, plan.runs[0], dataset)
 
 

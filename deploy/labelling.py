@@ -32,7 +32,14 @@ from datalayouts.folders import meaning
 from deploy.picture_folder import PictureFolder, is_read_alike, is_same_file, rows_of, shows
 from deploy.predictor import Options, Predictor, Tally
 from deploy.segmenter import Prediction, Segmenter
-from deploy.teachers import FittedTeacher, TeacherChoice, load_teacher_for
+from deploy.teachers import (
+    TEACHER_SIZE_HELP,
+    FittedTeacher,
+    TeacherChoice,
+    load_alone,
+    load_teacher_for,
+    teacher_size,
+)
 from kd.class_map import NEVER, ClassMap
 from kd.class_matching import read_groups
 from networks.cost import count_parameters
@@ -44,7 +51,9 @@ from segdata.pairing import IMAGE_SUFFIXES
 from segdata.palettes import distinct_palette
 from segdata.pictures import Picture, PictureFile
 from segdata.video import Frame
-from zoo import load_any_teacher
+
+LARGE = 4_000_000  # pixels: a phone has 12 million, the data sets of public teachers less than 1
+SMALLER = "--teacher-size 640"
 
 
 def add_label_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,6 +62,7 @@ def add_label_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--teacher", metavar="NAME", help="in the place of --checkpoint: fcn_resnet50, hf:PLACE, ...")
     group.add_argument("--teacher-weights", default="default", metavar="default|PATH", help="see train_kd.py")
     group.add_argument("--class-map", metavar="FILE|NAME", help="the classes of the masks, and what means them")
+    group.add_argument("--teacher-size", type=teacher_size, default=0, metavar="N", help=TEACHER_SIZE_HELP)
     group.add_argument(
         "--min-confidence", type=float, default=0.0, metavar="P", help="void where the class has less probability (0)"
     )
@@ -71,6 +81,7 @@ def check_label_arguments(args: argparse.Namespace) -> None:
     given = {
         "--teacher-weights": args.teacher_weights != "default",
         "--class-map": args.class_map,
+        "--teacher-size": args.teacher_size,
         "--min-confidence": args.min_confidence,
     }
     for option, is_given in given.items():
@@ -85,7 +96,7 @@ def load_labeller(choice: TeacherChoice, min_confidence: float = 0.0, device: st
         UserError: it cannot be had, the class map does not fit, or there are more classes than a mask can hold.
     """
     if choice.class_map is None:
-        model = load_any_teacher(choice.name, choice.weights)
+        model = load_alone(choice)
         teacher = FittedTeacher(choice.label, model, None)
         names = model.class_names or [f"class {number}" for number in range(model.num_classes)]
     else:
@@ -95,8 +106,8 @@ def load_labeller(choice: TeacherChoice, min_confidence: float = 0.0, device: st
     if len(names) > VOID:
         raise UserError(f"{choice.label}: {len(names)} classes, and a mask holds at most {VOID}: pass a --class-map")
     target = pick_device(device)
-    sized = at_working_size(teacher.model, teacher.model.input_size)
-    network = sized if teacher.class_map is None else _WithVoid(sized, teacher.class_map)
+    said = teacher.model if teacher.class_map is None else _WithVoid(teacher.model, teacher.class_map)
+    network = at_working_size(said, teacher.model.input_size)  # the few classes are enlarged, not the teacher's many
     palette = colour_table(distinct_palette(names)).tolist()  # 256 of them, so that void has its own, too
     parameters = count_parameters(teacher.model) or 0
     return LabellingSegmenter(
@@ -168,6 +179,7 @@ class Labeller(Predictor):
         super().__init__(segmenter, folder, options)
         self.images = PictureFolder(folder / "images")
         self.written = written_masks(folder)
+        self.remarked = False
         self.kept = 0  # masks that people have mended
         if "mask" in self.files and folder.is_dir():
             for path in sorted(folder.iterdir()):
@@ -178,6 +190,11 @@ class Labeller(Predictor):
         images = self.images.folder
         asked = any(Path(text).resolve() == images.resolve() for text in inputs)
         return super().results(inputs) + ([] if asked else [images])
+
+    @property
+    def memory_advice(self) -> str:
+        """As `Predictor.memory_advice`, or a smaller picture for the teacher alone."""
+        return f"{super().memory_advice}, or show it smaller to the teacher: {SMALLER}"
 
     def predict(self, inputs: list[str]) -> Tally:  # type: ignore[override]
         """As `Predictor.predict`; then writes the class list."""
@@ -213,6 +230,7 @@ class Labeller(Predictor):
         name = self._name_for(name, is_same)
         if self._is_mended(name):
             return
+        self._remark_size(source, picture)
         super()._write(source, name, picture, number)
         if "mask" not in self.files:
             return
@@ -237,6 +255,17 @@ class Labeller(Predictor):
             if not self.images.holds(name):
                 self.images.write(name, (height, width), [frame.pixels])
         return mask
+
+    def _remark_size(self, source: Source, picture: Picture) -> None:
+        """Say once that a photograph is far from what public networks were trained on."""
+        pixels = picture.height * picture.width
+        if pixels < LARGE or self.remarked or self.options.tile or self.segmenter.input_size:
+            return
+        self.remarked = True
+        print(
+            f"remark: {source.shown} has {pixels / 1e6:.0f} million pixels, which the teacher sees one by one: "
+            f"{SMALLER} takes far less time and memory, and may be nearer to what it was trained on"
+        )
 
     def _name_for(self, name: PurePath, is_same: Callable[[Path], bool]) -> PurePath:
         """The name in the data set; where none is written, nothing that lies there is in the way."""

@@ -100,6 +100,11 @@ class Predictor:
         """Folders of results, which are no inputs when they lie in a folder that is."""
         return [self.folder / kind for kind in KINDS]
 
+    @property
+    def memory_advice(self) -> str:
+        """What to do where a picture does not fit into memory."""
+        return "make the picture smaller" if self.segmenter.input_size else "cut the picture into tiles: --tile 512"
+
     def predict(self, inputs: Sequence[str]) -> Tally:
         """Files, folders, globs, URLs, ``camera:N``, with a progress bar; what cannot be read is told and skipped.
 
@@ -112,13 +117,12 @@ class Predictor:
             tally.fail(DataError(message))
         for message in found.left_out:
             tally.note(message)
-        advice = "make the picture smaller" if self.segmenter.input_size else "cut the picture into tiles: --tile 512"
         start = time.monotonic()
         bar = tqdm(found.sources, unit="img", desc="predict", disable=len(found.sources) < 2 or None, leave=False)
         try:
             for source in bar:
                 try:
-                    with explain_memory(advice):
+                    with explain_memory(self.memory_advice):
                         (self.video if source.is_video else self.picture)(source, tally)
                 except DataError as error:
                     tally.fail(error)

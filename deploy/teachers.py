@@ -22,13 +22,19 @@ from torch import nn
 from kd.class_map import ClassMap
 from kd.class_matching import BUILT_IN, map_file, match_classes
 from networks.base import SegmentationModel
-from networks.working_size import at_working_size
+from networks.working_size import LEAST_SIDE, at_working_size
 from segdata.class_groups import shown
 from zoo import FILES, load_any_teacher, published_classes_of, teacher_name
 
 CLASS_MAP_HELP = (
     "what the teacher's classes mean in those of the data (docs/teachers.md): a file with lines such as "
     f'animal = ["cat", "dog"], or {", ".join(BUILT_IN)}; by default names are matched'
+)
+
+
+TEACHER_SIZE_HELP = (
+    "it sees pictures with N pixels on the longer side, as photographs of a phone want it (0: the working size it was "
+    "trained at, or else theirs)"
 )
 
 
@@ -41,16 +47,21 @@ class Named(Protocol):
 
 @dataclass(frozen=True)
 class TeacherChoice:
-    """What a command line says of a teacher: --teacher, --teacher-weights, --class-map."""
+    """What a command line says of a teacher: --teacher, --teacher-weights, --class-map, --teacher-size.
+
+    Attributes:
+        input_size: pixels on the longer side of what it sees; 0: its own working size, or else the picture's.
+    """
 
     name: str
     weights: str = "default"
     class_map: str | None = None
+    input_size: int = 0
 
     @classmethod
     def of(cls, args: argparse.Namespace) -> TeacherChoice:
         """The choice of the arguments of `add_teacher_arguments`, or of a training."""
-        return cls(args.teacher, args.teacher_weights, args.class_map)
+        return cls(args.teacher, args.teacher_weights, args.class_map, args.teacher_size)
 
     @property
     def label(self) -> str:
@@ -141,6 +152,22 @@ def add_teacher_arguments(parser: argparse.ArgumentParser, default: str | None, 
         help="the library's segmentation weights, a .pth of this project, a state_dict, or an .onnx of any network",
     )
     parser.add_argument("--class-map", metavar="FILE|NAME", help=CLASS_MAP_HELP)
+    parser.add_argument("--teacher-size", type=teacher_size, default=0, metavar="N", help=TEACHER_SIZE_HELP)
+
+
+def teacher_size(text: str) -> int:
+    """The value of --teacher-size."""
+    size = int(text)
+    if 0 < size < LEAST_SIDE or size < 0:
+        raise argparse.ArgumentTypeError(f"must be at least {LEAST_SIDE} pixels (or 0), not {size}")
+    return size
+
+
+def load_alone(choice: TeacherChoice, num_classes: int | None = None) -> SegmentationModel:
+    """The network of a command line, whatever its classes mean; see `zoo.load_any_teacher`."""
+    model = load_any_teacher(choice.name, choice.weights, num_classes)
+    model.input_size = choice.input_size or model.input_size
+    return model
 
 
 def load_teacher_for(choice: TeacherChoice, data: Named) -> FittedTeacher:
@@ -156,7 +183,7 @@ def load_teacher_for(choice: TeacherChoice, data: Named) -> FittedTeacher:
 
     if published := published_classes_of(choice.name, choice.weights):
         match(published)  # what cannot do is not fetched
-    model = load_any_teacher(choice.name, choice.weights, len(data.class_names))
+    model = load_alone(choice, len(data.class_names))
     names = model.class_names
     if names is None and model.num_classes == len(data.class_names) and choice.class_map is None:
         print(f"{label}: does not name its classes: taken to be the data set's, in their order")

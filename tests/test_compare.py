@@ -74,7 +74,15 @@ def test_what_concerns_the_teacher_is_no_part_of_a_run_without_one(tmp_path, dem
 def test_methods_may_set_all_losses_and_nothing_else():
     """A loss argument that is new in train_kd.py has to be let in here."""
     losses = {each.name for each, about in flags() if about.group == "losses"}
-    teacher = {"teacher", "teacher_weights", "class_map", "min_confidence", "cache_teacher", "cache_dir"}
+    teacher = {
+        "teacher",
+        "teacher_weights",
+        "class_map",
+        "teacher_size",
+        "min_confidence",
+        "cache_teacher",
+        "cache_dir",
+    }
     others = {"student_weights", "unlabelled", "labelled_per_batch"}
     assert losses | teacher | others == METHOD_ARGUMENTS
 

@@ -21,7 +21,7 @@ from basics.errors import UserError
 from basics.machine import WORKERS_HELP, number_or_auto
 from basics.tiling import LEAST_TILE
 from dataset import add_data_arguments
-from deploy.teachers import CLASS_MAP_HELP
+from deploy.teachers import CLASS_MAP_HELP, TEACHER_SIZE_HELP
 from kd.cache_store import DTYPES
 from kd.losses import LOSSES, PRESETS
 from kd.teacher_cache import DEFAULT_FOLDER as TEACHER_FOLDER
@@ -89,13 +89,10 @@ class Arguments(argparse.Namespace):
     )
     teacher: str = flag("models", "teacher", "fcn_resnet50", "built only if a loss needs it")
     teacher_weights: str = flag(
-        "models",
-        "teacher",
-        "default",
-        "what is published (torchvision: for VOC), or a file; .onnx: any network",
-        metavar="default|PATH",
+        "models", "teacher", "default", "those published, or a file; .onnx: any network", metavar="default|PATH"
     )
     class_map: str | None = flag("models", "teacher", None, CLASS_MAP_HELP, metavar="FILE|NAME")
+    teacher_size: int = flag("models", "teacher", 0, f"of a cached one: {TEACHER_SIZE_HELP}", least=0, metavar="N")
     min_confidence: float = flag(
         "models",
         "teacher",
@@ -356,8 +353,11 @@ def check_arguments(args: Arguments) -> None:
         faults.append(f"--scale-range must be two factors from 0.1 to 10, the lower first, not {low:g} {high:g}")
     if 0 < args.eval_tile < LEAST_TILE:
         faults.append(f"--eval-tile must be at least {LEAST_TILE} pixels (or 0, for no tiles), not {args.eval_tile}")
-    if 0 < args.input_size < LEAST_SIDE:
-        faults.append(f"--input-size must be at least {LEAST_SIDE} pixels (or 0, for native), not {args.input_size}")
+    for option, size in (("--input-size", args.input_size), ("--teacher-size", args.teacher_size)):
+        if 0 < size < LEAST_SIDE:
+            faults.append(f"{option} must be at least {LEAST_SIDE} pixels (or 0, for native), not {size}")
+    if args.teacher_size and not args.cache_teacher:
+        faults.append("--teacher-size wants --cache-teacher: live, the teacher sees the student's crops")
     if args.input_size and args.eval_tile:
         faults.append("--input-size leaves no picture larger than itself, and --eval-tile nothing to cut: give one")
     smallest = min(args.batch_size, args.freeze_batch_size or args.batch_size)

@@ -268,7 +268,7 @@ def _run_or_cached(
         if cached:
             return cached
     own_size = fitted.model.input_size
-    if own_size not in (0, args.input_size):
+    if not args.cache_teacher and own_size not in (0, args.input_size):
         print(
             f"remark: {name} was trained at working size {own_size}, and live it sees the student's crops: with "
             f"--cache-teacher it sees whole pictures at its own size, with --input-size {own_size} both see the same"
