@@ -28,7 +28,7 @@ from basics.errors import UserError, run_cli
 from dataset import add_data_arguments, build_split
 from deploy.arguments import add_form_arguments, check_output, make_deployed
 from deploy.calibration import quantize_calibrated
-from deploy.int8_files import SUFFIXES, write_int8
+from deploy.int8_files import SUFFIXES, require_int8, write_int8
 from deploy.int8_score import RealPictures
 from deploy.optional_packages import need
 from deploy.quantized import GraphModel, load_fake_quant
@@ -75,9 +75,7 @@ def real_pictures(network: SegmentationModel, checkpoint: ModelFile, args: argpa
 def get_args_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help=".pth file of this project")
-    parser.add_argument(
-        "--output", type=Path, metavar="FILE.onnx", help="default: NAME_int8.onnx beside the checkpoint"
-    )
+    parser.add_argument("--output", type=Path, metavar="FILE.onnx", help="NAME_int8.onnx beside the checkpoint")
     parser.add_argument("--openvino", action="store_true", help="FILE.xml and FILE.bin as well, for OpenVINO")
     add_form_arguments(parser)
     parser.add_argument("--calibration-images", type=int, default=64, help="of the training split (64)")
@@ -95,6 +93,7 @@ def main(args: argparse.Namespace) -> None:
         need("openvino", "openvino", "--openvino")
     elif files.pop().is_file():  # beside the new files it would pass for one of them
         raise UserError(f"{output.with_suffix('.xml')} is there, of an earlier run: pass --openvino, or remove it")
+    require_int8(files[1:])  # written beside what --output names
     if args.calibration_images < 1:
         raise UserError(f"--calibration-images must be at least 1, not {args.calibration_images}")
     if args.score_images < 0 or (args.max_drop is not None and not args.score_images):

@@ -21,10 +21,10 @@ PLACEHOLDERS = "Last Resort"  # fonts with a box for every character there is
 def fonts_for(texts: Iterable[str]) -> Iterator[None]:
     """Within it, matplotlib draws ``texts`` with whatever installed fonts have their characters.
 
-    Which characters none has is printed, once; a box stands for them.
+    Characters that none has are printed, those of the first text that has some alone; a box stands for each.
     """
     families, missing = _families(frozenset("".join(texts)))
-    if missing:
+    if missing and not _say.cache_info().currsize:  # a folder of pictures has a name a picture
         _say(missing)
     family = [*matplotlib.rcParams["font.family"], *families]
     with matplotlib.rc_context({"font.family": family}), warnings.catch_warnings():

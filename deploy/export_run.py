@@ -57,6 +57,10 @@ def check_arguments(args: argparse.Namespace, kind: Format | None) -> None:
         raise UserError(f"--dataset is for --format {ALL}, which scores what it makes; evaluate.py scores a file")
     if kind is not None and kind.plain and (args.uint8 or args.argmax):
         raise UserError(f"a file for {kind.engine} holds all that it needs: leave out --uint8 and --argmax")
+    if kind is not None and not kind.from_onnx and (args.opset or args.ir_version):
+        raise UserError(f"--opset and --ir-version are ONNX's; a file for {kind.engine} has neither: leave them out")
+    if kind is not None and not kind.files and args.web_runtime:
+        raise UserError("--web-runtime is for --format web: leave it out")
     check_versions(args.opset, args.ir_version)
 
 
@@ -164,7 +168,9 @@ def export_all(args: argparse.Namespace) -> None:
     for name, kind in FORMATS.items():
         output = args.output / f"{args.checkpoint.stem}{kind.suffix or '_' + name}"
         try:
-            check_arguments(argparse.Namespace(**vars(args) | {"dataset": None}), kind)
+            own = {"dataset": None} | ({} if kind.from_onnx else {"opset": None, "ir_version": None})
+            own |= {} if kind.files else {"web_runtime": None}
+            check_arguments(argparse.Namespace(**vars(args) | own), kind)
             # What can stay free stays free, as a user would have it.
             size = picture_size(args.size, kind, working_size) if kind.one_size else None
             differences = write_checked(deployed, kind, output, options_of(args, size))

@@ -22,7 +22,7 @@ from deploy.model_card import ModelCard
 from deploy.onnx_format import OnnxModel, save_onnx
 from deploy.openvino_format import OpenVinoModel, save_openvino
 from deploy.pt2_format import Pt2Model, save_pt2
-from deploy.web_format import PAGE, load_web, save_web
+from deploy.web_format import FILES, PAGE, load_web, save_web
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,8 @@ class Format:
         one_size: whether a file takes pictures of one size, which `ExportOptions.size` must say.
         plain: whether a file takes normalised images and gives logits, and nothing else.
         folder: whether a "file" is a folder.
+        files: what may lie in that folder, where its name does not show it to be one of ours.
+        from_onnx: whether it is made by way of an ONNX graph, which has versions.
         companions: suffixes of further files with the same stem.
         runs_on: the `sys.platform` that has the runtime; None for all.
     """
@@ -51,6 +53,8 @@ class Format:
     one_size: bool = False
     plain: bool = False
     folder: bool = False
+    files: tuple[str, ...] = ()
+    from_onnx: bool = False
     companions: tuple[str, ...] = ()
     runs_on: str | None = None
 
@@ -69,15 +73,17 @@ def _on_cpu(model: Callable[[Path], ExportedModel]) -> Callable[[Path, torch.dev
 
 
 FORMATS = {
-    "onnx": Format(".onnx", "ONNX Runtime", save_onnx, OnnxModel, cpu_only=False),
+    "onnx": Format(".onnx", "ONNX Runtime", save_onnx, OnnxModel, cpu_only=False, from_onnx=True),
     "pt2": Format(".pt2", "torch.export", save_pt2, _on_cpu(Pt2Model)),
-    "openvino": Format(".xml", "OpenVINO", save_openvino, _on_cpu(OpenVinoModel), companions=(".bin",)),
+    "openvino": Format(".xml", "OpenVINO", save_openvino, _on_cpu(OpenVinoModel), from_onnx=True, companions=(".bin",)),
     "litert": Format(".tflite", "LiteRT", save_litert, _on_cpu(LiteRtModel), one_size=True),
     "executorch": Format(".pte", "ExecuTorch", save_executorch, _on_cpu(ExecuTorchModel), one_size=True),
     "coreml": Format(
         ".mlpackage", "Core ML", save_coreml, _on_cpu(CoreMlModel), one_size=True, folder=True, runs_on="darwin"
     ),
-    "web": Format("", "onnxruntime-web", save_web, _on_cpu(load_web), plain=True, folder=True),
+    "web": Format(
+        "", "onnxruntime-web", save_web, _on_cpu(load_web), plain=True, folder=True, files=FILES, from_onnx=True
+    ),
 }
 
 
@@ -108,7 +114,19 @@ def choose_format(name: str | None, output: Path | None, option: str = "--output
         raise UserError(f"--output {output}: a file of --format {name} ends in {found.suffix}")
     if output is not None and not found.suffix and output.suffix and format_of(output) not in (None, found):
         raise UserError(f"--output {output}: --format {name} writes a folder, whose name has none of {suffixes}")
+    if output is not None:
+        _require_own_folder(output, found)
     return found
+
+
+def _require_own_folder(path: Path, kind: Format) -> None:
+    """A `UserError` if the folder of a page would take the place of one with other files in it."""
+    if not kind.files or not path.exists():
+        return
+    others = sorted(file.name for file in path.iterdir() if file.name not in kind.files) if path.is_dir() else []
+    if others or not path.name:
+        held = f"holds other files ({others[0]}), which would be lost" if others else "is the current folder"
+        raise UserError(f"--output {path}: the folder {held}: name a new one, such as {path / 'page'}")
 
 
 def write_exported(
@@ -127,6 +145,7 @@ def write_exported(
         options: what the format is asked for.
     """
     kind = kind or choose_format(None, path)
+    _require_own_folder(path, kind)
     options = options or ExportOptions()
     with contextlib.ExitStack() as stack:
         temporary = stack.enter_context((replacing_folder if kind.folder else replacing)(path))

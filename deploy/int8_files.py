@@ -17,6 +17,17 @@ SUFFIXES = (".onnx", ".pt2", ".xml")  # of the formats that INT8 is written in
 LEAST_AGREEMENT = 0.9
 
 
+def require_int8(paths: Sequence[Path]) -> None:
+    """A `UserError` if a file of ``paths`` is there, and is no INT8 file: export.py may have made it."""
+    for path in paths:
+        try:
+            ours = not path.is_file() or load_exported(path).card.precision == "int8"
+        except UserError:  # damaged, or of others
+            ours = False
+        if not ours:
+            raise UserError(f"{path} is there already, and is no INT8 file of this project: give another --output")
+
+
 def write_int8(
     deployed: Deployed, pictures: RealPictures | None, max_drop: float | None, paths: Sequence[Path]
 ) -> None:

@@ -20,6 +20,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import nn
 
 from basics.batch import VOID
@@ -229,6 +230,7 @@ class Labeller(Predictor):
 
         name = self._name_for(name, is_same)
         if self._is_mended(name):
+            self._add_mended(source, name, number, None)
             return
         self._remark_size(source, picture)
         super()._write(source, name, picture, number)
@@ -247,6 +249,7 @@ class Labeller(Predictor):
         height, width = frame.pixels.shape[:2]
         name = self._name_for(name, lambda other: shows(other, (height, width), [frame.pixels]))
         if self._is_mended(name):  # the teacher's own goes on in the overlay's video
+            self._add_mended(source, name, number, frame)
             image = torch.from_numpy(frame.pixels).permute(2, 0, 1)
             return self.segmenter.predict(image, self.options.tile).mask.numpy()
         mask = super()._write_frame(source, name, frame, number)
@@ -276,6 +279,13 @@ class Labeller(Predictor):
         mended = "mask" in self.files and is_mended(self._mask(name), self.written)
         self.kept += mended
         return mended
+
+    def _add_mended(self, source: Source, name: PurePath, number: int | None, frame: Frame | None) -> None:
+        """The areas of a mask that a person has worked on."""
+        with Image.open(self._mask(name)) as mask:
+            counts = np.bincount(np.asarray(mask.convert("L") if mask.mode != "P" else mask).ravel(), minlength=256)
+            areas, size = counts[: len(self.segmenter.class_names)], (mask.height, mask.width)
+        self.areas.add(source.shown, number, None if frame is None else frame.time, size, areas)
 
     def _note(self, name: PurePath) -> None:
         """Remember the mask that was written: later it shows whether a person has mended it."""

@@ -148,10 +148,16 @@ class Predictor:
                 tally.pictures += 1
                 return
             folder = frames_folder(source, self.taken)
+            number = 0
             for number in range(1, file.pages + 1):
-                self._write(source, folder / f"{number:06d}", file.page(number - 1), number)
-                tally.pictures += 1
-            self._remove_beyond(folder, file.pages)
+                try:
+                    self._write(source, folder / f"{number:06d}", file.page(number - 1), number)
+                    tally.pictures += 1
+                except DataError as error:  # costs its page, and of an animation all that is drawn on it
+                    tally.fail(error)
+                    if not file.pages_stand_alone:
+                        break
+            self._remove_beyond(folder, number)
 
     def _write(self, source: Source, name: PurePath, picture: Picture, number: int | None = None) -> None:
         size = picture.height, picture.width

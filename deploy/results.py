@@ -157,6 +157,15 @@ class _Reduced:
         return np.concatenate(self.pixels), [np.concatenate(self.masks)]
 
 
+def _read_rows(path: Path, header: list[object]) -> list[list[str]]:
+    """The rows of a table of areas; none, if it is not there, or another one."""
+    try:
+        first, *rows = csv.reader(io.StringIO(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, csv.Error):
+        return []
+    return [row for row in rows if len(row) == len(header)] if first == header else []
+
+
 class Areas:
     """The table of areas: a row a picture, page or frame, a column a class, in pixels."""
 
@@ -172,7 +181,10 @@ class Areas:
         self.rows.append([file, number, time, size[1], size[0], *areas.tolist()])
 
     def write(self, folder: Path) -> None:
-        """Write all rows so far."""
+        """Write all rows so far; those of other files stay that an earlier run wrote of the same classes."""
+        header, *rows = self.rows
+        files = {row[0] for row in rows}
+        kept = [row for row in _read_rows(folder / AREAS, header) if row[0] not in files]
         text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows(self.rows)
+        csv.writer(text, lineterminator="\n").writerows([header, *kept, *rows])
         write_text(folder / AREAS, text.getvalue())

@@ -27,6 +27,7 @@ from deploy.model_card import ModelCard
 from deploy.onnx_format import OnnxModel, save_onnx
 
 PAGE, STUDENT, RUNTIME, LIBRARY = "index.html", "student.js", "runtime.js", "ort.min.js"
+FILES = (PAGE, STUDENT, RUNTIME, LIBRARY)
 PACKAGE, VERSION = "onnxruntime-web", "1.30.0"
 # In the package's dist/: the library, and the two files that it would fetch.
 PARTS = ("ort.wasm.min.js", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")

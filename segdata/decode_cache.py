@@ -17,7 +17,7 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -26,7 +26,7 @@ from basics.batch import VOID
 from basics.errors import UserError
 from basics.files import free_bytes, require_room
 from basics.grids import working_shape
-from basics.record_file import RecordFile, read_manifest, record_offsets, write_manifest
+from basics.record_file import RecordFile, read_manifest, record_offsets
 from segdata.layouts import Layout, SplitFiles
 from segdata.orientation import UPRIGHT
 from segdata.parallel import map_in_order
@@ -141,11 +141,12 @@ def _open(
         folder.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(folder)
         cache = _build(data, files, read_pair, input_size)
+        about = {"format": FORMAT, "upright": True, "data_set": layout.name, "split": split}
+        about |= {"root": str(layout.root.resolve())} | ({"input_size": input_size} if input_size else {})
+        manifest = json.dumps(about | {"shapes": cache.sizes, "sources": sources}, indent=1)
+        _put(data.with_suffix(".json"), [manifest.encode()], lambda: bool(_load(data, sources, files, input_size)))
     except OSError as error:
         raise UserError(f"--decode-cache: {folder} cannot be written: {error.strerror or error}") from None
-    about = {"format": FORMAT, "upright": True, "data_set": layout.name, "split": split}
-    about |= {"root": str(layout.root.resolve())} | ({"input_size": input_size} if input_size else {})
-    write_manifest(data.with_suffix(".json"), about | {"shapes": cache.sizes, "sources": sources})
     return cache
 
 
@@ -238,20 +239,29 @@ def _build(data: Path, files: SplitFiles, read_pair: ReadPair, input_size: int) 
         image, mask = to_working_size(*read_pair(files.images[index], masks[index]), input_size)
         return image.permute(1, 2, 0).contiguous().numpy().tobytes() + mask.contiguous().numpy().tobytes()
 
-    # Written as a stream: on a full disk that is an error, where a memory map would be a crash.
-    temporary = data.with_name(f".decoding-{uuid.uuid4().hex}")
+    samples = map_in_order(encode, range(len(files.ids)), desc="decoding", total=len(files.ids))
+    _put(data, samples, cache.file.is_whole)
+    return cache
+
+
+def _put(path: Path, content: Iterable[bytes], is_there: Callable[[], bool]) -> None:
+    """Write ``path`` by way of a file of this process's own: other runs may be making the same.
+
+    Args:
+        is_there: whether another one was quicker; what it has mapped cannot be replaced on Windows, and is the same.
+    """
+    temporary = path.with_name(f".decoding-{uuid.uuid4().hex}")
     try:
+        # Written as a stream: on a full disk that is an error, where a memory map would be a crash.
         with temporary.open("xb") as file:
-            for sample in map_in_order(encode, range(len(files.ids)), desc="decoding", total=len(files.ids)):
-                file.write(sample)
+            for part in content:
+                file.write(part)
             file.flush()
             os.fsync(file.fileno())
-        # Another run may have been quicker; what it mapped cannot be replaced on Windows, and is the same.
-        if not cache.file.is_whole():
-            temporary.replace(data)
+        if not is_there():
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-    return cache
 
 
 def _remove_leftovers(folder: Path) -> None:

@@ -10,9 +10,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
-import struct
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,8 +20,9 @@ import torch
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
 from basics.memory import free_memory
+from segdata.grey_depth import DEEP_GREY, Depth, unclear_values
 from segdata.orientation import UPRIGHT, orientation_of, upright
-from segdata.reading import DataError, what_it_is
+from segdata.reading import PARSE_FAULTS, DataError, what_it_is
 from segdata.tiff_pieces import TiffPieces, can_be_read_in_pieces, is_planar
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
@@ -32,22 +32,24 @@ NO_PICTURES = ("BUFR", "GRIB", "HDF5", "MPEG", "EPS", "WMF", "PDF", "PALM")
 TOLD_BY_CONTENT = ("JPEG", "MPO", "PNG", "GIF", "WEBP", "TIFF", "BMP", "AVIF", "HEIF", "JPEG2000", "PSD", "QOI", "PPM")
 PLUGINS = {"pillow_heif": "register_heif_opener", "pillow_jxl": None}  # packages, and what to call after the import
 RAW = "a camera's raw file: develop it and save it as JPEG or TIFF"  # Pillow would take its small preview for it
+RAW_SUFFIXES = (
+    *(".dng", ".nef", ".nrw", ".cr2", ".cr3", ".crw", ".arw", ".sr2", ".srf", ".orf", ".rw2", ".raf", ".pef", ".srw"),
+    *(".3fr", ".fff", ".iiq", ".erf", ".mef", ".mrw", ".mos", ".kdc", ".dcr", ".gpr", ".x3f", ".rwl"),
+)
 HINTS = {
     **dict.fromkeys((".heic", ".heif", ".hif"), "HEIC needs a plugin: pip install pillow-heif"),
     ".jxl": "JPEG XL needs a plugin: pip install pillow-jxl-plugin",
-    **dict.fromkeys((".dng", ".nef", ".cr2", ".cr3", ".arw", ".orf", ".rw2", ".raf", ".pef", ".srw"), RAW),
+    **dict.fromkeys(RAW_SUFFIXES, RAW),
 }
 # Of these, what follows the first frame is another view, a preview or a layer of the same picture.
 ONE_PICTURE = ("MPO", "PSD", "ICO", "ICNS")
 PAGE_KIND, REDUCED, MASK = 254, 1, 4  # a TIFF's tag NewSubfileType, and two of its bits
-DEEP_GREY = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")
+DNG_VERSION, SUB_PICTURES = 50706, 330  # tags that raw files have, whatever their suffix
 STREAMED = 30_000_000  # pixels: TIFFs beyond are read piece by piece
 BYTES_A_PIXEL = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "LA": 4, "PA": 4}  # in Pillow's memory; others: 4
 PIECE_BYTES_A_PIXEL = 16  # at most, of a row of pieces while it is decoded
 BEHIND_TRANSPARENCY = (255, 255, 255)
-FULL = {bits: (1 << bits) - 1 for bits in (8, 15, 16, 31, 32)}  # the highest value of so many bits
 OWN_LIBRARIES = ("webp", "zstd", "lzma")  # compressions of TIFFs that libtiff may have been built without
-SIGNED = 2  # a TIFF's tag SampleFormat
 
 
 @functools.lru_cache
@@ -126,6 +128,7 @@ class PictureFile:
 
     def __init__(self, path: str | Path, any_size: bool = False) -> None:
         self.path, self.any_size = Path(path), any_size
+        self._where = str(path)  # for messages
         suffix = self.path.suffix.lower()
         if HINTS.get(suffix) == RAW:
             raise DataError(f"{path}: {RAW}")
@@ -135,6 +138,8 @@ class PictureFile:
             self.file = self.path.open("rb")
             try:
                 self.image = Image.open(self.file)
+                if _is_raw(self.image):
+                    raise DataError(f"{path}: {RAW}")
                 self._frames = self._find_frames()
             except BaseException:
                 self.file.close()
@@ -149,19 +154,29 @@ class PictureFile:
         self.file.close()
 
     @property
+    def pages_stand_alone(self) -> bool:
+        """Whether one can be decoded where the one before it cannot."""
+        return isinstance(self.image, TiffImagePlugin.TiffImageFile)
+
+    @property
     def is_transparent(self) -> bool:
         """Whether what lies behind the picture may show through."""
         return _is_transparent(self.image)
 
     def page(self, number: int) -> Picture:
-        """One of the pictures, counted from 0; they must be asked for in this order, and used before the next."""
+        """One of the pictures, counted from 0; they must be asked for in this order, and used before the next.
+
+        A page of a TIFF may be damaged, and the next one not.
+        """
+        if self.pages > 1:
+            self._where = f"{self.path}: page or frame {number + 1}"
         with self._explain():
             if self._frames[number] != self.image.tell():
                 self.image.seek(self._frames[number])
             if is_planar(self.image) and not can_be_read_in_pieces(self.image):
-                raise DataError(f"{self.path}: a TIFF of planes that cannot be read; save it as 8-bit RGB")
-            if fault := _unclear_values(self.image):
-                raise DataError(f"{self.path}: {fault}")
+                raise DataError(f"{self._where}: a TIFF of planes that cannot be read; save it as 8-bit RGB")
+            if fault := unclear_values(self.image):
+                raise DataError(f"{self._where}: {fault}")
             large = self.any_size and self.image.width * self.image.height > STREAMED
             if can_be_read_in_pieces(self.image) and (large or is_planar(self.image)):
                 return self._in_pieces(self.image)
@@ -171,7 +186,7 @@ class PictureFile:
         orientation = orientation_of(self.image)
         copies = 1 if orientation == UPRIGHT else 2
         self._require_memory(copies * BYTES_A_PIXEL.get(self.image.mode, 4) * self.image.width * self.image.height)
-        depth = _Depth.of(self.image)
+        depth = Depth.of(self.image)
         image = upright(self.image)
         depth.look_at([image])
 
@@ -182,7 +197,7 @@ class PictureFile:
         return Picture(image.height, image.width, read_rows)
 
     def _in_pieces(self, image: TiffImagePlugin.TiffImageFile) -> Picture:
-        depth = _Depth.of(image)
+        depth = Depth.of(image)
         pieces = TiffPieces(image, self.file, lambda piece: _to_rgb(piece, depth))
         self._require_memory(PIECE_BYTES_A_PIXEL * pieces.rows_at_once * pieces.width)
         depth.look_at(pieces)
@@ -194,14 +209,22 @@ class PictureFile:
         return Picture(pieces.height, pieces.width, read_rows)
 
     def _find_frames(self) -> list[int]:
-        count = 1 if self.image.format in ONE_PICTURE else getattr(self.image, "n_frames", 1)
-        if count == 1 or not isinstance(self.image, TiffImagePlugin.TiffImageFile):
-            return list(range(count))
-        own = []
-        for number in range(count):
-            self.image.seek(number)
-            if not self.image.tag_v2.get(PAGE_KIND, 0) & (REDUCED | MASK):
+        if self.image.format in ONE_PICTURE:
+            return [0]
+        if not isinstance(self.image, TiffImagePlugin.TiffImageFile):
+            return list(range(getattr(self.image, "n_frames", 1)))
+        own, number, is_there = [], 0, True
+        while is_there:
+            try:
+                self.image.seek(number)
+                kind = self.image.tag_v2.get(PAGE_KIND, 0)
+            except EOFError:  # there is no such page
+                break
+            except PARSE_FAULTS:
+                kind, is_there = 0, self.image.tell() == number  # else nothing can be found behind it
+            if not kind & (REDUCED | MASK):
                 own.append(number)
+            number += 1
         self.image.seek(0)
         return own or [0]
 
@@ -218,7 +241,7 @@ class PictureFile:
     @contextlib.contextmanager
     def _explain(self) -> Iterator[None]:
         """Pillow's errors as one line that names the file; and Pillow's limit lifted where any size will do."""
-        path, limit = self.path, Image.MAX_IMAGE_PIXELS
+        path, limit = self._where, Image.MAX_IMAGE_PIXELS
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # Pillow warns of large pictures and odd metadata
@@ -240,7 +263,7 @@ class PictureFile:
                 f"{path}: more than the {2 * (limit or 0) / 1e6:.0f} megapixels that are read as a whole: cut it into "
                 "tiles (--tile 512)"
             ) from None
-        except (OSError, SyntaxError, ValueError, OverflowError, EOFError, struct.error) as error:
+        except PARSE_FAULTS as error:
             compressed = self.image.info.get("compression") if hasattr(self, "image") else None
             cause = f"truncated or damaged picture: {error}"
             if compressed in OWN_LIBRARIES and "decoder error" in str(error):  # so libtiff calls all its faults
@@ -265,79 +288,15 @@ def _hint_by_content(start: bytes) -> str | None:
     return None
 
 
-def _unclear_values(image: Image.Image) -> str | None:
-    """Why nobody can tell how bright the values of a TIFF are, and what to do."""
+def _is_raw(image: Image.Image) -> bool:
+    """Whether a TIFF is a camera's raw file, of which Pillow would show the preview."""
     if not isinstance(image, TiffImagePlugin.TiffImageFile):
-        return None
-    kinds = image.tag_v2.get(TiffImagePlugin.SAMPLEFORMAT, (1,))
-    if SIGNED in kinds and image.mode not in DEEP_GREY:
-        return "its values have a sign, which pictures have not; save it as 8-bit RGB"
-    if image.mode == "F" and image.tag_v2.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0:
-        return "its floats count down from white, and nothing says how far; save it as 8-bit RGB"
-    return None
+        return False
+    tags = image.tag_v2
+    return DNG_VERSION in tags or bool(tags.get(PAGE_KIND, 0) & REDUCED and SUB_PICTURES in tags)
 
 
-@dataclass
-class _Depth:
-    """What a picture's values mean, where its mode does not tell: how bright the brightest is, and which end is black.
-
-    Integers of 32 bits whose ``full`` range is not known count as of 8 bits if all would fit, else of 16, else of 32;
-    floats as 0..1 if none is above 1.
-
-    Attributes:
-        full: the highest value there can be; None where it is to be guessed.
-        from_white: 0 is white (a TIFF's WhiteIsZero, which Pillow turns round for 8 bits alone).
-        unsigned: whether integers of 32 bits are, which Pillow takes for signed ones.
-        guess: made from the largest value there is.
-    """
-
-    full: int | None
-    from_white: bool = False
-    unsigned: bool = False
-    guess: int = 1
-
-    @classmethod
-    def of(cls, image: Image.Image) -> _Depth:
-        """Of the picture that ``image`` is at, and that has no `_unclear_values`."""
-        if image.mode not in DEEP_GREY:
-            return cls(FULL[8])
-        if not isinstance(image, TiffImagePlugin.TiffImageFile):
-            # Pillow scales PGM's depth to 16 bits, in a mode of 32.
-            sixteen = image.mode.startswith("I;16") or (image.mode, image.format) == ("I", "PPM")
-            return cls(FULL[16] if sixteen else None)
-        tags = image.tag_v2
-        bits, kind = tags.get(TiffImagePlugin.BITSPERSAMPLE, (1,))[0], tags.get(TiffImagePlugin.SAMPLEFORMAT, (1,))[0]
-        from_white = tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0
-        if kind == SIGNED and bits == 16:
-            return cls(FULL[15], from_white)
-        if image.mode.startswith("I;16"):
-            return cls((1 << bits) - 1, from_white)
-        return cls(None, unsigned=kind != SIGNED)
-
-    def look_at(self, pieces: Iterable[Image.Image]) -> None:
-        """Find the largest value, if it matters."""
-        if self.full is None:
-            arrays = (self._values(np.asarray(piece)) for piece in pieces)
-            largest = float(np.nanmax([np.nanmax(array) for array in arrays] or [0]))
-            most = FULL[32] if self.unsigned else FULL[31]
-            self.guess = next((full for full in (1, FULL[8], FULL[16]) if largest <= full), most)
-
-    def to_8bit(self, grey: np.ndarray) -> np.ndarray:
-        """Grey (H, W) of 16 or 32 bits, or float -> uint8."""
-        if np.issubdtype(grey.dtype, np.floating):
-            full: float = 1 if self.guess == 1 else FULL[8]
-        else:
-            full = self.full or max(self.guess, FULL[8])
-        values = np.nan_to_num(self._values(grey).astype(np.float64))
-        if self.from_white:
-            values = full - values
-        return np.rint(values * (255 / full)).clip(0, 255).astype(np.uint8)
-
-    def _values(self, grey: np.ndarray) -> np.ndarray:
-        return grey.view(np.uint32) if self.unsigned and grey.dtype == np.int32 else grey
-
-
-def _to_rgb(image: Image.Image, depth: _Depth) -> np.ndarray:
+def _to_rgb(image: Image.Image, depth: Depth) -> np.ndarray:
     """uint8 (H, W, 3), a writable copy."""
     if image.mode in DEEP_GREY:
         return np.repeat(depth.to_8bit(np.asarray(image))[..., None], 3, axis=2)

@@ -7,6 +7,7 @@ drew on the picture that the screen showed. One that was drawn on the stored pix
 from __future__ import annotations
 
 import io
+import struct
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,8 @@ IMAGE_FORMATS = ("JPEG", "PNG", "MPO", "WEBP", "BMP", "TIFF")  # MPO: a JPEG wit
 RGB_LIKE = ("RGB", "L", "P", "1", "RGBA", "LA", "PA")  # what converts to 8-bit RGB without guessing
 MAX_BANDS = 4  # red, green, blue, and one that is dropped
 COMPRESSIONS = {33003: "JPEG 2000", 33005: "JPEG 2000", 34712: "JPEG 2000", 34887: "LERC", 50002: "JPEG XL"}
+# What Pillow's parsers raise of damaged files; a directory that lies behind the end gives a TypeError.
+PARSE_FAULTS = (OSError, SyntaxError, ValueError, ArithmeticError, EOFError, TypeError, LookupError, struct.error)
 FLOAT = 3  # a TIFF's tag SampleFormat
 TOO_LARGE = (
     f"training and scoring take pictures of up to {MAX_PIXELS // 10**6} megapixels: cut it into pieces or make it "
@@ -77,14 +80,19 @@ def _open(file: IO[bytes], path: Path) -> Image.Image:
         raise DataError(f"{path}: {error} (decompression bomb?); {TOO_LARGE}") from None
     except UnidentifiedImageError:
         raise DataError(f"{path}: {what_it_is(file)}") from None
-    except (OSError, SyntaxError, ValueError, OverflowError, EOFError) as error:
+    except PARSE_FAULTS as error:
         raise DataError(f"{path}: damaged image header: {error}") from None
     width, height = image.size
     if width < 1 or height < 1:
         raise DataError(f"{path}: the image has no pixels ({width}x{height})")
     if width * height > MAX_PIXELS:
         raise DataError(f"{path}: {width}x{height} pixels are too many (decompression bomb?); {TOO_LARGE}")
-    frames = getattr(image, "n_frames", 1)  # formats of one frame may lack it
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            frames = getattr(image, "n_frames", 1)  # formats of one frame may lack it
+    except PARSE_FAULTS as error:
+        raise DataError(f"{path}: what follows its first page is damaged: {error}; get it again") from None
     if image.format != "MPO" and frames > 1:
         many = (
             f"a TIFF of {frames} pages"

@@ -43,12 +43,12 @@ CAMERA_FORMATS = {"linux": ("/dev/video{}", "v4l2"), "darwin": ("{}", "avfoundat
 Time = TypeVar("Time", int, Fraction)  # in units or in seconds
 
 
-def import_av() -> ModuleType:
-    """PyAV, or a `UserError` that says how to install it."""
+def import_av(shown: str | Path) -> ModuleType:
+    """PyAV, or a `DataError` that says how to install it: pictures beside the video can be read without."""
     try:
         import av
     except ImportError as error:
-        raise UserError("video needs the package av: pip install av (see requirements-extra.txt)") from error
+        raise DataError(f"{shown}: video needs the package av: pip install av (see requirements-extra.txt)") from error
     return av
 
 
@@ -96,8 +96,8 @@ class VideoReader:
     """
 
     def __init__(self, source: str | Path, shown: str | None = None) -> None:
-        av = import_av()
         self.source, self.shown = str(source), shown or str(source)
+        av = import_av(self.shown)
         try:
             self.container = _open(av, self.source)
         except (av.error.FFmpegError, OSError) as error:
@@ -163,7 +163,7 @@ class VideoReader:
 
     def _decode(self) -> Iterator[VideoFrame]:
         """All frames that can be decoded; a damaged packet costs its own."""
-        av = import_av()
+        av = import_av(self.shown)
         packets = self.container.demux(self.stream)
         while True:
             try:
@@ -261,7 +261,7 @@ class VideoWriter:
         aspect: Fraction = Fraction(1),
         shown: Path | None = None,
     ) -> None:
-        self.av, self.shown = import_av(), shown or path
+        self.av, self.shown = import_av(shown or path), shown or path
         self.container = self.av.open(str(path), "w")
         self.codec = "libx264" if "libx264" in self.av.codecs_available else "mpeg4"
         self.stream = self.container.add_stream(self.codec, rate=rate)

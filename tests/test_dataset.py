@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import pickle
 import shutil
 import struct
@@ -637,6 +638,22 @@ def test_the_decoded_cache_follows_its_sources(voc, tmp_path):
     assert (data[0]["mask"] == 7).all()
     (voc / "ImageSets/Segmentation/train.txt").write_text("two\none\n")
     assert build_dataset("voc", voc, "train", decode_cache=cache)[0]["id"] == "two"
+
+
+def test_two_runs_may_make_the_same_cache_at_once(voc, tmp_path, monkeypatch):
+    """A second run begins and ends while the first one's manifest is about to get its name."""
+    cache, sync, calls = tmp_path / "cache", os.fsync, []
+
+    def second_run(handle):
+        sync(handle)
+        calls.append(handle)
+        if len(calls) == 2:  # the first was for the pixels
+            build_dataset("voc", voc, "train", decode_cache=cache)
+
+    monkeypatch.setattr(os, "fsync", second_run)
+    first = build_dataset("voc", voc, "train", decode_cache=cache)
+    assert len(calls) >= 3 and sorted(path.suffix for path in cache.iterdir()) == [".bin", ".json"]
+    assert same(build_dataset("voc", voc, "train"), first, 1)
 
 
 def test_a_cache_that_is_not_whole_is_made_anew(voc, tmp_path):

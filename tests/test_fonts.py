@@ -77,6 +77,9 @@ def test_what_no_font_has_is_said_once(only, capsys):
             pass
     said = capsys.readouterr().out.splitlines()
     assert len(said) == 1 and FISH in said[0] and SHRIMP in said[0] and "install" in said[0]
+    with fonts.fonts_for([KOREAN]):
+        pass
+    assert capsys.readouterr().out == ""
 
 
 def test_fonts_are_chosen_by_what_they_have(only, tmp_path, capsys):

@@ -23,6 +23,7 @@ from deploy.exported import ExportedModel
 from deploy.formats import FORMATS, choose_format, load_exported, stored_bytes
 from deploy.segmenter import load_segmenter
 from deploy.web_format import PAGE, PARTS
+from segdata.pictures import read_picture
 from tests.small import SmallStudent, in_zoo, small_checkpoint
 from tests.test_export import by_hand, raw_pictures, run_export
 
@@ -336,6 +337,45 @@ def test_a_browser_finds_what_the_checkpoint_does(best, network, tmp_path, web_r
     assert (classes == as_predicted(network, pictures, side)).mean() > (0.95 if size else 0.999)
     assert (classes == load_segmenter(folder, "cpu").mask(pictures[0]).numpy()).mean() > 0.999
     assert len(np.unique(classes)) > 1
+
+
+def test_a_transparent_picture_lies_on_white_in_the_page_too(best, tmp_path, web_runtime):
+    folder = run_export(best, tmp_path / "page", "--format", "web", "--web-runtime", web_runtime)
+    rgb = smooth_pictures(1, 60, 84)[0].permute(1, 2, 0).numpy()
+    alpha = np.linspace(0, 255, 84).astype(np.uint8)[None].repeat(60, 0)
+    rgba = torch.from_numpy(np.dstack([rgb, alpha])).permute(2, 0, 1)
+    found = in_a_browser(folder, rgba, f"await open(file); return {{ {WHAT_IS_SHOWN} }};")
+    Image.fromarray(np.dstack([rgb, alpha])).save(tmp_path / "a.png")
+    expected = load_segmenter(folder, "cpu").mask(read_picture(tmp_path / "a.png")).numpy()
+    classes = np.array(found["classes"], np.uint8).reshape(60, 84)
+    assert (classes == expected).mean() > 0.99  # a browser rounds where it lays one on the other
+
+
+def test_a_page_takes_no_other_folders_place(best, tmp_path, monkeypatch):
+    runs = tmp_path / "runs"
+    runs.mkdir()
+    (runs / "last.pth").touch()
+    monkeypatch.chdir(tmp_path)
+    for output, words in ((runs, r"holds other files \(last\.pth\)"), (".", "holds other files")):
+        with pytest.raises(UserError, match=words):
+            export_main([best, "--format", "web", "--output", output])
+    assert (runs / "last.pth").exists()
+    monkeypatch.chdir(tmp_path.joinpath("empty").mkdir() or tmp_path / "empty")
+    with pytest.raises(UserError, match="is the current folder"):
+        export_main([best, "--format", "web", "--output", "."])
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--format", "pt2", "--opset", 13], "--opset and --ir-version are ONNX's"),
+        (["--format", "pt2", "--ir-version", 8], "are ONNX's"),
+        (["--format", "onnx", "--web-runtime", "x.tgz"], "--web-runtime is for --format web"),
+    ],
+)
+def test_options_of_another_format_are_refused(best, more, words):
+    with pytest.raises(UserError, match=words):
+        export_main([best, *more])
 
 
 WITH_A_CAMERA = """

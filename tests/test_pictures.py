@@ -19,7 +19,7 @@ from deploy.results import PANEL_SIDE
 from segdata.inputs import find_sources
 from segdata.pictures import PictureFile, looks_like_picture, read_picture
 from segdata.png_rows import PngRows
-from segdata.reading import DataError, read_image
+from segdata.reading import DataError, read_header, read_image
 from segdata.tiff_pieces import TiffPieces
 from tests.test_segmenter import picture as random_picture
 from tests.test_segmenter import segmenter
@@ -109,6 +109,13 @@ def test_a_raw_file_is_not_taken_for_its_preview(run, tmp_path):
     assert "a.nef" in failure and "raw" in failure and "JPEG or TIFF" in failure
 
 
+@pytest.mark.parametrize("more", [{50706: ("I", [1])}, {254: ("I", [1]), 330: ("I", [8])}], ids=["DNG", "a preview"])
+def test_a_raw_file_under_another_name_is_known_by_its_tags(tmp_path, more):
+    path = write_tiff(tmp_path / "a.tif", np.zeros((3, 8, 8), np.uint8), more=more)
+    with pytest.raises(DataError, match="raw file"):
+        PictureFile(path)
+
+
 # -- pages and frames ------------------------------------------------------------------------------
 
 
@@ -139,6 +146,42 @@ def test_the_first_page_is_never_taken_silently(run, tmp_path, capsys):
     assert run(tmp_path / "a.tif", all_pages=False).pictures == 1
     assert results(tmp_path / "out") == ["mask/a.png"]
     assert "the first of 3 pages" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("cut", [0.5, 0.9], ids=["in page 2", "in page 3"])
+def test_a_damaged_page_costs_itself(run, tmp_path, cut):
+    """A file that was not sent to its end: what is there of it is read, and so is the file behind it."""
+    (tmp_path / "in").mkdir()
+    whole = save_pages(tmp_path / "in" / "a.tif").read_bytes()
+    (tmp_path / "in" / "a.tif").write_bytes(whole[: int(cut * len(whole))])
+    Image.fromarray(pixels()).save(tmp_path / "in" / "b.png")
+    tally = run(tmp_path / "in")
+    lost = [2, 3] if cut == 0.5 else [3]
+    assert tally.pictures == 4 - len(lost) and len(tally.failures) == len(lost)
+    for page, failure in zip(lost, tally.failures, strict=True):
+        assert f"a.tif: page or frame {page}: truncated" in failure
+    assert results(tmp_path / "out") == sorted(
+        [*(f"mask/a/00000{n}.png" for n in range(1, 4 - len(lost))), "mask/b.png"]
+    )
+    with pytest.raises(DataError, match=r"a\.tif"):
+        read_header(tmp_path / "in" / "a.tif")
+
+
+def test_a_page_of_a_kind_that_cannot_be_read_costs_itself(run, tmp_path):
+    """The second of three has a compression that nobody knows."""
+    path = save_pages(tmp_path / "a.tif", compression="tiff_deflate")
+    content, place = bytearray(path.read_bytes()), 4
+    for _ in range(2):  # to the second directory
+        (start,) = struct.unpack_from("<I", content, place)
+        (count,) = struct.unpack_from("<H", content, start)
+        place = start + 2 + 12 * count
+    for entry in range(start + 2, place, 12):
+        if struct.unpack_from("<H", content, entry) == (259,):
+            struct.pack_into("<H", content, entry + 8, 60000)
+    path.write_bytes(content)
+    tally = run(path)
+    assert tally.pictures == 2 and len(tally.failures) == 1 and "page or frame 2" in tally.failures[0]
+    assert results(tmp_path / "out") == ["mask/a/000001.png", "mask/a/000003.png"]
 
 
 def test_smaller_versions_of_a_page_are_no_pages(run, tmp_path):
@@ -332,6 +375,16 @@ def test_grey_of_any_depth_goes_from_black_to_white(tmp_path, monkeypatch, limit
     assert np.abs(read[..., 0].astype(int) - grey).max() <= (0 if top != 4095 else 1)
 
 
+@pytest.mark.parametrize("top", [1, 255, 65535, 1e6])
+def test_floats_go_from_black_to_white(tmp_path, top):
+    grey, _ = ramp(255)
+    values = (grey * (top / 255)).astype(np.float32)
+    values[0, :2] = np.nan, np.inf
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    read = read_picture(tmp_path / "a.tif")[0].numpy().astype(int)
+    assert np.abs(read - grey)[1:].max() <= 1 and read[0, 0] == 0 and read[0, 1] == 255
+
+
 @pytest.mark.parametrize(("bands", "more", "said"), [
     (np.zeros((1, 8, 8), np.uint8), SIGNED, "have a sign"),
     (np.zeros((1, 8, 8), np.uint32), WHITE_IS_ZERO | {339: ("H", [3])}, "count down from white"),
@@ -458,6 +511,18 @@ def test_areas(run, tmp_path):
         assert (int(row["height"]), int(row["width"])) == mask.shape
         assert [int(row["a"]), int(row["b"])] == [(mask == 0).sum(), (mask == 1).sum()]
         assert row["seconds"] == ""
+
+
+def test_areas_of_other_files_stay(run, tmp_path):
+    """As with a loop in a shell over files; what is predicted again has its new row alone."""
+    for name, size in (("a.png", 40), ("b.png", 50), ("a.png", 60)):
+        Image.fromarray(pixels(size, 70)).save(tmp_path / name)
+        run(tmp_path / name, kinds=("csv",))
+    rows = list(csv.reader((tmp_path / "out" / "areas.csv").open(encoding="utf-8", newline="")))
+    assert [(row[0].rpartition("/")[2], row[4]) for row in rows[1:]] == [("b.png", "50"), ("a.png", "60")]
+    (tmp_path / "out" / "areas.csv").write_text("of,another,network\n1,2,3\n")
+    run(tmp_path / "b.png", kinds=("csv",))
+    assert len((tmp_path / "out" / "areas.csv").read_text().splitlines()) == 2
 
 
 def test_areas_alone_write_nothing_else(run, tmp_path):

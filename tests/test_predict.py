@@ -493,11 +493,17 @@ def test_a_broken_video_is_skipped(run, tmp_path, capsys):
     assert "broken.mp4" in capsys.readouterr().err
 
 
-def test_video_without_pyav(run, tmp_path, monkeypatch):
-    (tmp_path / "clip.mp4").touch()
+def test_video_without_pyav(run, tmp_path, monkeypatch, capsys):
+    """It costs the video alone, not the pictures of the folder behind it."""
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "clip.mp4").touch()
+    save_picture(tmp_path / "in" / "photo.png")
     monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.raises(UserError, match="pip install av"):
-        run(tmp_path / "clip.mp4")
+    assert run(tmp_path / "in", "--save", "mask") == 1
+    said = capsys.readouterr().err
+    assert "clip.mp4: video needs the package av: pip install av" in said and results(tmp_path / "out") == [
+        "mask/photo.png"
+    ]
 
 
 def test_no_camera(run, tmp_path, capsys):

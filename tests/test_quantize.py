@@ -593,6 +593,10 @@ def test_mistakes_of_quantize(demo_student, demo_data, tmp_path):
     with pytest.raises(UserError, match="was trained for 3 classes"):
         quantize.main(parse([str(tmp_path / "other.pth"), "--dataset", "demo", "--data-dir", str(demo_data)]))
     assert not list(tmp_path.glob("*.onnx"))
+    with pytest.raises(UserError, match=r"student\.pt2 is there already, and is no INT8 file"):
+        (tmp_path / "student.pt2").touch()
+        quantize.main(parse([str(demo_student), "--output", str(tmp_path / "student.onnx")]))
+    assert (tmp_path / "student.pt2").exists() and not (tmp_path / "student.onnx").exists()
 
 
 @pytest.mark.slow
