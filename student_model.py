@@ -9,7 +9,7 @@ Weights, checkpoints and all other models: `zoo.py`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -22,36 +22,23 @@ from networks.base import SegmentationModel
 
 @dataclass(frozen=True)
 class Variant:
-    """One size of the student: how much of the encoder it keeps, and how its head is made."""
+    """One size of the student: how much of the encoder it keeps, and how wide its head is."""
 
     encoder_blocks: int  # of the 13 in torchvision's mobilenet_v3_small().features
     aspp_width: int
     decoder_width: int
     dropout: float
-    mid_skip: bool = False  # the decoder sees the encoder's map at stride 8, too
-    aspp_on_encoder: bool = False  # the dilated branches read the encoder's map, not the 1x1 branch's output
 
 
-SIZES = {
+VARIANTS = {
     "standard": Variant(encoder_blocks=13, aspp_width=208, decoder_width=96, dropout=0.1),
     "compact": Variant(encoder_blocks=10, aspp_width=96, decoder_width=64, dropout=0.1),
 }
-VARIANTS = (
-    SIZES
-    | {f"{name}_skip8": replace(size, mid_skip=True) for name, size in SIZES.items()}
-    | {f"{name}_aspp": replace(size, aspp_on_encoder=True) for name, size in SIZES.items()}
-)
 
 # The original 6, 12, 18 at stride 16 belong to crops of 513 pixels, a 33 x 33 grid. A 256-pixel crop gives
 # 16 x 16, where the outer taps at 12 and 18 fall on zero padding almost everywhere and are hardly trained.
 # Half the rates cover the same share of the crop; the pooling branch sees the whole image anyway.
 ASPP_RATES = (3, 6, 9)
-ASPP_CROP = 256  # pixels
-
-
-def aspp_rates(crop_size: int) -> tuple[int, ...]:
-    """The rates that cover the same share of a crop of ``crop_size`` pixels a side, 1 at least."""
-    return tuple(max(1, (2 * rate * crop_size + ASPP_CROP) // (2 * ASPP_CROP)) for rate in ASPP_RATES)
 
 
 class DepthwiseConv(nn.Conv2d):
@@ -144,20 +131,14 @@ class ImagePooling(nn.Module):
 class ASPP(nn.Module):
     """Atrous spatial pyramid pooling (Chen 2017), its 3x3 branches depthwise-separable (Chen 2018).
 
-    The 3x3 branches read the 1x1 branch's output, not the encoder's 576 channels: a third of the work. With
-    ``on_encoder`` they read those, as in the paper.
+    The 3x3 branches read the 1x1 branch's output, not the encoder's 576 channels: a third of the work.
     """
 
-    def __init__(
-        self, in_channels: int, out_channels: int, rates: tuple[int, ...] = ASPP_RATES, on_encoder: bool = False
-    ) -> None:
+    def __init__(self, in_channels: int, out_channels: int, rates: tuple[int, ...] = ASPP_RATES) -> None:
         super().__init__()
-        self.on_encoder = on_encoder
-        branch_channels = in_channels if on_encoder else out_channels
         self.narrow = nn.Sequential(*conv_bn(in_channels, out_channels), nn.ReLU(inplace=True))
         self.dilated = nn.ModuleList(
-            nn.Sequential(*separable_conv_bn(branch_channels, out_channels, rate), nn.ReLU(inplace=True))
-            for rate in rates
+            nn.Sequential(*separable_conv_bn(out_channels, out_channels, rate), nn.ReLU(inplace=True)) for rate in rates
         )
         self.pooling = ImagePooling(in_channels, out_channels)
         joined = (2 + len(rates)) * out_channels
@@ -165,38 +146,25 @@ class ASPP(nn.Module):
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         narrow = self.narrow(features)
-        read = features if self.on_encoder else narrow
-        branches = [narrow, *(branch(read) for branch in self.dilated), self.pooling(features)]
+        branches = [narrow, *(branch(narrow) for branch in self.dilated), self.pooling(features)]
         return self.project(torch.cat(branches, dim=1))
 
 
 class Decoder(nn.Module):
     """ASPP output brought to stride 4, joined with the reduced low-level map, mixed once.
 
-    With ``mid_channels`` it is joined and mixed at stride 8 first. The last BatchNorm has no ReLU behind it: its output
-    is the ``decoder`` tap.
+    The last BatchNorm has no ReLU behind it: its output is the ``decoder`` tap.
     """
 
-    def __init__(
-        self, in_channels: int, low_channels: int, width: int, mid_channels: int = 0, skip_width: int = 24
-    ) -> None:
+    def __init__(self, in_channels: int, low_channels: int, width: int, skip_width: int = 24) -> None:
         super().__init__()
         # Narrowed before it is enlarged: the convolutions at stride 4 are the dear ones.
         self.reduce = nn.Sequential(*conv_bn(in_channels, width), nn.ReLU(inplace=True))
         self.skip = nn.Sequential(*conv_bn(low_channels, skip_width), nn.ReLU(inplace=True))
         self.mix = nn.Sequential(*separable_conv_bn(width + skip_width, width))
-        self.mid_skip: nn.Module | None = None
-        self.mid_mix: nn.Module | None = None
-        if mid_channels:
-            self.mid_skip = nn.Sequential(*conv_bn(mid_channels, skip_width), nn.ReLU(inplace=True))
-            self.mid_mix = nn.Sequential(*separable_conv_bn(width + skip_width, width), nn.ReLU(inplace=True))
 
-    def forward(self, features: torch.Tensor, low: torch.Tensor, mid: torch.Tensor) -> torch.Tensor:
-        features = self.reduce(features)
-        if self.mid_skip is not None and self.mid_mix is not None:
-            features = F.interpolate(features, size=mid.shape[-2:], mode="bilinear", align_corners=False)
-            features = self.mid_mix(torch.cat([features, self.mid_skip(mid)], dim=1))
-        features = F.interpolate(features, size=low.shape[-2:], mode="bilinear", align_corners=False)
+    def forward(self, features: torch.Tensor, low: torch.Tensor) -> torch.Tensor:
+        features = F.interpolate(self.reduce(features), size=low.shape[-2:], mode="bilinear", align_corners=False)
         return self.mix(torch.cat([features, self.skip(low)], dim=1))
 
 
@@ -206,15 +174,13 @@ class StudentNet(SegmentationModel):
     Args:
         num_classes: classes of the data set, background included.
         variant: ``standard`` (about 1.6 M parameters) or ``compact`` (under 0.5 M: the last two
-            inverted residuals and the wide 1x1 of the encoder are left out); with ``_skip8`` or ``_aspp`` one whose
-            head is made otherwise, see `Variant`.
-        crop_size: of the training crops that the atrous rates are for, pixels.
+            inverted residuals and the wide 1x1 of the encoder are left out).
     """
 
     stride = 16
     logit_stride = 4
 
-    def __init__(self, num_classes: int, variant: str = "standard", crop_size: int = ASPP_CROP) -> None:
+    def __init__(self, num_classes: int, variant: str = "standard") -> None:
         super().__init__()
         size = choose(VARIANTS, variant, "student variant")
         self.num_classes = num_classes
@@ -222,10 +188,8 @@ class StudentNet(SegmentationModel):
         # The compact variant takes the same weights' file and leaves the last blocks in it.
         self.spare_backbone_keys = tuple(f"features.{index}." for index in range(size.encoder_blocks, 13))
         high_channels = self.backbone.features[-1].out_channels
-        self.aspp = ASPP(high_channels, size.aspp_width, aspp_rates(crop_size), size.aspp_on_encoder)
-        self.decoder = Decoder(
-            size.aspp_width, low_channels=16, width=size.decoder_width, mid_channels=24 if size.mid_skip else 0
-        )
+        self.aspp = ASPP(high_channels, size.aspp_width)
+        self.decoder = Decoder(size.aspp_width, low_channels=16, width=size.decoder_width)
         # Whole channels (Tompson 2015): neighbours at stride 4 tell what a dropped value was.
         self.dropout = nn.Dropout2d(size.dropout)
         self.classifier = nn.Conv2d(size.decoder_width, num_classes, 1)
@@ -234,7 +198,7 @@ class StudentNet(SegmentationModel):
 
     def _forward_padded(self, images: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         taps = self.backbone(images)
-        taps["decoder"] = self.decoder(self.aspp(taps["high"]), taps["low"], taps["mid"])
+        taps["decoder"] = self.decoder(self.aspp(taps["high"]), taps["low"])
         # Not in place: the tap keeps its sign.
         logits = self.classifier(self.dropout(F.relu(taps["decoder"])))
         return logits, taps

@@ -49,7 +49,7 @@ from networks.weights import (
     read_weights,
     unwrap,
 )
-from student_model import SIZES, VARIANTS, StudentNet
+from student_model import VARIANTS, StudentNet
 
 VOC_CLASS_COUNT = 21
 FILES = (".onnx", ".pth", ".pt", ".safetensors")  # of a teacher, in the place of its name
@@ -68,7 +68,6 @@ OWN: dict[str, Any] = {
 
 MODELS: dict[str, ModelSpec] = {
     **{name: ModelSpec(partial(StudentNet, variant=name), **OWN) for name in VARIANTS},
-    **{f"{name}_rates": ModelSpec(partial(StudentNet, variant=name), fits_crop=True, **OWN) for name in SIZES},
     "fastlitessnet": ModelSpec(FastLiteSSNet, None, "none published: trained from scratch"),
     "fcn_resnet50": torchvision_spec(
         partial(ResNetModel, tvs.fcn_resnet50), RESNET50, tvs.FCN_ResNet50_Weights.COCO_WITH_VOC_LABELS_V1
@@ -132,7 +131,6 @@ def create_model(
     num_classes: int,
     weights: str = "none",
     class_names: Sequence[str] | None = None,
-    crop_size: int | None = None,
     **model_args: object,
 ) -> SegmentationModel:
     """A model to be trained.
@@ -146,7 +144,6 @@ def create_model(
             is printed.
         class_names: of the data set. Of a network for other classes than these, or for these in another order, the
             backbone alone is taken, too: its outputs would bear the wrong names.
-        crop_size: of the training, for networks that are made for one; a checkpoint's own goes before.
         model_args: the model's own arguments; by default those in a checkpoint that is given.
 
     Raises:
@@ -156,15 +153,14 @@ def create_model(
         file = None if weights in ("none", "default") else _read_for(name, weights)
         return sources.create(name, num_classes, weights, class_names, file)
     spec = choose(MODELS, name, "model")
-    fitted = {"crop_size": crop_size} if spec.fits_crop and crop_size else {}
     if weights in ("none", "default"):
-        model = build_model(name, num_classes, **{**fitted, **model_args})
+        model = build_model(name, num_classes, **model_args)
         if weights == "default":
             spec.start_student(model, name, class_names)
         return model
     file = _read_for(name, weights)
     kept = (file.checkpoint or {}).get("model_args", {})
-    model = build_model(name, num_classes, **{**fitted, **kept, **model_args})
+    model = build_model(name, num_classes, **{**kept, **model_args})
     state = unwrap(model, file)
     whole = is_whole(model, state)
     if whole and file.class_names and class_names is not None:

@@ -36,7 +36,6 @@ class ModelSpec:
         whole_weights: fetches weights of the whole network; None likewise.
         whole_classes: the classes that these tell apart.
         whole_starts_students: a student for just these classes starts from them, too, and not from a backbone alone.
-        fits_crop: ``build`` takes ``crop_size``, that of the training crops in pixels.
         rates: what serves a student of this kind best that starts from pretrained weights, where that was measured.
     """
 
@@ -46,7 +45,6 @@ class ModelSpec:
     whole_weights: Callable[[], StateDict] | None = None
     whole_classes: Sequence[str] = ()
     whole_starts_students: bool = False
-    fits_crop: bool = False
     rates: Rates = Rates()
 
     def published(

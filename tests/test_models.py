@@ -22,7 +22,6 @@ CLASSES = 5
 BIG = {
     "fcn_resnet101", "deeplabv3_resnet101", "unet_vgg16", "deeplabv3plus_resnet101",
     "segformer_b2", "segformer_b3", "segformer_b4", "segformer_b5",
-    "standard_skip8", "standard_aspp", "standard_rates", "compact_rates",  # not big, but as their likes
 }  # fmt: skip
 SMP = ("unet_", "deeplabv3plus_", "segformer_")
 

@@ -185,7 +185,7 @@ def build_models(args: Arguments, recipe: Recipe, data: Data, device: torch.devi
     teacher, teacher_sha256 = None, None
     with distributed.main_first():  # it fetches weights and fills the teacher's cache; the other ranks find them
         classes, names = data.train_set.num_classes, data.train_set.class_names
-        student = create_model(args.student, classes, args.student_weights, names, args.crop_size).to(device)
+        student = create_model(args.student, classes, args.student_weights, names).to(device)
         if student.input_size not in (0, args.input_size):
             print(
                 f"remark: {args.student_weights} was trained at working size {student.input_size}, and this run's is "
