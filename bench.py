@@ -89,7 +89,9 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         )
         print("\n" + format_steps(results["steps"]))
     if "loops" in args.only:
-        length = {"steps": 4, "rounds": 1} if args.quick else {"steps": 12, "rounds": 3}
+        length = {"steps": 10 if device.type == "cpu" else 100, "rounds": 3}
+        if args.quick:
+            length = {"steps": 2, "rounds": 1}
         size = {"crop_size": crop_size, "batch_size": batch_size}
         results["loops"] = bench_loops(dataset, place_of(args, folder), folder, device, TEACHER, **size, **length)
         print("\n" + format_rates("whole training loops", results["loops"]))

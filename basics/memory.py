@@ -16,7 +16,10 @@ from torch.utils._pytree import tree_leaves
 from basics.errors import UserError
 
 # Pieces of what PyTorch and the system say when memory runs out; few of them have an exception class.
-NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "cannot allocate memory", "bad_alloc")
+NO_MEMORY = (
+    *("out of memory", "can't allocate memory", "not enough memory", "cannot allocate memory", "bad_alloc"),
+    *("cublas_status_alloc_failed", "cudnn_status_alloc_failed", "unable to find an engine"),  # on a nearly full card
+)
 NO_SHARED_MEMORY = ("shared memory", "bus error", "shm_open", "/dev/shm")
 KILLED_WORKER = ("exited unexpectedly", "is killed by signal")
 

@@ -40,27 +40,32 @@ from zoo import build_model, model_file_dict
 OURS, TORCHVISION, HUGGING_FACE = "ours", "torchvision's reference loop", "Hugging Face's Trainer"
 PLAIN, LIVE, CACHED = "plain", "distillation", "distillation, cached teacher"
 TEMPERATURE = 4.0
-WARMUP_STEPS = 2
+WARMUP_STEPS = {"cpu": 2, "cuda": 64, "mps": 4}  # on a GPU more than loader processes fetch ahead
 
 
 class StepClock:
-    """Seconds a step, from the end of the warm-up to the last step; the device is waited for at these two alone."""
+    """Seconds a step, from the end of the warm-up to the last step; the device is waited for at these two alone.
+
+    Args:
+        steps: that are timed.
+    """
 
     def __init__(self, steps: int, device: torch.device):
-        self.steps, self.device, self.done = steps, device, 0
+        self.warmup, self.device, self.done = WARMUP_STEPS[device.type], device, 0
+        self.steps = self.warmup + steps
         self.marks: list[float] = []
 
     def tick(self) -> None:
         """A step is done."""
         self.done += 1
-        if self.done in (WARMUP_STEPS, self.steps):
+        if self.done in (self.warmup, self.steps):
             synchronize(self.device)
             self.marks.append(time.perf_counter())
 
     @property
     def seconds(self) -> float:
         begin, end = self.marks
-        return (end - begin) / (self.steps - WARMUP_STEPS)
+        return (end - begin) / (self.steps - self.warmup)
 
 
 class OtherPictures(torch.utils.data.Dataset):
@@ -146,12 +151,15 @@ def hugging_face_loop(
 
 
 def our_loop(args: Arguments, clock: StepClock) -> float:
-    """An epoch of `training.trainer.Trainer`; returns the share of its time spent waiting for pictures."""
+    """An epoch of `training.trainer.Trainer`; returns the share of the timed steps spent waiting for pictures."""
+    before = [0.0, 0.0]  # waiting and steps of the warm-up
 
     class Ticking(Trainer):
         def train_step(self, batch: dict) -> torch.Tensor:
             losses = super().train_step(batch)
             clock.tick()
+            if clock.done == clock.warmup:
+                before[:] = self.progress.data_s, self.progress.step_s
             return losses
 
     trainer = Ticking(args, make_recipe(args))
@@ -159,8 +167,8 @@ def our_loop(args: Arguments, clock: StepClock) -> float:
         trainer.train_epoch(stop)
     if stop.requested:  # it has ended early: there is nothing to measure
         raise KeyboardInterrupt
-    progress = trainer.progress
-    return progress.data_s / (progress.data_s + progress.step_s)
+    waited, stepped = trainer.progress.data_s - before[0], trainer.progress.step_s - before[1]
+    return waited / (waited + stepped)
 
 
 def missing_packages() -> list[str]:
@@ -197,20 +205,21 @@ def bench_loops(
         place: the arguments of train_kd.py that name the data of ``dataset``.
         folder: for the teacher's file, its cache and the loops' own files.
         teacher: its name in the zoo; its weights are random.
-        steps: of each loop in each round, the warm-up included.
+        steps: of each loop in each round that are timed, after a warm-up.
 
     Returns:
         images a second and, of ours, the share of waiting, by loop; the ratios; what is left out.
     """
     workers, absent = loader_processes(None, device), missing_packages()
     network = _make_teacher(teacher, dataset, folder).to(device)
+    images = (WARMUP_STEPS[device.type] + steps) * batch_size
     common: dict[str, object] = {
         **place, "labels": len(dataset), "val_split": "train", "student_weights": "none", "crop_size": crop_size,
-        "batch_size": batch_size, "epoch_images": steps * batch_size, "epochs": 1, "workers": workers, "amp": "off",
+        "batch_size": batch_size, "epoch_images": images, "epochs": 1, "workers": workers, "amp": "off",
         "device": device.type, "output_dir": folder, "name": "run",
     }  # fmt: skip
     ours = _by_kind(common, teacher, folder)
-    data = OtherPictures(dataset, crop_size, steps * batch_size)
+    data = OtherPictures(dataset, crop_size, images)
     waiting: dict[str, list[float]] = {}
 
     def run_ours(kind: str, clock: StepClock) -> None:

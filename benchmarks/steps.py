@@ -15,7 +15,7 @@ from basics.batch import prepare_batch
 from basics.timing import PartTimer, Timings, interleave
 from benchmarks.naive import NaiveStep
 from dataset import SegmentationDataset
-from kd.cached_teacher import CachedTeacher
+from kd.cached_teacher import CachedTeacher, collate_for
 from kd.distiller import DistilledStudent, Distiller, LiveTeacher, Recipe, Teacher, TeacherOutput
 from kd.teacher_cache import open_teacher_cache
 from networks.base import SegmentationModel
@@ -128,10 +128,7 @@ def bench_steps(
     data = copy.copy(dataset)
     data.transform = TrainTransform(crop_size)
     count = max(len(data) // batch_size, 1)
-    batches = [
-        default_collate([data[(batch * batch_size + n) % len(data), n] for n in range(batch_size)])
-        for batch in range(count)
-    ]
+    samples = [[data[(batch * batch_size + n) % len(data), n] for n in range(batch_size)] for batch in range(count)]
     torch.manual_seed(0)
     teacher = build_model(TEACHER, data.num_classes).to(device)
     live = LiveTeacher(fold_batchnorm(teacher))
@@ -140,12 +137,13 @@ def bench_steps(
     teachers: dict[str, Teacher | None] = {PLAIN: None, LIVE: live, **cached}
     steps = {name: Step(_student(data, device), RECIPES[name], teachers[name], device) for name in teachers}
     naive = NaiveStep(_student(data, device).train())
+    batches = {name: [_collate(step, each, device) for each in samples] for name, step in steps.items()}
 
-    def stepping(step: Step) -> Callable[[int], object]:
-        return lambda n: step(batches[n % count])
+    def stepping(name: str) -> Callable[[int], object]:
+        return lambda n: steps[name](batches[name][n % count])
 
-    variants = {name: stepping(step) for name, step in steps.items()}
-    variants[NAIVE] = lambda n: naive(prepare_batch(batches[n % count], device))
+    variants = {name: stepping(name) for name in steps}
+    variants[NAIVE] = lambda n: naive(prepare_batch(batches[PLAIN][n % count], device))
     cheap = {name: variants[name] for name in (PLAIN, CACHED, CACHED_FEATURES)}
     near = interleave(cheap, cheap_rounds, 3, device)
     far = interleave(variants, rounds, 1, device)
@@ -159,9 +157,16 @@ def bench_steps(
             "naive / cached logits + features": far.ratio(NAIVE, CACHED_FEATURES),
             "naive / lean live": far.ratio(NAIVE, LIVE),
         },
-        "shares": {name: step.parts(batches[:3]) for name, step in steps.items()},
+        "shares": {name: step.parts(batches[name][:3]) for name, step in steps.items()},
         "cache": manifest,
     }
+
+
+def _collate(step: Step, samples: list[dict], device: torch.device) -> dict:
+    """A batch; what a cache says of it comes along where loader processes have cores of their own to cut it out."""
+    if device.type == "cpu":
+        return default_collate(samples)
+    return collate_for(step.distiller.teacher, step.distiller.stride)(samples)
 
 
 def _open_cache(

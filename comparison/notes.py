@@ -40,7 +40,7 @@ def reading_notes(comparison: Comparison) -> list[str]:
     ]
     if plan.args.time_budget is not None:
         notes.append(
-            f"steps: of the optimizer, mean over seeds. Not they are equal but the time: every run trained for "
+            f"steps: of the optimizer, mean over seeds. The time is equal, not the steps: every run trained for "
             f"{plan.args.time_budget:g} s (whole steps; validation and the making of a teacher's cache are not in it), "
             "and its schedule followed that time."
         )

@@ -108,18 +108,20 @@ class LiveTeacher:
 
     Args:
         name: what to call it in messages.
+        compiled: by `torch.compile`, for batches that are all of one size.
 
     Raises:
         UserError: on the first batch, if its outputs are no logits.
     """
 
-    def __init__(self, model: Network, amp: str = "off", name: str = "network"):
+    def __init__(self, model: Network, amp: str = "off", name: str = "network", *, compiled: bool = False):
         assert isinstance(model, nn.Module)
         self.first_word = FirstWord(name)
         self.model = model.eval().requires_grad_(False)
-        if likes_pixels_together(next(model.parameters(), torch.empty(0)).device):
+        if likes_pixels_together(next(model.parameters(), torch.empty(0)).device, amp):
             self.model.to(memory_format=torch.channels_last)
         self.amp = amp
+        self.forward_taps = torch.compile(self.model.forward_taps) if compiled else self.model.forward_taps
         self.stride, self.logit_stride = model.stride, model.logit_stride
         self.tap_channels, self.tap_strides = model.tap_channels, model.tap_strides
 
@@ -127,10 +129,10 @@ class LiveTeacher:
     def __call__(self, batch: dict) -> TeacherOutput:
         # Re-asserted at every call: nothing outside can leave the teacher's BatchNorm or dropout in training mode.
         self.model.eval()
-        images = pixels_together(batch["image"])
+        images = pixels_together(batch["image"], self.amp)
         parts = images.split(CPU_IMAGES) if images.device.type == "cpu" else [images]
         with autocast(images.device, self.amp):
-            outputs = [self.model.forward_taps(part) for part in parts]
+            outputs = [self.forward_taps(part) for part in parts]
         if (
             not self.first_word.seen and parts[0].isfinite().all()
         ):  # else it is not the teacher's fault, and the loss tells
@@ -237,7 +239,7 @@ class Distiller:
         """Unweighted losses by name for a prepared batch (see `basics.batch.prepare_batch`)."""
         batch = pad_batch(batch, self.stride)
         images, mask, valid = batch["image"], batch["mask"], batch["valid"]
-        images = pixels_together(images)
+        images = pixels_together(images, self.amp)
         with autocast(images.device, self.amp):
             logits, adapted = self.model(images)
         # In the plain layout, as the teacher's, and faster at full size.
@@ -311,7 +313,9 @@ class Distiller:
         stride = self.teacher.tap_strides[tap]
         target = common_stride(self.student.tap_strides[tap], stride)
         # Element by element with the student's map: with two layouts that takes several times as long.
-        teacher_map = pixels_together(to_stride(teacher_map, stride, target))
+        teacher_map = to_stride(teacher_map, stride, target)
+        if student_map.is_contiguous(memory_format=torch.channels_last):
+            teacher_map = teacher_map.contiguous(memory_format=torch.channels_last)
         return _on_bounded_grid(
             spec, student_map, teacher_map, valid_cells(valid, target), **self._options(spec, target)
         )
@@ -351,18 +355,21 @@ def _sum(terms: Iterable[torch.Tensor]) -> torch.Tensor:
     return functools.reduce(operator.add, terms)
 
 
-def likes_pixels_together(device: torch.device) -> bool:
+def likes_pixels_together(device: torch.device, amp: str) -> bool:
     """Whether PyTorch's convolutions are faster there with a pixel's channels side by side in memory.
 
-    On a CPU that is 4 to 8 % of a student's step, and 9 % of FCN-ResNet50's forward pass; the kernels of MPS want the
-    plain layout.
+    On a CPU that is 4 to 8 % of a student's step, and 9 % of FCN-ResNet50's forward pass. Tensor cores of NVIDIA's GPUs
+    want it in half precision; in float32 it takes depthwise convolutions to slower kernels. Those of MPS want the plain
+    layout.
     """
-    return device.type != "mps"
+    return device.type == "cpu" or (device.type == "cuda" and amp != "off")
 
 
-def pixels_together(images: torch.Tensor) -> torch.Tensor:
-    """``images`` (N, D, H, W), the same values, in the memory layout that suits their device."""
-    return images.contiguous(memory_format=torch.channels_last) if likes_pixels_together(images.device) else images
+def pixels_together(images: torch.Tensor, amp: str) -> torch.Tensor:
+    """``images`` (N, 3, H, W), the same values, in the memory layout that suits their device and ``amp``."""
+    if not likes_pixels_together(images.device, amp):
+        return images
+    return images.contiguous(memory_format=torch.channels_last)
 
 
 def pad_batch(batch: dict, stride: int) -> dict:

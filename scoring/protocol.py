@@ -37,18 +37,20 @@ WARMUP_IMAGES = 3
 SCORING_HELP = "pictures scored at once, if of one size; auto: 4 on a GPU, else 1; does not change the score"
 
 
-def protocol_text(tile: int = 0, input_size: int = 0, fitted: tuple[int, int] | None = None) -> str:
+def protocol_text(tile: int = 0, input_size: int = 0, fitted: tuple[int, int] | None = None, amp: str = "off") -> str:
     """The protocol in words.
 
     Args:
         tile: as for `evaluate_model`.
         input_size: the network's working size.
         fitted: height and width of the one picture that a network takes, into which all others are fitted.
+        amp: off, bf16 or fp16; a score in half precision may differ in its second decimal.
     """
     sizes = [f"working size {input_size}"] if input_size else []
     sizes += [f"pictures fitted into {fitted[0]}x{fitted[1]}"] if fitted else []
     size = f"{', '.join(sizes)}, masks at native resolution" if sizes else "native resolution"
-    return f"{size}, {PROTOCOL}" + (f", larger pictures in blended tiles of {tile} pixels a side" if tile else "")
+    said = f"{size}, {PROTOCOL}" + (f", larger pictures in blended tiles of {tile} pixels a side" if tile else "")
+    return said if amp == "off" else f"{said}, computed in {amp}"
 
 
 def check_untiled(label: str, input_size: int, option: str, tile: int) -> None:
@@ -158,7 +160,7 @@ def evaluate_model(
         Stopped: ``stop`` was requested before the last image.
         UserError: the split has no labelled pixel, or the network's outputs are not finite: there is no score.
     """
-    protocol, was_training = protocol_text(tile, working_size_of(model), fitted_size_of(model)), model.training
+    protocol, was_training = protocol_text(tile, working_size_of(model), fitted_size_of(model), amp), model.training
     model.eval()
     tuned = torch.backends.cudnn.benchmark
     tune_kernels(on=False)  # pictures have many sizes

@@ -292,6 +292,10 @@ def test_networks_too_large_to_be_kept_side_by_side_are_not(val_set, capsys):
     assert "too large to be timed in turn" in capsys.readouterr().out
 
 
+def test_half_precision_is_a_part_of_the_protocol():
+    assert protocol.protocol_text(amp="bf16") == f"{protocol.protocol_text()}, computed in bf16"
+
+
 def test_the_front_holds_what_nothing_as_fast_beats():
     slow_and_bad, best = Point(9.0, 30.0), Point(8.0, 80.0)
     fastest, equal, better = Point(1.0, 40.0), Point(2.0, 40.0), Point(2.0, 60.0)

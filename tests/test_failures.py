@@ -182,7 +182,7 @@ def test_steps_that_overflow_are_skipped_and_counted(tiny_args, tmp_path):
     assert line.split()[-1] == str(skipped)
 
 
-def test_a_loss_left_out_by_scaling_leaves_no_nan_in_the_log(tiny_args, tmp_path):
+def test_a_loss_left_out_by_scaling_leaves_no_nan_in_the_log(tiny_args, tmp_path, capsys):
     trainer = scaled(tiny_args("--epochs", "1"), 1.0)
     state = {}
 
@@ -200,6 +200,7 @@ def test_a_loss_left_out_by_scaling_leaves_no_nan_in_the_log(tiny_args, tmp_path
     with (tmp_path / "run" / "metrics.csv").open() as file:
         (row,) = csv.DictReader(file)
     assert row["skipped_steps"] == "1" and 0.5 < float(row["train_loss"]) < 5
+    assert capsys.readouterr().out.count("warning: the loss is nan in epoch 1, batch of ") == 1
 
 
 def test_scaling_that_never_ends_stops_the_run(tiny_args):

@@ -7,6 +7,7 @@ import importlib.util
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -55,13 +56,23 @@ def distilled(teacher_file, tmp_path):
     return [*taught, "--cache-dir", tmp_path / "cache"]
 
 
+@pytest.fixture(autouse=True)
+def kernels_of_any_kind():
+    """A test of deterministic runs leaves nothing behind for the others."""
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
 # -- losses and steps --------------------------------------------------------------------------------
 
 
 def values_of(name: str, device: torch.device) -> tuple[float, torch.Tensor]:
     """A loss of fixed maps and its gradient, computed on ``device``."""
     spec, generator = LOSSES[name], torch.Generator().manual_seed(0)
-    student, teacher = (torch.randn(2, 5, 12, 16, generator=generator) for _ in range(2))
+    # Of few cells enlarged: class borders, and what lies between them (bpkd).
+    student, teacher = (torch.randn(2, 5, 3, 4, generator=generator).repeat_interleave(4, 2) for _ in range(2))
+    student, teacher = (maps.repeat_interleave(4, 3) + 0.1 * torch.randn(2, 5, 12, 16, generator=generator)
+                        for maps in (student, teacher))  # fmt: skip
     student = student.to(device).requires_grad_(True)
     if spec.kind == "hard":
         mask = torch.randint(0, 5, (2, 12, 16), generator=generator)
@@ -139,12 +150,12 @@ def test_amp(amp, demo_data, distilled, tmp_path, capsys):
 
 
 def test_compiled(demo_data, distilled, tmp_path):
-    if importlib.util.find_spec("triton") is None:
-        pytest.skip("torch.compile needs triton on a GPU")
+    if importlib.util.find_spec("triton") is None or not any(map(shutil.which, ("cc", "gcc", "clang"))):
+        pytest.skip("torch.compile needs triton and a C compiler on a GPU")
     assert main(on_gpu(demo_data, tmp_path, "--compile", "--amp", "off", "--epochs", "1", *distilled)) == 0
     assert main(on_gpu(demo_data, tmp_path / "plain", "--amp", "off", "--epochs", "1", *distilled)) == 0
     losses = [float(rows(folder / "run")[0]["train_loss"]) for folder in (tmp_path, tmp_path / "plain")]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-2)
+    assert losses[0] == pytest.approx(losses[1], rel=5e-2)  # compiled dropout draws other numbers
 
 
 @pytest.mark.parametrize("amp", ["off", "auto"])

@@ -128,6 +128,7 @@ def test_epochs_and_resumes_keep_the_norm(demo_data, tmp_path):
         (["--student", "smp:Unet/resnet18"], 5e-4, 1),
         (["--lr", "1e-4"], 1e-4, 1),  # nobody has measured the share beside another rate
         (["--backbone-lr-factor", "0.5"], 3e-3, 0.5),
+        (["--qat", "--student-weights", "run/best.pth"], 1e-4, 1),  # it is trained already
         (["--lr", "1e-3", "--backbone-lr-factor", "0"], 1e-3, 0),
     ],
 )

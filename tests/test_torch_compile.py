@@ -115,7 +115,7 @@ def test_a_compiled_run_is_the_run(demo_data, distilled, tmp_path, monkeypatch):
 
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=execute, fullgraph=True))
     assert main(arguments(demo_data, tmp_path / "compiled", *distilled, *stages, "--compile")) == 0
-    assert len(graphs) == 2  # one a stage: scoring in between has cost none
+    assert len(graphs) == 4  # of student and teacher one a stage: scoring in between has cost none
     assert_same_run(tmp_path / "plain" / "run", tmp_path / "compiled" / "run")
 
 

@@ -220,7 +220,7 @@ class Arguments(argparse.Namespace):
 
     device: str = flag("machine", "machine", "auto", may_change=True, shared=True)
     amp: str = flag("machine", "budget", "auto", AMP_HELP, choices=["auto", "off", *AMP_TYPES])
-    compile: bool = flag("machine", "machine", False, "torch.compile the student", may_change=True)
+    compile: bool = flag("machine", "machine", False, "torch.compile the student, and a live teacher", may_change=True)
     decode_cache: Path | None = flag(
         "machine",
         "machine",

@@ -273,7 +273,9 @@ def _run_or_cached(
             f"remark: {name} was trained at working size {own_size}, and live it sees the student's crops: with "
             f"--cache-teacher it sees whole pictures at its own size, with --input-size {own_size} both see the same"
         )
-    return LiveTeacher(fold_batchnorm(fitted.model).to(device), args.amp, name)
+    model = fold_batchnorm(fitted.model).to(device)
+    compiled = args.compile and next(model.parameters(), None) is not None  # one in ONNX Runtime has none
+    return LiveTeacher(model, args.amp, name, compiled=compiled)
 
 
 def made_from(args: Arguments, recipe: Recipe, data: Data, models: Models) -> MadeFrom:

@@ -33,12 +33,23 @@ class LossWatch:
         self.every = 1 if device.type == "cpu" else CHECK_STEPS
         self.scaler, self.last = scaler, last
         self._unseen: list[tuple[torch.Tensor, torch.Tensor, Sequence[str], int]] = []
+        self._warned = False
 
     def add(self, loss: torch.Tensor, norm: torch.Tensor, ids: Sequence[str], epoch: int) -> None:
         """Take in a step's loss, the norm of its gradients and the names of its images."""
         self._unseen.append((loss, norm, ids, epoch))
         if len(self._unseen) >= self.every:
             self.look()
+
+    def _warn(self, unseen: Iterable[tuple[torch.Tensor, torch.Tensor, Sequence[str], int]]) -> None:
+        """Name, once, the images of a loss that is no number: the scaler passes over it as over an overflow."""
+        for loss, _, ids, epoch in unseen:
+            if not self._warned and not loss.isfinite():
+                self._warned = True
+                print(
+                    f"warning: the loss is {loss.item()} in epoch {epoch}, batch of {', '.join(ids)}: under --amp fp16 "
+                    "such steps are passed over (skipped_steps counts them); if it comes again, look at these images"
+                )
 
     def look(self) -> None:
         """Look at what has come in since the last time; in a distributed run all ranks must call it.
@@ -52,6 +63,7 @@ class LossWatch:
                 raise UserError(
                     "the loss or its gradients overflow fp16 at every step: use --amp bf16 or off, or lower --lr"
                 )
+            self._warn(unseen)
             return
         fault = next((entry for entry in unseen if not math.isfinite((entry[0] + entry[1]).item())), None)
         if not distributed.any_rank(fault is not None):

@@ -11,9 +11,12 @@ from basics.device import settle_amp
 from basics.errors import UserError, choose
 from kd.distiller import Recipe
 from kd.losses import PAPER_LAMBDAS, PRESETS, term_name
+from networks.model_spec import Rates
 from networks.sources import short_name
 from training.arguments import Arguments
 from zoo import rates_of
+
+QAT_RATES = Rates(lr=1e-4)  # of a student that is trained already (docs/int8.md)
 
 
 def make_recipe(args: Arguments) -> Recipe:
@@ -52,7 +55,7 @@ def settle(args: argparse.Namespace, device: torch.device) -> None:
     if args.amp == "auto":
         args.amp = settle_amp(device, "off" if args.qat else "auto")
     if args.lr is None or args.backbone_lr_factor is None:
-        rates = rates_of(args.student, args.student_weights)
+        rates = QAT_RATES if args.qat else rates_of(args.student, args.student_weights)
         if args.backbone_lr_factor is None:  # the two were measured together
             args.backbone_lr_factor = rates.backbone_lr_factor if args.lr is None else 1.0
         if args.lr is None:

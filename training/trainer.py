@@ -284,7 +284,7 @@ class Trainer:
         """Write report.txt and say where everything is."""
         progress, data = self.progress, self.data
         parameters = sum(parameter.numel() for parameter in self.student.parameters())
-        said = protocol_text(self.args.eval_tile, self.args.input_size)
+        said = protocol_text(self.args.eval_tile, self.args.input_size, amp=self.args.amp)
         protocol = f"{data.val_set.name}/{data.val_set.split}: {said}{data.goal.note}"
         sections = report_sections(progress, self.log.rows(), parameters, data.goal, protocol, data.describe())
         self.log.write_report(sections)
