@@ -15,8 +15,9 @@ A term of a recipe is a loss by its name, or on maps of one's choice, NAME@TAP o
 these maps; a hard one, or one on logits, on what an auxiliary head says that looks at them in training (``ce@high``).
 
 All compute in float32 whatever comes in, send a gradient to the student alone, are 0 for a student equal to the
-teacher, and do not change when a batch is tiled along N, H or W. In a distributed run the mean over ranks of a
-loss, and of its gradient, is that of the whole batch (see `basics.distributed`); all ranks must call it.
+teacher, and do not change when a batch is tiled along N, H or W (but ``bpkd``, which finds class borders where copies
+meet). In a distributed run the mean over ranks of a loss, and of its gradient, is that of the whole batch (see
+`basics.distributed`); all ranks must call it.
 """
 
 from __future__ import annotations
