@@ -4,7 +4,8 @@ Common to all: ``student`` and ``teacher`` (N, C, h, w), ``valid`` (N, h, w) boo
 autocast off; gradient to the student alone.
 
 Padding (``valid`` False) is left out, whatever lies under it; void pixels stay in, because the teacher has a word on
-them too. No valid position: 0 with zero gradients. Identical logits: 0. Tiling along N, h or w changes nothing (but `bpkd`).
+them too. No valid position: 0 with zero gradients. Identical logits: 0. Tiling along N, h or w changes nothing (but of
+`bpkd`).
 """
 
 from __future__ import annotations
