@@ -212,14 +212,13 @@ def bench_loops(
     """
     workers, absent = loader_processes(None, device), missing_packages()
     network = _make_teacher(teacher, dataset, folder).to(device)
-    images = (WARMUP_STEPS[device.type] + steps) * batch_size
     common: dict[str, object] = {
         **place, "labels": len(dataset), "val_split": "train", "student_weights": "none", "crop_size": crop_size,
-        "batch_size": batch_size, "epoch_images": images, "epochs": 1, "workers": workers, "amp": "off",
-        "device": device.type, "output_dir": folder, "name": "run",
+        "batch_size": batch_size, "epoch_images": StepClock(steps, device).steps * batch_size, "epochs": 1,
+        "workers": workers, "amp": "off", "device": device.type, "output_dir": folder, "name": "run",
     }  # fmt: skip
     ours = _by_kind(common, teacher, folder)
-    data = OtherPictures(dataset, crop_size, images)
+    data = OtherPictures(dataset, crop_size, StepClock(steps, device).steps * batch_size)
     waiting: dict[str, list[float]] = {}
 
     def run_ours(kind: str, clock: StepClock) -> None:

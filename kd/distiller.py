@@ -108,7 +108,7 @@ class LiveTeacher:
 
     Args:
         name: what to call it in messages.
-        compiled: by `torch.compile`, for batches that are all of one size.
+        compiled: by `torch.compile`, for each size of batches anew.
 
     Raises:
         UserError: on the first batch, if its outputs are no logits.
@@ -121,7 +121,9 @@ class LiveTeacher:
         if likes_pixels_together(next(model.parameters(), torch.empty(0)).device, amp):
             self.model.to(memory_format=torch.channels_last)
         self.amp = amp
-        self.forward_taps = torch.compile(self.model.forward_taps) if compiled else self.model.forward_taps
+        self.forward_taps = (
+            torch.compile(self.model.forward_taps, dynamic=False) if compiled else self.model.forward_taps
+        )
         self.stride, self.logit_stride = model.stride, model.logit_stride
         self.tap_channels, self.tap_strides = model.tap_channels, model.tap_strides
 
