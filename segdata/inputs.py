@@ -81,18 +81,19 @@ def find_sources(inputs: Sequence[str], skip: Sequence[Path] = (), taken: dict[s
     for text in inputs:
         passed_over = _PassedOver()
         matches = list(_expand(text, skip, passed_over))
-        found.left_out += passed_over.messages(text)
         found.missing += [f"{path}: a link to nothing" for path in passed_over.dangling]
         if not matches:
             found.missing.append(_what_is_missing(text))
         for path, relative, is_video in matches:
             key = path if path.startswith(CAMERA) or is_url(path) else str(Path(path).resolve())
             if key in keys:
+                passed_over.twice.append(relative)
                 continue
             keys.add(key)
             # Two folders may hold the same names: their own names tell them apart.
             full = PurePath(Path(text).resolve().name) / relative if text in folders and len(folders) > 1 else relative
             found.sources.append(Source(path, unique_name(full, key, taken), is_video))
+        found.left_out += passed_over.messages(text)
     if not found.sources:
         raise UserError("; ".join(found.missing))
     return found
@@ -106,17 +107,20 @@ class _PassedOver:
         others: files that are no pictures or videos.
         results: files that lie where results go.
         dangling: links to nothing.
+        twice: files that are meant already, under this name or another: links.
     """
 
     others: list[PurePath] = field(default_factory=list)
     results: list[PurePath] = field(default_factory=list)
     dangling: list[Path] = field(default_factory=list)
+    twice: list[PurePath] = field(default_factory=list)
 
     def messages(self, text: str) -> Iterator[str]:
         """A line for each kind, naming some."""
         kinds = [
             (self.others, "file that is no picture or video", "files that are no pictures or videos"),
             (self.results, "file that lies where results go", "files that lie where results go"),
+            (self.twice, "name of a file that is there already", "names of files that are there already"),
         ]
         for paths, one, many in kinds:
             if paths:

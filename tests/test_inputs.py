@@ -22,6 +22,15 @@ def save_picture(path):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="links want rights on Windows")
+def test_a_second_name_of_a_file_is_counted_and_named(tmp_path):
+    save_picture(tmp_path / "in" / "a.png")
+    (tmp_path / "in" / "b.png").symlink_to(tmp_path / "in" / "a.png")
+    found = find_sources([str(tmp_path / "in")])
+    assert len(found.sources) == 1
+    assert found.left_out == [f"{tmp_path / 'in'}: left out 1 name of a file that is there already (b.png)"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links want rights on Windows")
 def test_folders_behind_links_are_searched_once(tmp_path):
     save_picture(tmp_path / "elsewhere" / "real.png")
     save_picture(tmp_path / "in" / "own.png")
