@@ -131,4 +131,6 @@ def test_two_steps_with_the_default_backend(demo_data, distilled, tmp_path):
             assert main(arguments(demo_data, tmp_path, *distilled, *steps, "--name", name, *more)) == 0
     (plain,), (compiled,) = rows(tmp_path / "plain"), rows(tmp_path / "compiled")
     for key, value in plain.items():
-        assert float(compiled[key]) == pytest.approx(float(value), rel=1e-3, abs=1e-3), key
+        # Adam's first step is as long for gradients of 1e-8 as for others, and their signs are chance.
+        rel = 5e-2 if key == "grad_norm" else 1e-3
+        assert float(compiled[key]) == pytest.approx(float(value), rel=rel, abs=1e-3), key
