@@ -24,7 +24,7 @@ from basics.files import nearest
 from datachecks import teacher_masks
 from dataset import SegmentationDataset, build_split
 from deploy.segmenter import Segmenter, load_segmenter
-from networks.working_size import LEAST_SIDE
+from networks.working_size import fault_of_size
 from scoring.front import check_chart, draw_front, read_rows, require_same_data
 from scoring.in_turn import InTurn
 from scoring.protocol import Agreement, check_classes
@@ -85,8 +85,8 @@ def check_arguments(args: argparse.Namespace, dataset: SegmentationDataset) -> N
     """A `UserError` for what would only be found out after everything is scored."""
     if args.chart is not None:
         check_chart(args.chart)
-    if any(0 < size < LEAST_SIDE or size < 0 for size in args.input_size or ()):
-        raise UserError(f"--input-size must be at least {LEAST_SIDE} pixels, or 0 for native")
+    if fault := next(filter(None, (fault_of_size("--input-size", size) for size in args.input_size or ())), None):
+        raise UserError(fault)
     for name in args.mean_over:
         if name not in dataset.class_names:
             raise UserError(f"--mean-over {name}: no such class; there are {', '.join(dataset.class_names)}")

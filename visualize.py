@@ -30,7 +30,7 @@ from deploy.columns import (
     write_overlays,
     write_sheets,
 )
-from deploy.teachers import TeacherChoice, add_teacher_arguments
+from deploy.teachers import TeacherChoice, add_teacher_arguments, refuse_without_teacher
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -85,14 +85,7 @@ def choose_images(args: argparse.Namespace, dataset: SegmentationDataset, column
 def main(args: argparse.Namespace) -> None:
     if args.num < 1 or args.rows < 1:
         raise UserError("--num and --rows must be at least 1")
-    given_of = {
-        "--teacher-weights": args.teacher_weights != "default",
-        "--class-map": args.class_map,
-        "--teacher-size": args.teacher_size,
-    }
-    for option, given in given_of.items():
-        if given and not args.teacher:
-            raise UserError(f"{option} without --teacher: name the teacher's network, too")
+    refuse_without_teacher(args)
     if args.ids and (args.best or args.worst):
         raise UserError("--ids names the images, --best and --worst rank them: give one or the other")
     dataset = build_split(args, args.val_split)

@@ -55,13 +55,19 @@ def check_arguments(args: argparse.Namespace, kind: Format | None) -> None:
         raise UserError(f"--format {ALL} needs --output DIR, the folder for the files")
     if kind is not None and args.dataset:
         raise UserError(f"--dataset is for --format {ALL}, which scores what it makes; evaluate.py scores a file")
-    if kind is not None and kind.plain and (args.uint8 or args.argmax):
-        raise UserError(f"a file for {kind.engine} holds all that it needs: leave out --uint8 and --argmax")
+    if kind is not None:
+        require_form(args, kind)
     if kind is not None and not kind.from_onnx and (args.opset or args.ir_version):
         raise UserError(f"--opset and --ir-version are ONNX's; a file for {kind.engine} has neither: leave them out")
     if kind is not None and not kind.files and args.web_runtime:
         raise UserError("--web-runtime is for --format web: leave it out")
     check_versions(args.opset, args.ir_version)
+
+
+def require_form(args: argparse.Namespace, kind: Format) -> None:
+    """A `UserError` where a file of the format cannot have the input or output that ``args`` ask for."""
+    if kind.plain and (args.uint8 or args.argmax):
+        raise UserError(f"a file for {kind.engine} holds all that it needs: leave out --uint8 and --argmax")
 
 
 def load_network(args: argparse.Namespace) -> tuple[SegmentationModel, ModelFile]:
@@ -168,9 +174,7 @@ def export_all(args: argparse.Namespace) -> None:
     for name, kind in FORMATS.items():
         output = args.output / f"{args.checkpoint.stem}{kind.suffix or '_' + name}"
         try:
-            own = {"dataset": None} | ({} if kind.from_onnx else {"opset": None, "ir_version": None})
-            own |= {} if kind.files else {"web_runtime": None}
-            check_arguments(argparse.Namespace(**vars(args) | own), kind)
+            require_form(args, kind)
             # What can stay free stays free, as a user would have it.
             size = picture_size(args.size, kind, working_size) if kind.one_size else None
             differences = write_checked(deployed, kind, output, options_of(args, size))

@@ -20,7 +20,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import nn
 
 from basics.batch import VOID
@@ -39,7 +38,7 @@ from deploy.teachers import (
     TeacherChoice,
     load_alone,
     load_teacher_for,
-    teacher_size,
+    refuse_without_teacher,
 )
 from kd.class_map import NEVER, ClassMap
 from kd.class_matching import read_groups
@@ -51,6 +50,7 @@ from segdata.inputs import Source
 from segdata.pairing import IMAGE_SUFFIXES
 from segdata.palettes import distinct_palette
 from segdata.pictures import Picture, PictureFile
+from segdata.reading import read_mask
 from segdata.video import Frame
 
 LARGE = 4_000_000  # pixels: a phone has 12 million, the data sets of public teachers less than 1
@@ -63,7 +63,7 @@ def add_label_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--teacher", metavar="NAME", help="in the place of --checkpoint: fcn_resnet50, hf:PLACE, ...")
     group.add_argument("--teacher-weights", default="default", metavar="default|PATH", help="see train_kd.py")
     group.add_argument("--class-map", metavar="FILE|NAME", help="the classes of the masks, and what means them")
-    group.add_argument("--teacher-size", type=teacher_size, default=0, metavar="N", help=TEACHER_SIZE_HELP)
+    group.add_argument("--teacher-size", type=int, default=0, metavar="N", help=TEACHER_SIZE_HELP)
     group.add_argument(
         "--min-confidence", type=float, default=0.0, metavar="P", help="void where the class has less probability (0)"
     )
@@ -79,15 +79,7 @@ def check_label_arguments(args: argparse.Namespace) -> None:
         raise UserError(f"--min-confidence must be from 0 to 1, not {args.min_confidence}")
     if args.teacher and args.checkpoint is not None:
         raise UserError("--checkpoint and --teacher exclude each other: take one of them out")
-    given = {
-        "--teacher-weights": args.teacher_weights != "default",
-        "--class-map": args.class_map,
-        "--teacher-size": args.teacher_size,
-        "--min-confidence": args.min_confidence,
-    }
-    for option, is_given in given.items():
-        if is_given and not args.teacher:
-            raise UserError(f"{option} without --teacher: name the teacher, too")
+    refuse_without_teacher(args, {"--min-confidence": args.min_confidence})
 
 
 def load_labeller(choice: TeacherChoice, min_confidence: float = 0.0, device: str = "auto") -> LabellingSegmenter:
@@ -281,10 +273,12 @@ class Labeller(Predictor):
         return mended
 
     def _add_mended(self, source: Source, name: PurePath, number: int | None, frame: Frame | None) -> None:
-        """The areas of a mask that a person has worked on."""
-        with Image.open(self._mask(name)) as mask:
-            counts = np.bincount(np.asarray(mask.convert("L") if mask.mode != "P" else mask).ravel(), minlength=256)
-            areas, size = counts[: len(self.segmenter.class_names)], (mask.height, mask.width)
+        """The areas of a mask that a person has worked on; a `DataError` if it is none that a training would read."""
+        if "csv" not in self.options.kinds:
+            return
+        mask = read_mask(self._mask(name))
+        areas = np.bincount(mask.ravel(), minlength=256)[: len(self.segmenter.class_names)]
+        size = mask.shape[0], mask.shape[1]
         self.areas.add(source.shown, number, None if frame is None else frame.time, size, areas)
 
     def _note(self, name: PurePath) -> None:

@@ -148,7 +148,6 @@ class Predictor:
                 tally.pictures += 1
                 return
             folder = frames_folder(source, self.taken)
-            number = 0
             for number in range(1, file.pages + 1):
                 try:
                     self._write(source, folder / f"{number:06d}", file.page(number - 1), number)

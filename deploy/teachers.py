@@ -19,10 +19,11 @@ from typing import Protocol
 import torch
 from torch import nn
 
+from basics.errors import UserError
 from kd.class_map import ClassMap
 from kd.class_matching import BUILT_IN, map_file, match_classes
 from networks.base import SegmentationModel
-from networks.working_size import LEAST_SIDE, at_working_size
+from networks.working_size import at_working_size, fault_of_size
 from segdata.class_groups import shown
 from zoo import FILES, load_any_teacher, published_classes_of, teacher_name
 
@@ -30,8 +31,6 @@ CLASS_MAP_HELP = (
     "what the teacher's classes mean in those of the data (docs/teachers.md): a file with lines such as "
     f'animal = ["cat", "dog"], or {", ".join(BUILT_IN)}; by default names are matched'
 )
-
-
 TEACHER_SIZE_HELP = (
     "it sees pictures with N pixels on the longer side, as photographs of a phone want it (0: the working size it was "
     "trained at, or else theirs)"
@@ -51,12 +50,19 @@ class TeacherChoice:
 
     Attributes:
         input_size: pixels on the longer side of what it sees; 0: its own working size, or else the picture's.
+
+    Raises:
+        UserError: that is too small.
     """
 
     name: str
     weights: str = "default"
     class_map: str | None = None
     input_size: int = 0
+
+    def __post_init__(self) -> None:
+        if fault := fault_of_size("--teacher-size", self.input_size):
+            raise UserError(fault)
 
     @classmethod
     def of(cls, args: argparse.Namespace) -> TeacherChoice:
@@ -152,19 +158,31 @@ def add_teacher_arguments(parser: argparse.ArgumentParser, default: str | None, 
         help="the library's segmentation weights, a .pth of this project, a state_dict, or an .onnx of any network",
     )
     parser.add_argument("--class-map", metavar="FILE|NAME", help=CLASS_MAP_HELP)
-    parser.add_argument("--teacher-size", type=teacher_size, default=0, metavar="N", help=TEACHER_SIZE_HELP)
+    parser.add_argument("--teacher-size", type=int, default=0, metavar="N", help=TEACHER_SIZE_HELP)
 
 
-def teacher_size(text: str) -> int:
-    """The value of --teacher-size."""
-    size = int(text)
-    if 0 < size < LEAST_SIDE or size < 0:
-        raise argparse.ArgumentTypeError(f"must be at least {LEAST_SIDE} pixels (or 0), not {size}")
-    return size
+def refuse_without_teacher(args: argparse.Namespace, more: Mapping[str, object] | None = None) -> None:
+    """A `UserError` if an option says something of a teacher, and none is named.
+
+    Args:
+        more: further options that want one, and what was given.
+    """
+    given = {
+        "--teacher-weights": args.teacher_weights != "default",
+        "--class-map": args.class_map,
+        "--teacher-size": args.teacher_size,
+        **(more or {}),
+    }
+    for option, is_given in given.items():
+        if is_given and not args.teacher:
+            raise UserError(f"{option} without --teacher: name the teacher, too")
 
 
 def load_alone(choice: TeacherChoice, num_classes: int | None = None) -> SegmentationModel:
-    """The network of a command line, whatever its classes mean; see `zoo.load_any_teacher`."""
+    """The network of a command line, whatever its classes mean, with the working size that was asked for.
+
+    Args, Raises: as `zoo.load_any_teacher`.
+    """
     model = load_any_teacher(choice.name, choice.weights, num_classes)
     model.input_size = choice.input_size or model.input_size
     return model

@@ -74,6 +74,13 @@ class WorkingSize(nn.Module):
             yield top, resize_rows(logits, size, top, min(top + rows, height))
 
 
+def fault_of_size(option: str, size: int) -> str | None:
+    """What is wrong with the ``size`` in pixels that a user gave as ``option``; None of 0, or of enough."""
+    if size == 0 or size >= LEAST_SIDE:
+        return None
+    return f"{option} must be at least {LEAST_SIDE} pixels (or 0, for native), not {size}"
+
+
 def at_working_size(model: nn.Module, input_size: int) -> nn.Module:
     """``model`` behind a resize to ``input_size`` on the longer side; 0: itself."""
     return WorkingSize(model, input_size) if input_size else model

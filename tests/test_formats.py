@@ -23,6 +23,7 @@ from deploy.exported import ExportedModel
 from deploy.formats import FORMATS, choose_format, load_exported, stored_bytes
 from deploy.segmenter import load_segmenter
 from deploy.web_format import PAGE, PARTS
+from networks.onnx_session import open_session
 from segdata.pictures import read_picture
 from tests.small import SmallStudent, in_zoo, small_checkpoint
 from tests.test_export import by_hand, raw_pictures, run_export
@@ -363,6 +364,12 @@ def test_a_page_takes_no_other_folders_place(best, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path.joinpath("empty").mkdir() or tmp_path / "empty")
     with pytest.raises(UserError, match="is the current folder"):
         export_main([best, "--format", "web", "--output", "."])
+
+
+def test_threads_of_onnx_runtime_take_no_core_between_two_runs(best, tmp_path):
+    """PyTorch resizes the logits there."""
+    options = open_session(run_export(best, tmp_path / "a.onnx")).get_session_options()
+    assert options.get_session_config_entry("session.force_spinning_stop") == "1"
 
 
 @pytest.mark.parametrize(

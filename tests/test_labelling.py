@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +72,21 @@ def test_a_folder_a_day_with_the_same_names(label):
     assert "1 masks are not as a teacher wrote them" in said
     label("day2")
     assert Path("out/mask/IMG_1.png").read_bytes() == mended and masks()["IMG_1_2"] == 1
+
+
+def test_areas_are_those_of_a_mended_mask(label):
+    """It is read as a training reads it; one that is damaged is skipped and named, and the next picture labelled."""
+    for name in ("a", "b", "c"):
+        paint(Path(f"photos/{name}.png"), RED)
+    label("photos")
+    paint(Path("out/mask/a.png"), (1, 1, 1))  # grey in three channels
+    Path("out/mask/b.png").write_bytes(Path("out/mask/b.png").read_bytes()[:60])
+    result = label("photos", kinds=("mask", "csv"), check=False)
+    assert result.returncode == 1 and "b.png" in result.stderr and "Traceback" not in result.stderr
+    with Path("out/areas.csv").open(encoding="utf-8", newline="") as file:
+        areas = {Path(row["file"]).stem: row for row in csv.DictReader(file)}
+    assert sorted(areas) == ["a", "c"]
+    assert (areas["a"]["red"], areas["a"]["green"]) == ("0", str(40 * 32)) and areas["c"]["red"] == str(40 * 32)
 
 
 def test_pages_and_what_is_written_anew_are_known_again(label):

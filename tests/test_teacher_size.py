@@ -138,6 +138,9 @@ def test_a_plan_scores_its_teacher_at_its_size(root, teachers, tmp_path):  # noq
     (tmp_path / "plan.toml").write_text(plan + '[teacher]\nteacher_size = "48"\n')
     with pytest.raises(UserError, match="teacher_size must be a number"):
         load_plan(tmp_path / "plan.toml", tmp_path)
+    (tmp_path / "plan.toml").write_text(plan + "[teacher]\nteacher_size = 16\n")
+    with pytest.raises(UserError, match="must be at least 32 pixels"):
+        load_plan(tmp_path / "plan.toml", tmp_path)
     (tmp_path / "plan.toml").write_text(plan + "[teacher]\nteacher_size = 64\n")
     teacher = load_plan(tmp_path / "plan.toml", tmp_path).teacher
     assert teacher is not None and teacher.input_size == 64 and teacher.weights == str(teachers[1])

@@ -25,7 +25,7 @@ from deploy.teachers import CLASS_MAP_HELP, TEACHER_SIZE_HELP
 from kd.cache_store import DTYPES
 from kd.losses import LOSSES, PRESETS
 from kd.teacher_cache import DEFAULT_FOLDER as TEACHER_FOLDER
-from networks.working_size import LEAST_SIDE
+from networks.working_size import fault_of_size
 from scoring.protocol import SCORING_HELP
 from segdata.decode_cache import DEFAULT_FOLDER as DECODED_FOLDER
 from training.flags import Flag, Scope, fault_of_bounds, flag, parser_options
@@ -353,9 +353,9 @@ def check_arguments(args: Arguments) -> None:
         faults.append(f"--scale-range must be two factors from 0.1 to 10, the lower first, not {low:g} {high:g}")
     if 0 < args.eval_tile < LEAST_TILE:
         faults.append(f"--eval-tile must be at least {LEAST_TILE} pixels (or 0, for no tiles), not {args.eval_tile}")
-    for option, size in (("--input-size", args.input_size), ("--teacher-size", args.teacher_size)):
-        if 0 < size < LEAST_SIDE:
-            faults.append(f"{option} must be at least {LEAST_SIDE} pixels (or 0, for native), not {size}")
+    sizes = {"--input-size": args.input_size, "--teacher-size": args.teacher_size}
+    # Negative ones were told above.
+    faults += [fault for option, size in sizes.items() if size > 0 and (fault := fault_of_size(option, size))]
     if args.teacher_size and not args.cache_teacher:
         faults.append("--teacher-size wants --cache-teacher: live, the teacher sees the student's crops")
     if args.input_size and args.eval_tile:
