@@ -8,7 +8,7 @@
 
 Stopped or broken off, the same command goes on; what is done is not done again. The file is described in
 comparison/plan.py. Every method has the same budget: it may set its losses, its teacher, the weights that the student
-starts from and pictures without masks, nothing else.
+starts from, pictures without masks, gradient clipping and averaged weights, nothing else.
 """
 
 from __future__ import annotations

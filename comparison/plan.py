@@ -10,7 +10,7 @@ baseline = "baseline"          # what the other methods are compared with
 dataset = "demo"
 epochs = 12
 
-[methods.baseline]             # what a method may set: its losses, its teacher and pictures without masks
+[methods.baseline]             # what a method may set: losses, teacher, pictures without masks, clip_norm, ema
 [methods.kl]
 alpha = 1
 temperature = 2

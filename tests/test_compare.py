@@ -83,7 +83,7 @@ def test_methods_may_set_all_losses_and_nothing_else():
         "cache_teacher",
         "cache_dir",
     }
-    others = {"student_weights", "unlabelled", "labelled_per_batch"}
+    others = {"student_weights", "unlabelled", "labelled_per_batch", "clip_norm", "ema"}
     assert losses | teacher | others == METHOD_ARGUMENTS
 
 

@@ -193,11 +193,11 @@ class Arguments(argparse.Namespace):
         metavar=("LOW", "HIGH"),
     )
     clip_norm: float | None = flag(
-        "optimization", "budget", None, "cut the norm of all gradients together to this (no clipping)", above=0
+        "optimization", "method", None, "cut the norm of all gradients together to this (no clipping)", above=0
     )
     ema: float = flag(
         "optimization",
-        "budget",
+        "method",
         0.0,
         "score and save the mean of the student's weights over steps, in which the last step counts 1 - DECAY, such as "
         "0.999; 0: the weights of the last step",
