@@ -37,6 +37,17 @@ def test_the_mean_by_hand():
     assert not any(parameter.requires_grad for parameter in averaged.model.parameters())
 
 
+def test_a_tensor_of_two_names_is_averaged_once():
+    student = TinyModel()
+    student.alias = student.classifier  # as networks have that call their encoder a backbone, too
+    averaged = AveragedStudent(student, 0.9)
+    with torch.no_grad():
+        averaged.model.classifier.weight.zero_()
+        student.classifier.weight.fill_(1)
+    averaged.update(student, 1000)
+    torch.testing.assert_close(averaged.model.alias.weight, torch.full_like(student.classifier.weight, 0.1))
+
+
 def test_what_is_scored_and_saved_is_the_mean(demo_data, tmp_path, monkeypatch):
     scored = []
     evaluate = trainer_module.evaluate_model

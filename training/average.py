@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 
 import torch
 from torch.optim.swa_utils import get_ema_multi_avg_fn
@@ -30,7 +31,9 @@ class AveragedStudent:
     def update(self, student: SegmentationModel, step: int) -> None:
         """Take in the weights of ``student`` after the optimizer's ``step``, counted from 0."""
         means, weights = [], []
-        for mean, weight in zip(self.model.state_dict().values(), student.state_dict().values(), strict=True):
+        # Not by names: a tensor may have several of them, and is averaged once.
+        own, others = (itertools.chain(each.parameters(), each.buffers()) for each in (self.model, student))
+        for mean, weight in zip(own, others, strict=True):
             if mean.is_floating_point():
                 means.append(mean)
                 weights.append(weight)
