@@ -29,11 +29,14 @@ classes = ["disk", "ring"]     # mIoU over these classes alone in three more col
 
 from __future__ import annotations
 
+import argparse
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+
+import torch
 
 from basics.errors import UserError, choose
 from basics.files import read_text
@@ -54,7 +57,7 @@ from kd.class_matching import read_groups
 from networks.sources import short_name
 from training.arguments import Arguments
 from training.data import make_sampler, with_pictures
-from training.recipe import make_recipe
+from training.recipe import make_recipe, settle
 from zoo import FILES, check_name
 
 NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
@@ -195,6 +198,7 @@ def load_plan(path: Path, output_dir: Path) -> Plan:
         for seed in seeds
         if group.labels != 0 or needs_teacher(settings[method], path, method)
     )
+    _require_equal_budgets(path, runs)
     return Plan(
         path=path,
         text=text,
@@ -302,6 +306,30 @@ def _budgets(content: Mapping, common: Mapping, path: Path) -> list[int | None]:
             f"{path}: with a list of labels [common] wants epoch_images = N, or more masks would mean more steps, too"
         )
     return [None if value == "all" else value for value in values]
+
+
+def _require_equal_budgets(path: Path, runs: Sequence[Run]) -> None:
+    """What no method may set itself must not follow from what it may: the length of an epoch, the learning rates.
+
+    Raises:
+        UserError: naming what [common] wants.
+    """
+    args = runs[0].args
+    if len({tuple(run.args.unlabelled) for run in runs}) > 1 and not args.epoch_images and args.time_budget is None:
+        raise UserError(
+            f"{path}: where some methods have pictures without masks [common] wants epoch_images = N, or time_budget: "
+            "more pictures would mean more steps, too"
+        )
+    rates: dict[str, set[tuple[float | None, float | None]]] = {}
+    for run in runs:
+        settled = argparse.Namespace(**vars(run.args))
+        settle(settled, torch.device("cpu"))
+        rates.setdefault(run.group.student, set()).add((settled.lr, settled.backbone_lr_factor))
+    if several := next((each for each in rates.values() if len(each) > 1), None):
+        raise UserError(
+            f"{path}: the methods' weights to start from would bring learning rates of their own "
+            f"({', '.join(f'{lr:g}' for lr, _ in sorted(several))}): [common] wants lr and backbone_lr_factor"
+        )
 
 
 def _check_name(name: object, path: Path, key: str) -> None:

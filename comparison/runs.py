@@ -30,6 +30,7 @@ SCRIPT = Path(__file__).resolve().parent.parent / "train_kd.py"
 LOG = "train.log"  # what a run printed
 # May differ from the plan's without making it another run; how long and how often is part of the comparison.
 FREE = MAY_CHANGE - names_of("budget")
+PACE = frozenset({"workers", "decode_cache", "compile", "device"})  # how many steps fit into a budget of time
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ def check_config(run: Run) -> None:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not a run's configuration ({error}): mend or remove it") from error
     free = FREE if run.needs_teacher else FREE | TEACHER_ARGUMENTS
+    free -= PACE if run.args.time_budget is not None else frozenset()
     planned, defaults = run.args.as_plain(), Arguments().as_plain()  # of arguments that are younger than the run
     was, now = argparse.Namespace(**defaults | saved), argparse.Namespace(**planned)
     if now.amp == "auto":  # as the machine chose that trained the run; this one, which may only score it, has no say
@@ -89,6 +91,34 @@ def check_config(run: Run) -> None:
             f"{run.folder} holds another run than the plan's: {'; '.join(changed)}; "
             "give the plan another name, or remove the folder"
         )
+
+
+def refuse_mixed(runs: Sequence[Run]) -> None:
+    """Refuse finished runs that saw different data, or another teacher of the same name: they are no pairs.
+
+    What a run of old did not write down is not compared.
+
+    Raises:
+        UserError: naming two runs and what differs.
+    """
+    known: dict[tuple, tuple[str, Run]] = {}
+    for run in runs:
+        saved = json.loads((run.folder / CONFIG).read_text(encoding="utf-8"))["arguments"]
+        files, args = saved.get("weight_files", {}), run.args
+        facts = {
+            ("validation pictures",): saved.get("val_images"),
+            ("training pictures", run.group, run.seed, *args.unlabelled): saved.get("images"),
+            ("masks", run.group, run.seed): saved.get("masks"),
+            ("class weights", args.class_weights, run.group, run.seed): files.get("class weights"),
+            ("teachers", args.teacher, args.teacher_weights): files.get("whole teacher"),
+        }
+        for key, fact in facts.items():
+            value, other = known.setdefault(key, (fact, run)) if fact else (fact, run)
+            if value != fact:
+                raise UserError(
+                    f"{other.folder} and {run.folder} were trained with different {key[0]}, and are no pair: they "
+                    "changed in between; bring the former ones back, or remove the older of the two folders"
+                )
 
 
 @functools.cache

@@ -20,13 +20,16 @@ from basics.files import write_text
 from basics.machine import device_name, loader_processes
 from basics.memory import explain_memory
 from comparison.plan import Group, Plan, Run
+from comparison.runs import refuse_mixed
 from dataset import SegmentationDataset, build_split
 from deploy.segmenter import load_segmenter
 from deploy.teachers import FittedTeacher, MappedNetwork, load_teacher_for
 from kd.teacher_cache import weights_sha256
+from networks import user_file
 from networks.cost import count_macs, count_parameters, measure_latency
 from networks.onnx_teacher import OnnxTeacher
 from networks.sources import is_source
+from networks.working_size import working_size_of
 from scoring.memory import memory_advice
 from scoring.metrics import image_miou
 from scoring.protocol import check_classes, evaluate_model, protocol_text, scoring_batch
@@ -134,6 +137,7 @@ def gather(plan: Plan, finished: list[Run]) -> Comparison:
     args = plan.args
     dataset = build_split(args, args.val_split)
     dataset.require_masks()
+    refuse_mixed(finished)
     results = [score_run(run, plan, dataset) for run in finished]
     teacher = score_teacher(plan, dataset)
     done = {result.run.name for result in results}
@@ -207,7 +211,8 @@ def _score(
     print(f"scoring {label} on {dataset.name}/{dataset.split}", flush=True)
     images = ImageScores(dataset)
     device = pick_device(run.args.device)
-    batch_size, tile = scoring_batch(run.args.eval_batch_size, device), run.args.eval_tile
+    batch_size = scoring_batch(run.args.eval_batch_size, device)
+    tile = 0 if working_size_of(model) else run.args.eval_tile  # of a teacher, where the students are cut
     with explain_memory(f"{memory_advice(batch_size, tile, '--eval-batch-size', input_size)}, in [common]"):
         evaluation = evaluate_model(
             model,
@@ -251,17 +256,28 @@ def measure_costs(comparison: Comparison) -> None:
     path = plan.folder / "costs.json"
     known, device = _read_json(path), plan.args.device
     wanted: dict[str, tuple[str, Callable[[], nn.Module]]] = {
-        student: (f"{student}, {classes} classes", partial(build_model, student, classes)) for student in plan.students
+        student: (f"{student}{_version(student)}, {classes} classes", partial(build_model, student, classes))
+        for student in plan.students
     }
     if plan.teacher:
         name, weights = plan.teacher.name, plan.teacher.weights
-        wanted["teacher"] = (f"{name} {weights}", partial(load_any_teacher, name, weights, classes))
+        wanted["teacher"] = (
+            f"{name} {weights}{_version(name, weights)}",
+            partial(load_any_teacher, name, weights, classes),
+        )
     for label, (title, load) in wanted.items():
         key = f"{title}, {plan.report.size} pixels, {device_name(device)}, torch {torch.__version__}"
         if key not in known:
             known[key] = asdict(_measure(load().eval(), plan.report.size, device))
             write_text(path, json.dumps(known, indent=1) + "\n")
         comparison.costs[label] = Cost(**known[key])
+
+
+def _version(name: str, weights: str = "default") -> str:
+    """What tells a network from another one of the same name later: hashes of the files that it is made of."""
+    files = [user_file.file_of(name)] if user_file.is_spec(name) else []
+    files += [Path(weights)] if Path(weights).is_file() else []
+    return "".join(f" {_digest(path)[:12]}" for path in files)
 
 
 def _measure(model: nn.Module, size: int, device: str) -> Cost:

@@ -23,7 +23,7 @@ from basics.errors import UserError
 from comparison import runs, scoring
 from comparison.markdown import escape, to_markdown
 from comparison.plan import check_files, load_plan
-from comparison.runs import state_of, train_missing
+from comparison.runs import refuse_mixed, state_of, train_missing
 from comparison.statistics import Spread, summarize, t_quantile, verdict
 from comparison.tables import runs_csv, summary_csv, tex_escape, to_tex
 from comparison.words import METHOD_ARGUMENTS
@@ -113,6 +113,12 @@ def test_methods_may_set_all_losses_and_nothing_else():
         ("", METHODS + "[methods.KL]\nalpha = 2", ["differ in case"]),
         ("warmup_epochs = [3, 9]", METHODS, ["[common] warmup_epochs takes one value"]),
         ("batch-size = 8", METHODS, ["[common] batch-size is given twice"]),
+        ("labels = 5", METHODS + 'unlabelled = ["train"]', ["[common] wants epoch_images = N, or time_budget"]),
+        (
+            "",
+            METHODS + '[methods.pretrained]\nstudent_weights = "default"',
+            ["learning rates of their own (0.0005, 0.003)", "[common] wants lr"],
+        ),
     ],
 )
 def test_errors_of_a_plan_are_one_line_that_names_the_place(tmp_path, demo_data, common, methods, words):
@@ -205,6 +211,52 @@ def test_a_folder_with_another_run_is_refused(tmp_path, demo_data, key, value, r
             state_of(plan.runs[0])
     else:
         assert state_of(plan.runs[0]).kind == "done"
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("workers", 9), ("compile", True), ("device", "mps"), ("decode_cache", True)]
+)
+def test_what_sets_the_pace_is_part_of_a_run_of_equal_time(tmp_path, demo_data, key, value):
+    plan = read_plan(write_plan(tmp_path, demo_data, "time_budget = 3", methods=METHODS), tmp_path)
+    pretend_done(plan)
+    path = plan.runs[0].folder / "config.json"
+    content = json.loads(path.read_text())
+    content["arguments"][key] = value
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=f"--{key.replace('_', '-')} was"):
+        state_of(plan.runs[0])
+
+
+@pytest.mark.parametrize(
+    ("key", "other", "words"),
+    [
+        ("val_images", "baseline_compact_seed1", "validation pictures"),
+        ("images", "kl_compact_seed0", "training pictures"),
+        ("masks", "kl_compact_seed0", "masks"),
+        ("whole teacher", "kl_compact_seed1", "teachers"),
+    ],
+)
+def test_runs_that_saw_different_data_are_no_pairs(tmp_path, demo_data, key, other, words):
+    """Masks were mended, or the teacher trained on, between two runs; images and masks of another seed may differ."""
+    plan = read_plan(write_plan(tmp_path, demo_data, methods=METHODS), tmp_path)
+    pretend_done(plan)
+    for run in plan.runs:
+        path = run.folder / "config.json"
+        content = json.loads(path.read_text())
+        content["arguments"] |= {"images": f"im{run.seed}", "val_images": "val", "masks": f"mask{run.seed}"}
+        content["arguments"]["weight_files"] = {"whole teacher": "t"} if run.method == "kl" else {}
+        path.write_text(json.dumps(content))
+    refuse_mixed(plan.runs)
+    path = plan.folder / other / "config.json"
+    content = json.loads(path.read_text())
+    where = content["arguments"]["weight_files"] if key == "whole teacher" else content["arguments"]
+    where[key] = "other"
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=rf"{other}.* trained with different {words}, and are no pair"):
+        refuse_mixed(plan.runs)
+    del where[key]  # a run of old
+    path.write_text(json.dumps(content))
+    refuse_mixed(plan.runs)
 
 
 def test_an_argument_younger_than_a_run_had_its_default(tmp_path, demo_data):

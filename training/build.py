@@ -93,6 +93,7 @@ def open_log(
         **data.describe(),
         "processes": distributed.world_size(),
         "weight_files": made_from.weight_files,
+        **{key: getattr(made_from, key) for key in ("images", "val_images", "masks")},
         "teacher_classes": made_from.teacher_classes,
     }
     return RunLog(
@@ -237,7 +238,8 @@ def _make_teacher(args: Arguments, recipe: Recipe, data: Data, fitted: FittedTea
         if fitted.class_map is not None:
             source.append(fitted.class_map.groups)
         said = live if fitted.class_map is None else MappedTeacher(live, fitted.class_map)
-        own_size = fitted.model.input_size
+        if own_size := fitted.model.input_size:
+            source.append(own_size)
         data.score_against(label_split(data.val_set, said, source, args.cache_dir, device, own_size))
     teacher = _run_or_cached(args, recipe, data, fitted, device)
     if fitted.class_map is None and args.min_confidence == 0:
