@@ -38,6 +38,11 @@ from segdata.layouts import Layout
 from segdata.reading import DataError
 
 ROOTS = (".", "coco", "coco2017")
+CROWD = (
+    "is a crowd (iscrowd): its pixels are void; CVAT and Datumaro mark all so that was drawn with a brush: if it is a "
+    "single object, set its iscrowd to 0"
+)
+BARE = "has no annotation: all of it is background; if nobody has annotated it yet, take it out of `images`"
 
 
 @dataclass
@@ -247,7 +252,7 @@ def _gather_pictures(file: AnnotationFile, labels: dict[Any, int], reading: _Rea
         else:
             shape = _shape_of(entry, place, reading)
             if shape is not None and entry.get("iscrowd"):
-                reading.remarks.add("is a crowd (iscrowd): its pixels are void", place)
+                reading.remarks.add(CROWD, place)
                 items[image].append(Item(VOID, shape, name))
             elif shape is not None:
                 items[image].append(Item(labels[category], shape, name))
@@ -257,6 +262,8 @@ def _gather_pictures(file: AnnotationFile, labels: dict[Any, int], reading: _Rea
         if size is None and (entry.get("height") or entry.get("width")):
             reading.faults.add("has a height or a width that is no number of pixels", f"{file.path}, image {key}")
         labelled = items[key] if file.annotations else None
+        if labelled == []:
+            reading.remarks.add(BARE, f"{file.path}, picture {entry['file_name']}")
         reading.pictures.append(Picture("", file.split, path, file.path, size, labelled))
 
 

@@ -113,7 +113,7 @@ def load(name: str, num_classes: int | None = None, file: WeightsFile | None = N
                 f"(train_kd.py --student {name} --alpha 0 --beta 0) and pass --teacher-weights PATH"
             )
         return smp.load(name)
-    return user_file.load(name, num_classes, own=True)
+    return user_file.load(name, num_classes, own=True, trained=True)
 
 
 def _load_with(name: str, num_classes: int | None, file: WeightsFile) -> SegmentationModel:

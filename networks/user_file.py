@@ -40,7 +40,7 @@ from basics.checkpoint import file_sha256
 from basics.errors import UserError, reason_of
 from networks.base import TAPS
 from networks.class_names import numbered_names
-from networks.foreign import PROBE, ForeignModel, noise, smallest_batch, watch
+from networks.foreign import PROBE, Call, ForeignModel, noise, smallest_batch, watch
 from networks.logits import fault_of_decisions, fault_of_logits
 from networks.normalisation import Normalisation
 from networks.output_names import MAIN, by_preference
@@ -87,15 +87,16 @@ def refuse_foreign(spec: str, sha256: str) -> None:
         print(f"{spec}: the file has changed since the checkpoint was written")
 
 
-def load(spec: str, num_classes: int | None = None, *, own: bool = False) -> UserModel:
+def load(spec: str, num_classes: int | None = None, *, own: bool = False, trained: bool = False) -> UserModel:
     """The network of ``FILE.py:FUNCTION``; what was found of it is printed.
 
     Args:
         num_classes: what the function is told, if it wants to know.
         own: it is told only if it must be: its default is the number of its own classes.
+        trained: its weights must be in it: building it twice must give the same network.
 
     Raises:
-        UserError: no such file or function, it fails, or what it gives is no segmentation network.
+        UserError: no such file or function, it fails, what it gives is no segmentation network, or an untrained one.
     """
     file, function = file_of(spec), spec.rpartition(":")[2]
     if not file.is_file():
@@ -111,6 +112,10 @@ def load(spec: str, num_classes: int | None = None, *, own: bool = False) -> Use
         if not isinstance(network, nn.Module):
             raise UserError(f"{spec}: gave a {type(network).__name__}, not an nn.Module")
         model = UserModel(network, spec)
+        if trained:
+            with torch.random.fork_rng(devices=[]), contextlib.redirect_stdout(io.StringIO()):
+                torch.manual_seed(torch.initial_seed() + 1)
+                _refuse_untrained(model, UserModel(_call(build, num_classes, spec, folder, own=own), spec))
         imported = _imported(folder, before)
     model.model_args = {"sha256": file_sha256(file)}
     if imported:
@@ -260,8 +265,9 @@ class UserModel(ForeignModel):
         stride = getattr(network, "stride", STRIDE)
         self.stride = stride if isinstance(stride, int) else STRIDE
         size = tuple(-(-side // self.stride) * self.stride for side in PROBE)
+        self.probe_size = (size[0], size[1])
         try:
-            (logits, taps), calls = watch(network, lambda: self._run(noise((size[0], size[1])), tells=True))
+            (logits, taps), calls = self.probe(tells=True)
             if fault := fault_of_decisions(logits) or fault_of_logits(logits):
                 raise UserError(f"{spec}: its output is {fault}")
         except UserError:
@@ -274,12 +280,16 @@ class UserModel(ForeignModel):
                 "another (one that takes a single size can be a teacher as an ONNX file)"
             ) from error
         try:
-            self.announce(logits, taps, (size[0], size[1]))
+            self.announce(logits, taps, self.probe_size)
         except ValueError as error:
             raise UserError(f"{spec}: gives {error}") from error
         self.min_train_batch = smallest_batch(calls)
         if self.class_names is not None and len(self.class_names) != self.num_classes:
             raise UserError(f"{spec}: {len(self.class_names)} class names, but logits of {self.num_classes} classes")
+
+    def probe(self, *, tells: bool = False) -> tuple[tuple[torch.Tensor, dict[str, torch.Tensor]], list[Call]]:
+        """Logits and taps of an image of noise, and the modules that ran."""
+        return watch(self.network, lambda: self._run(noise(self.probe_size), tells=tells))
 
     @property
     def backbone(self) -> nn.Module:  # type: ignore[override]
@@ -305,6 +315,17 @@ class UserModel(ForeignModel):
 
     def _forward_padded(self, images: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         return self._run(self.own_input(images))
+
+
+def _refuse_untrained(model: UserModel, again: UserModel) -> None:
+    """A `UserError` if ``again``, the same network built from other random numbers, speaks of other classes."""
+    first, second = model.network.state_dict(), again.network.state_dict()
+    random = [name for name, value in first.items() if name in second and not torch.equal(value, second[name])]
+    if random and not torch.allclose(model.probe()[0][0], again.probe()[0][0], rtol=1e-3, atol=1e-4):
+        raise UserError(
+            f"{model.spec}: is not trained: each time that it is built its {random[0]} is another: load weights in it, "
+            "or pass --teacher-weights PATH"
+        )
 
 
 def _class_names(network: nn.Module, spec: str) -> list[str] | None:
@@ -333,8 +354,9 @@ def _normalisation(network: nn.Module, spec: str) -> Normalisation:
         value = getattr(network, key, None)
         if any(value is inner for inner in (*network.buffers(recurse=False), *network.parameters(recurse=False))):
             print(
-                f"{spec}: its buffer {key!r} is left to the network itself; what it is given is normalised as for "
-                "ImageNet (for another normalisation give mean and std as lists)"
+                f"warning: {spec}: its buffer {key!r} is left to the network itself, which is given images normalised "
+                "as for ImageNet; if forward() normalises them again, return it within a module that says mean = "
+                "[0, 0, 0] and std = [1, 1, 1] (docs/teachers.md)"
             )
         elif value is not None and not callable(value):
             own[key] = value

@@ -459,6 +459,7 @@ MODELS_NET = """
     class Net(nn.Module):
         def __init__(self, classes, scale):
             super().__init__()
+            torch.manual_seed(0)  # weights that are always the same, as those of a trained network are
             self.encoder = nn.Conv2d(3, 8, 3, 2, 1)
             self.head = nn.Conv2d(8, classes, 1)
             self.scale = scale
@@ -581,6 +582,7 @@ class TestUserFile:
     def test_logits_in_whatever_it_gives(self, forward, user):
         content = f"""
             from dataclasses import dataclass
+            import torch
             from torch import nn
 
             @dataclass
@@ -593,6 +595,7 @@ class TestUserFile:
                     return {forward}
 
             def build():
+                torch.manual_seed(0)
                 return Net(3, 6, 4, 4)
         """
         model = load_any_teacher(f"{user('net', content)}:build")
@@ -608,6 +611,7 @@ class TestUserFile:
 
                 def __init__(self):
                     super().__init__()
+                    torch.manual_seed(0)
                     self.low, self.head = nn.Conv2d(3, 4, 4, 4), nn.Conv2d(4, 2, 1)
 
                 def forward_taps(self, images):
@@ -651,6 +655,34 @@ class TestUserFile:
         with pytest.raises(UserError, match=message) as caught:
             load_any_teacher(f"{user('net', chr(10) + content)}:{function}")
         assert "\n" not in str(caught.value)
+
+    def test_a_teacher_must_be_trained(self, user):
+        """Random weights are refused as a teacher, those of a part that says nothing apart."""
+        content = """
+            import torch
+            from torch import nn
+
+            class Net(nn.Module):
+                def __init__(self):
+                    super().__init__()
+                    with torch.random.fork_rng():
+                        torch.manual_seed(0)
+                        self.head = nn.Conv2d(3, 5, 4, 4)
+                    self.aux = nn.Conv2d(3, 5, 1)
+
+                def forward(self, images):
+                    return self.head(images)
+
+            def random():
+                net = Net()
+                net.head.reset_parameters()
+                return net
+        """
+        spec = user("net", content)
+        assert load_any_teacher(f"{spec}:Net").num_classes == 5
+        with pytest.raises(UserError, match=r"net.py:random: is not trained: .* its head.weight is another"):
+            load_any_teacher(f"{spec}:random")
+        assert create_model(f"{spec}:random", 5, "default").num_classes == 5  # a student may be
 
     def test_no_such_file(self):
         with pytest.raises(UserError, match=r"no file nothing.py; paths are looked up from"):
