@@ -1,34 +1,78 @@
 """Masks that a teacher wrote (``predict.py --teacher``), and which of them no person has mended since.
 
 A score against them is agreement with the teacher, and no mIoU. The folder of such a data set keeps their hashes: who
-mends a mask changes its own.
+mends a mask changes its own; who looks at one and finds it right names it in ``checked.txt``. Both make it a person's.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Iterable, Iterator
+from pathlib import Path, PurePosixPath
 
 from basics.checkpoint import file_sha256
-from basics.files import write_text
+from basics.errors import UserError
+from basics.files import read_text, write_text
+from segdata.pairing import IMAGE_SUFFIXES
 from segdata.parallel import map_in_order
 
 FILE = "masks_of_the_teacher.json"  # beside classes.txt: name of each mask's file -> sha256
+JOURNAL = "masks_of_the_teacher.jsonl"  # what is not yet in FILE, a line a mask: a process that is killed leaves it
+CHECKED = "checked.txt"  # names of pictures, one a line, whose masks a person has found right
 
 
 def written_masks(folder: Path) -> dict[str, str]:
-    """Hashes of the masks that a teacher wrote in the data set ``folder``, by file name; {} where none did."""
+    """Hashes of the masks that a teacher wrote in the data set ``folder``, and that no person has found right, by file
+    name; {} where there are none.
+
+    Raises:
+        UserError: the list of those found right cannot be read.
+    """
+    written = _object(folder / FILE) | dict(_journal(folder / JOURNAL))
+    checked = _checked(folder / CHECKED)
+    return {name: digest for name, digest in written.items() if PurePosixPath(name).stem not in checked}
+
+
+def _checked(path: Path) -> set[str]:
+    """The names in the list, without the endings of pictures."""
+    if not path.exists():
+        return set()
     try:
-        kept = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        names = [PurePosixPath(line.strip().replace("\\", "/")) for line in read_text(path).splitlines()]
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: the list cannot be read: {error}") from None
+    return {name.stem if name.suffix.lower() in IMAGE_SUFFIXES else name.name for name in names}
+
+
+def _object(path: Path) -> dict[str, str]:
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return {str(name): str(digest) for name, digest in kept.items()} if isinstance(kept, dict) else {}
 
 
+def _journal(path: Path) -> Iterator[tuple[str, str]]:
+    """Its masks and hashes; a last line that is cut off is none."""
+    if not path.is_file():
+        return
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        with contextlib.suppress(ValueError):
+            name, digest = json.loads(line)
+            yield str(name), str(digest)
+
+
+def note_written(folder: Path, name: str, digest: str) -> None:
+    """Add a mask to the journal at once; a process that is killed later leaves it known."""
+    with (folder / JOURNAL).open("a", encoding="utf-8", newline="\n") as file:
+        file.write(json.dumps([name, digest]) + "\n")
+
+
 def keep_written(folder: Path, masks: dict[str, str]) -> None:
-    """Write down the hashes of the teacher's masks."""
+    """Write down the hashes of the teacher's masks, all of them; the journal is done with."""
     write_text(folder / FILE, json.dumps(masks, indent=0, sort_keys=True) + "\n")
+    (folder / JOURNAL).unlink(missing_ok=True)
 
 
 def is_mended(path: Path, masks: dict[str, str]) -> bool:
@@ -51,7 +95,8 @@ def warning(where: str, count: int, total: int) -> str:
     """What to say of a score against ``total`` masks of which ``count`` are as a teacher wrote them."""
     return (
         f"warning: {where}: {count:,} of {total:,} masks are as a teacher wrote them; as far as these go the score"
-        " is agreement with the teacher, and no mIoU; mend them, or list mended ones in val.txt"
+        " is agreement with the teacher, and no mIoU; mend them, or name those that are right in "
+        f"{CHECKED}, and list both in val.txt"
     )
 
 

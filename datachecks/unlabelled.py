@@ -17,10 +17,8 @@ from basics.errors import UserError
 from datachecks.census import Census, SplitCensus, open_census
 from datachecks.picture_search import described, find_pictures, images_beside
 from segdata.layouts import Layout, SplitFiles
-from segdata.pairing import IMAGE_SUFFIXES
+from segdata.pairing import IMAGE_SUFFIXES, other_formats
 from segdata.split_lists import usual_name
-
-OTHER_PICTURES = (".heic", ".heif", ".avif", ".gif", ".jp2", ".jxl", ".tga", ".psd", ".dng")
 
 
 def find_unlabelled(
@@ -69,12 +67,13 @@ def _files_of(layout: Layout, place: str) -> tuple[SplitFiles, Counter[str]]:
         raise UserError(f"--unlabelled {place}: no pictures, by its name; they lie beside it: --unlabelled {pictures}")
     there = [path for path in sorted(folder.rglob("*")) if not _is_hidden(path, folder)]
     images, left_out = find_pictures(folder, there)
-    others = _others(there)
+    others = other_formats(there)
     if not images:
         beside = f", but {described(left_out)}" if left_out else ""
-        raise UserError(f"--unlabelled {place}: no pictures there ({' '.join(IMAGE_SUFFIXES)}){beside}{others}")
+        besides = f": {others}" if others else ""
+        raise UserError(f"--unlabelled {place}: no pictures there ({' '.join(IMAGE_SUFFIXES)}){beside}{besides}")
     if others:
-        print(f"remark: --unlabelled {place}{others}")
+        print(f"remark: --unlabelled {place}: {others}")
     names = [path.relative_to(folder) for path in images]
     stems = Counter(name.with_suffix("") for name in names)
     ids = [(name if stems[name.with_suffix("")] > 1 else name.with_suffix("")).as_posix() for name in names]
@@ -83,13 +82,6 @@ def _files_of(layout: Layout, place: str) -> tuple[SplitFiles, Counter[str]]:
 
 def _is_hidden(path: Path, folder: Path) -> bool:
     return any(part.startswith(".") for part in path.relative_to(folder).parts)
-
-
-def _others(files: Sequence[Path]) -> str:
-    """How many pictures of formats there are that predict.py reads, and a training does not."""
-    kinds = Counter(path.suffix.lower() for path in files if path.suffix.lower() in OTHER_PICTURES)
-    found = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common())
-    return f": {found} are not read in training: convert them to .jpg or .png" if found else ""
 
 
 def _new_ones(census: Census, there: SplitCensus, known: Sequence[SplitCensus], apart: str) -> tuple[SplitFiles, str]:

@@ -116,6 +116,13 @@ class Findings:
             raise DataError("; ".join(lines[:MOST_KINDS]) + more)
 
 
+# LabelMe's of long ago, CVAT's and Pascal VOC's boxes: said where there is nothing else to read.
+XML = (
+    "annotations in .xml files are not read: export them as COCO (in CVAT 'COCO 1.0', or 'Segmentation mask 1.1' for "
+    "--dataset folder)"
+)
+
+
 def check_folder(root: Path) -> None:
     """Raise `DataError` unless ``root`` is a folder."""
     if not root.is_dir():

@@ -17,10 +17,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from datalayouts.annotations import XML
 from segdata.class_tables import CLASS_FILES, ClassTable, choose_table, read_class_table
 from segdata.labels import describe_content
 from segdata.layouts import Layout
-from segdata.pairing import IMAGE_SUFFIXES, MASK_SUFFIXES, Listing, pair_one_folder
+from segdata.pairing import IMAGE_SUFFIXES, MASK_SUFFIXES, Listing, other_formats, pair_one_folder
 from segdata.reading import DataError
 from segdata.split_lists import SPLIT_NAMES, USUAL_SPLITS, find_lists, usual_name
 
@@ -73,7 +74,7 @@ def folder_layout(name: str, root: Path) -> Layout:
         raise DataError(
             f"{root}: no data set yet, for want of {'; of '.join(search.missing)}. Lists (train.txt, val.txt) may be "
             f"there, too; without them a part of the images is kept for val by chance. What lies there: "
-            f"{_contents(root)}{_outlines_hint(root)}"
+            f"{_contents(root)}{_outlines_hint(root)}{'; ' * bool(search.xml)}{search.xml}"
         )
     return search.layout(name)
 
@@ -234,7 +235,7 @@ class Search:
         """
         layout = Layout(name, self.root, [], [], self.images, self.masks, self.lists, complete=False)
         layout.listings |= self.listings
-        layout.remarks += [*self.remarks, *self._doubled()]
+        layout.remarks += [*self.remarks, *self._doubled(), *self._other_formats()]
         layout.class_files = [table.path for table in self.tables]
         try:
             if self.tables:
@@ -265,6 +266,21 @@ class Search:
                     f"{len(hidden):,} {kind} in {folder} have the name of another and are not read, such as "
                     f"{path} beside {other}: if they are no copies give them names, and masks, of their own"
                 )
+
+    @property
+    def xml(self) -> str:
+        """What to do where annotations lie in the place of masks that nothing here reads."""
+        folders = () if self.masks else (self.root, *_folders(self.root))
+        found = any(path.suffix.lower() == ".xml" for folder in folders for path in self.listing(folder).files)
+        return f"{self.root}: {XML}" if found else ""
+
+    def _other_formats(self) -> Iterator[str]:
+        """What lies there that only predict.py reads, or nothing at all."""
+        if self.xml:
+            yield self.xml
+        for folder in sorted(set(self.images.values()) - set(self.masks.values())):
+            if others := other_formats(self.listing(folder).files):
+                yield f"{folder}: {others}"
 
     def _look_at_pairs(self, layout: Layout, split: str | None) -> None:
         """Remark on images without masks and masks without images, where no list says which are meant."""

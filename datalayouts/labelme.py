@@ -24,6 +24,7 @@ from datalayouts.annotations import (
     BACKGROUND,
     BACKGROUND_NAMES,
     IGNORED,
+    XML,
     Annotations,
     Findings,
     Item,
@@ -84,7 +85,9 @@ def find_labelme(data_dir: Path) -> Layout:
     check_folder(root)
     paths = [root.joinpath(*parts) for parts in walk_files(root) if parts[-1].lower().endswith(".json")]
     if not paths:
-        raise DataError(f"{root}: no .json files there or in its subfolders; LabelMe writes one a picture")
+        xml = any(parts[-1].lower().endswith(".xml") for parts in walk_files(root))
+        hint = XML if xml else "LabelMe writes one a picture"
+        raise DataError(f"{root}: no .json files there or in its subfolders; {hint}")
     files = None
     class_list = find_class_list(root)
     if class_list is None:

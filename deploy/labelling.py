@@ -27,7 +27,7 @@ from basics.checkpoint import file_sha256
 from basics.device import pick_device
 from basics.errors import UserError
 from basics.files import write_text
-from datachecks.teacher_masks import is_mended, keep_written, written_masks
+from datachecks.teacher_masks import is_mended, keep_written, note_written, written_masks
 from datalayouts.folders import meaning
 from deploy.picture_folder import PictureFolder, is_read_alike, is_same_file, rows_of, shows
 from deploy.predictor import Options, Predictor, Tally
@@ -190,14 +190,14 @@ class Labeller(Predictor):
         return f"{super().memory_advice}, or show it smaller to the teacher: {SMALLER}"
 
     def predict(self, inputs: list[str]) -> Tally:  # type: ignore[override]
-        """As `Predictor.predict`; then writes the class list."""
+        """As `Predictor.predict`, and what makes the masks a data set."""
         try:
             tally = super().predict(inputs)
         finally:
             if self.written:  # also when it was stopped: what is not noted counts as mended
                 keep_written(self.folder, self.written)
         if self.kept:
-            print(f"{self.kept:,} masks are not as a teacher wrote them, and were left as they are")
+            print(f"{self.kept:,} masks are a person's, mended or found right, and were left as they are")
         if renamed := self.images.renamed:
             old, new = next(iter(renamed.items()))
             print(
@@ -205,9 +205,6 @@ class Labeller(Predictor):
                 f"are there under names of their own, such as {new} for {old}"
             )
         if "mask" in self.files and tally.pictures + tally.frames:
-            classes = self.folder / "classes.txt"
-            if not classes.is_file():  # the same classes, perhaps in words of a person
-                write_text(classes, class_list(self.segmenter.class_names))
             print(f"a data set: --dataset folder --data-dir {self.folder}")
         return tally
 
@@ -282,8 +279,15 @@ class Labeller(Predictor):
         self.areas.add(source.shown, number, None if frame is None else frame.time, size, areas)
 
     def _note(self, name: PurePath) -> None:
-        """Remember the mask that was written: later it shows whether a person has mended it."""
-        self.written[self._mask(name).name] = file_sha256(self._mask(name))
+        """Remember the mask that was written: later it shows whether a person has mended it. What it was written for,
+        the classes, is beside it from the first one on.
+        """
+        classes = self.folder / "classes.txt"
+        if not classes.is_file():  # the same classes, perhaps in words of a person
+            write_text(classes, class_list(self.segmenter.class_names))
+        mask = self._mask(name)
+        self.written[mask.name] = file_sha256(mask)
+        note_written(self.folder, mask.name, self.written[mask.name])
 
     def _mask(self, name: PurePath) -> Path:
         return self.folder / "mask" / f"{name}.png"

@@ -23,6 +23,7 @@ from segdata.reading import DataError
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")  # in this order where two share a name
 # A JPEG is no mask, and is listed so that it can be refused for what it is.
 MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".jpg", ".jpeg")
+OTHER_PICTURES = (".heic", ".heif", ".avif", ".gif", ".jp2", ".jxl", ".tga", ".psd", ".dng")  # of predict.py, perhaps
 DEPTH = 4  # folders below an image folder that are looked into
 
 # What endings say: where several would do, these decide.
@@ -45,6 +46,13 @@ MOST = 0.5  # the share of images or masks that must meet for it to count
 def same_name(name: str) -> str:
     """A name to compare by: one form for letters that Unicode writes in two ways (macOS takes the other one)."""
     return unicodedata.normalize("NFC", name)
+
+
+def other_formats(files: Iterable[Path]) -> str:
+    """How many pictures there are of formats that predict.py may read, and a training does not; empty: none."""
+    kinds = Counter(path.suffix.lower() for path in files if path.suffix.lower() in OTHER_PICTURES)
+    found = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common())
+    return f"{found} are not read in training: convert them to .jpg or .png" if found else ""
 
 
 # -- files in a folder -------------------------------------------------------------------------------

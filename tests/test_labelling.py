@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import csv
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+import deploy
+from datachecks import teacher_masks
 from dataset import build_dataset
 from segdata.class_tables import read_class_table
 from tests.test_mapped_teachers import COLOURS, MAP, NAMES
@@ -55,7 +60,7 @@ def test_a_persons_own_picture_and_mask_stay(label):
     assert files("out/images") == {"im.jpg": own, "im_2.png": Path("photos/im.png").read_bytes()}
     assert Path("out/mask/im.png").read_bytes() == mask and masks()["im_2"] == 2
     before = files("out/images"), files("out/mask")
-    assert "not as a teacher" not in label("photos").stdout
+    assert "a person's" not in label("photos").stdout
     assert (files("out/images"), files("out/mask")) == before, "the same again is the same"
 
 
@@ -67,9 +72,9 @@ def test_a_folder_a_day_with_the_same_names(label):
     mended = paint(Path("out/mask/IMG_1.png"), (9, 9, 9))
     Path("out/mask/IMG_1_2.png").unlink()
     said = label("day1", "day2").stdout  # together they have the names of their folders
-    assert "not as a teacher" not in said
+    assert "a person's" not in said
     said = label("day1").stdout
-    assert "1 masks are not as a teacher wrote them" in said
+    assert "1 masks are a person's" in said
     label("day2")
     assert Path("out/mask/IMG_1.png").read_bytes() == mended and masks()["IMG_1_2"] == 1
 
@@ -153,8 +158,48 @@ def test_what_was_labelled_before_a_stop_is_the_teachers(label, monkeypatch):
         patch.setattr(Labeller, "_write", stop_at_the_second)
         assert label("photos", check=False).returncode == 130
     assert masks() == {"0": 0}
-    assert "not as a teacher" not in label("photos").stdout
+    assert "a person's" not in label("photos").stdout
     assert masks() == {"0": 0, "1": 1, "2": 2}
+
+
+KILLED = """
+import os, sys
+import predict
+from deploy.labelling import Labeller
+
+write = Labeller._write
+def stop_at_the_second(self, source, name, *rest):
+    if name.name == "1":
+        os._exit(9)
+    write(self, source, name, *rest)
+
+Labeller._write = stop_at_the_second
+predict.main(predict.get_args_parser().parse_args(sys.argv[1:]))
+"""
+
+
+def test_what_was_labelled_before_a_kill_is_the_teachers(label):
+    """Its masks are known as a teacher's, and its classes fixed, as after Ctrl-C."""
+    for number, colour in enumerate((RED, GREEN, BLUE)):
+        paint(Path(f"photos/{number}.png"), colour)
+    Path("kill.py").write_text(KILLED)
+    args = ["photos", "--teacher", "colours.py:build", "--device", "cpu", "--output-dir", "out", "--save", "mask"]
+    environment = os.environ | {"PYTHONPATH": str(Path(deploy.__file__).parent.parent)}
+    assert subprocess.run([sys.executable, "kill.py", *args], env=environment, check=False).returncode == 9
+    assert masks() == {"0": 0} and teacher_masks.unmended(Path("out/mask").iterdir()) == [Path("out/mask/0.png")]
+    assert read_class_table(Path("out/classes.txt")).names == NAMES
+    assert "a person's" not in label("photos").stdout
+    assert masks() == {"0": 0, "1": 1, "2": 2} and not list(Path("out").glob("*.jsonl"))
+
+
+def test_a_mask_that_a_person_found_right_counts_as_one_of_a_person(label):
+    for name in ("a", "b.1", "c"):
+        paint(Path(f"photos/{name}.png"), RED)
+    label("photos")
+    assert len(teacher_masks.unmended(Path("out/mask").iterdir())) == 3
+    Path("out/checked.txt").write_text("\ufeffa.png\r\nb.1\r\n", encoding="utf-8")
+    assert teacher_masks.unmended(Path("out/mask").iterdir()) == [Path("out/mask/c.png")]
+    assert "2 masks are a person's" in label("photos").stdout
 
 
 def test_a_class_list_of_a_person_stays(label):
