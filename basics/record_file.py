@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,9 @@ from typing import Any
 import numpy as np
 
 from basics.files import file_bytes, write_text
+
+# Said by torch.from_numpy of what is mapped; here, for loader processes import anew.
+warnings.filterwarnings("ignore", message="The given NumPy array is not writ")
 
 
 def record_offsets(lengths: Iterable[int]) -> np.ndarray:
@@ -35,9 +39,13 @@ class RecordFile:
 
     @property
     def data(self) -> np.ndarray:
-        """All of the file, uint8 (bytes,). Writing to it changes a private copy (copy on write)."""
+        """All of the file, uint8 (bytes,), read-only: a tensor made of it must not be written to.
+
+        A private copy of what is written (copy on write) would be safer to hand out, and count as memory in full, in
+        each process that maps the file: larger files than the memory could not be mapped.
+        """
         if self._mapped is None:
-            self._mapped = np.memmap(self.path, np.uint8, mode="c")  # torch wants a writable array
+            self._mapped = np.memmap(self.path, np.uint8, mode="r")
         return self._mapped
 
     def record(self, index: int) -> np.ndarray:

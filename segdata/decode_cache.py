@@ -81,7 +81,7 @@ class DecodeCache:
     def read(self, index: int) -> Pair:
         """Image uint8 (3, H, W) in channels-last memory and mask uint8 (H, W), both views of the file.
 
-        Nothing is read before a pixel is looked at. Writing to them changes a private copy (copy on write).
+        Nothing is read before a pixel is looked at. They must not be written to.
         """
         height, width = self.shapes[index]
         sample = torch.from_numpy(self.file.record(index))

@@ -102,8 +102,8 @@ class TrainTransform:
         if flip:
             image, mask, valid = image.flip(-1), mask.flip(-1), valid.flip(-1)
         sample = {
-            "image": image.contiguous(),
-            "mask": mask.contiguous(),
+            "image": image.clone(memory_format=torch.contiguous_format),
+            "mask": mask.clone(memory_format=torch.contiguous_format),  # the caller's own, and no view of a file
             "valid": valid,
             "box": torch.tensor(window, dtype=torch.float32),
             "flip": flip,

@@ -684,11 +684,18 @@ def test_an_interrupted_or_impossible_build_leaves_nothing(voc, tmp_path, monkey
         build_dataset("voc", voc, "train", decode_cache=blocked)
 
 
-def test_the_cache_copies_on_write(voc, tmp_path):
+@pytest.mark.parametrize("window", ["whole", "cut"])
+def test_a_sample_may_be_written_to(voc, tmp_path, window):
+    """It is no view of the cache, which is mapped read-only, not even where the window is just the picture."""
     data = build_dataset("voc", voc, "train", decode_cache=tmp_path)
-    image, *_ = data._read(0)
-    before = image.clone()
-    image.zero_()
+    before = data._read(0)[0].clone()
+    if window == "cut":
+        height, width = before.shape[1:]
+        data.transform = TrainTransform((height, width), (1.0, 1.0), flip=0.0)
+    sample = data[0]
+    assert torch.equal(sample["image"], before)
+    sample["image"].zero_()
+    sample["mask"].zero_()
     assert torch.equal(build_dataset("voc", voc, "train", decode_cache=tmp_path)._read(0)[0], before)
 
 
