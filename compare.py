@@ -2,7 +2,7 @@
 
     python compare.py results/demo.toml                  # train what is missing, score, write results/demo/
     python compare.py results/demo.toml --dry-run        # what is done, and the commands of what is not
-    python compare.py results/demo.toml --jobs 4         # four runs at a time
+    python compare.py results/demo.toml --jobs 4         # four runs at a time, on as many GPUs as there are
     python compare.py results/demo.toml --only feature both   # train these methods alone
     python compare.py results/demo.toml --report-only    # no training: score and write what there is
 

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from basics.errors import UserError, run_cli
-from basics.files import nearest
+from basics.files import expanded, nearest
 from datachecks import teacher_masks
 from dataset import SegmentationDataset, build_split
 from deploy.segmenter import Segmenter, load_segmenter
@@ -50,6 +50,7 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> None:
+    args.checkpoints, args.beside = expanded(args.checkpoints), expanded(args.beside)
     if args.submission:
         if len(args.checkpoints) > 1:
             raise UserError("--submission takes one checkpoint")

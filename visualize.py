@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from basics.device import add_device_argument
 from basics.errors import UserError, run_cli
+from basics.files import expanded
 from dataset import SegmentationDataset, add_data_arguments, build_split
 from deploy.columns import (
     Column,
@@ -83,6 +84,7 @@ def choose_images(args: argparse.Namespace, dataset: SegmentationDataset, column
 
 
 def main(args: argparse.Namespace) -> None:
+    args.checkpoints = expanded(args.checkpoints)
     if args.num < 1 or args.rows < 1:
         raise UserError("--num and --rows must be at least 1")
     refuse_without_teacher(args)

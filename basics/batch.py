@@ -58,7 +58,8 @@ def prepare_batch(batch: dict, device: torch.device) -> dict:
     the crops (box, flip, index, id, size) stays where it is: a cached teacher reads it on the CPU, and would wait for
     the GPU to get it back.
     """
-    moved = batch | {key: batch[key].to(device, non_blocking=True) for key in ON_DEVICE if key in batch}
+    pinned = device.type == "cuda"  # from other memory a copy that nobody waits for may read what is there later
+    moved = batch | {key: batch[key].to(device, non_blocking=pinned) for key in ON_DEVICE if key in batch}
     if "mask" in moved:
         moved["mask"] = moved["mask"].to(torch.int64)
     images = moved["image"]

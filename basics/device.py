@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import functools
 import os
+import sys
 
 import torch
 
@@ -28,7 +29,9 @@ def pick_device(name: str = "auto") -> torch.device:
     if name not in available:
         raise UserError(f"unknown device {name!r}; known: auto, {', '.join(available)}")
     if not available[name]:
-        raise UserError(f"--device {name}: this machine or this torch build has none; use --device auto or cpu")
+        hint = " (on Windows pip's own torch is for the CPU alone: pytorch.org/get-started has the command for CUDA)"
+        hint = hint if sys.platform == "win32" and name == "cuda" else ""
+        raise UserError(f"--device {name}: this machine or this torch build has none{hint}; use --device auto or cpu")
     return torch.device(name)
 
 

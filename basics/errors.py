@@ -6,12 +6,15 @@ import argparse
 import difflib
 import io
 import multiprocessing
+import os
 import signal
 import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 T = TypeVar("T")
+DISTRIBUTED = "train_kd.py"  # the one script that torchrun may start
 
 
 class UserError(Exception):
@@ -44,6 +47,7 @@ def run_cli(main: Callable[[Any], object], get_args_parser: Callable[[], argpars
             stream.reconfigure(errors="backslashreplace")
     args = get_args_parser().parse_args()
     try:
+        _refuse_torchrun(Path(sys.argv[0]).name)
         status = main(args)
     except UserError as error:
         message = " ".join(str(error).split())
@@ -63,6 +67,13 @@ def run_cli(main: Callable[[Any], object], get_args_parser: Callable[[], argpars
     finally:
         _end_loader_processes()
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _refuse_torchrun(script: str) -> None:
+    """Processes that know nothing of each other would each do all of it, into the same files."""
+    several = "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1"
+    if several and script != DISTRIBUTED:
+        raise UserError(f"{script} is one process: leave torchrun out, which is for {DISTRIBUTED}")
 
 
 def _end_loader_processes() -> None:

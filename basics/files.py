@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import glob
 import hashlib
 import os
 import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -97,8 +98,13 @@ def replacing_folder(path: str | Path) -> Iterator[Path]:
         fresh.mkdir(parents=True)
         yield fresh
         if path.exists():
-            path.replace(old)
-        fresh.replace(path)
+            _rename(path, old)
+        try:
+            _rename(fresh, path)
+        except OSError:
+            if old.exists():
+                old.replace(path)
+            raise
         _sync_folder(path.parent)
     except OSError as error:
         raise UserError(
@@ -107,6 +113,16 @@ def replacing_folder(path: str | Path) -> Iterator[Path]:
     finally:
         for folder in (fresh, old):
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def expanded(paths: Iterable[Path]) -> list[Path]:
+    """The paths, and what those with wildcards match that name no file: shells of Windows leave that to programs."""
+    found: list[Path] = []
+    for path in paths:
+        is_pattern = glob.has_magic(str(path)) and not path.exists()
+        matches = sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor)))) if is_pattern else []
+        found += matches or [path]
+    return found
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -158,7 +174,7 @@ def can_write(folder: Path) -> bool:
     """Whether files can be made in ``folder``; what is marked as read-only is respected by the administrator, too."""
     with contextlib.suppress(OSError):
         tempfile.TemporaryFile(dir=folder).close()
-        return bool(folder.stat().st_mode & 0o222)
+        return sys.platform == "win32" or bool(folder.stat().st_mode & 0o222)  # no permission there, but a mark
     return False
 
 

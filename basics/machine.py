@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import multiprocessing
 import os
 import platform
 import shlex
@@ -71,9 +72,9 @@ def _cpu_quota(cgroup: Path = Path("/sys/fs/cgroup")) -> float:
 
 
 WORKERS_HELP = (
-    "loader processes, a number or auto: on a GPU one for each core but one, at most 16, shared by the processes of "
-    "torchrun; on the CPU, whose cores the training itself wants, a quarter of them, from 1 to 4; does not change the "
-    "result"
+    "loader processes, a number or auto: on a GPU one for each core but one, at most 16 (4 on macOS and Windows, where "
+    "each has to import all anew), shared by the processes of torchrun; on the CPU, whose cores the training itself "
+    "wants, a quarter of them, from 1 to 4; does not change the result"
 )
 
 
@@ -87,7 +88,7 @@ def loader_processes(asked: int | None, device: torch.device) -> int:
     cores = available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # of torchrun
     if device.type == "cpu":
         return min(max(cores // 4, 1), 4)
-    return min(max(cores - 1, 1), 16)
+    return min(max(cores - 1, 1), 16 if multiprocessing.get_start_method() == "fork" else 4)
 
 
 def number_or_auto(text: str) -> int | None:

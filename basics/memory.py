@@ -18,9 +18,10 @@ from basics.errors import UserError
 # Pieces of what PyTorch and the system say when memory runs out; few of them have an exception class.
 NO_MEMORY = (
     *("out of memory", "can't allocate memory", "not enough memory", "cannot allocate memory", "bad_alloc"),
+    "paging file",  # of Windows: "is too small for this operation to complete"
     *("cublas_status_alloc_failed", "cudnn_status_alloc_failed", "unable to find an engine"),  # on a nearly full card
 )
-NO_SHARED_MEMORY = ("shared memory", "bus error", "shm_open", "/dev/shm")
+NO_SHARED_MEMORY = ("shared memory", "shared file mapping", "bus error", "shm_open", "/dev/shm")
 KILLED_WORKER = ("exited unexpectedly", "is killed by signal")
 
 
@@ -44,7 +45,7 @@ def explain_memory(advice: str) -> Iterator[None]:
                 f"the loader processes ran out of shared memory ({short}): lower --workers or --batch-size, "
                 "or enlarge /dev/shm (docker run --shm-size)"
             ) from error
-        if any(piece in text for piece in KILLED_WORKER):
+        if is_lost_worker(error):
             raise UserError(
                 f"a loader process was killed, most often because memory ran out ({short}): lower --workers"
             ) from error
@@ -52,6 +53,11 @@ def explain_memory(advice: str) -> Iterator[None]:
         if out_of_memory or any(piece in text.lower() for piece in NO_MEMORY):
             raise UserError(f"out of memory ({short}): {advice}") from error
         raise
+
+
+def is_lost_worker(error: BaseException) -> bool:
+    """Whether a loader process has ended that should not have."""
+    return isinstance(error, RuntimeError) and any(piece in str(error) for piece in KILLED_WORKER)
 
 
 def free_memory(device: torch.device) -> int | None:

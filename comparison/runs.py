@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from basics.checkpoint import file_sha256
 from basics.device import pick_device
 from basics.errors import UserError
@@ -131,10 +133,14 @@ def _sha256_of(path: Path, modified_ns: int) -> str:
 
 
 class Job:
-    """A run under way: what it prints goes to train.log in its folder and, line by line, to our output."""
+    """A run under way: what it prints goes to train.log in its folder and, line by line, to our output.
 
-    def __init__(self, run: Run, environment: dict[str, str]):
-        self.run = run
+    Attributes:
+        slot: its place among the runs that are trained at a time, from 0.
+    """
+
+    def __init__(self, run: Run, environment: dict[str, str], slot: int = 0):
+        self.run, self.slot = run, slot
         self.last_line = ""
         run.folder.mkdir(parents=True, exist_ok=True)
         self.process = subprocess.Popen(
@@ -177,7 +183,7 @@ def train_missing(plan: Plan, runs: Sequence[Run], jobs: int) -> list[str]:
     states = {run.name: state_of(run) for run in plan.runs}
     waiting = [run for run in runs if states[run.name].kind != "done"]
     print(f"{plan.name}: {len(runs) - len(waiting)} of {len(runs)} runs are done, {len(waiting)} to train")
-    environment, failures = _environment(jobs), []
+    environment, failures, gpus = _environment(jobs), [], _gpus()
     active: list[Job] = []
     with StopSignal() as stop:
         told = False
@@ -186,7 +192,8 @@ def train_missing(plan: Plan, runs: Sequence[Run], jobs: int) -> list[str]:
                 while waiting and len(active) < jobs and not stop.requested:
                     run = waiting.pop(0)
                     print(f"[{run.name}] {run.command}", flush=True)
-                    active.append(Job(run, environment))
+                    slot = min(set(range(jobs)) - {job.slot for job in active})
+                    active.append(Job(run, environment | (_gpu_of(slot, gpus) if jobs > 1 else {}), slot))
                 if stop.requested and not told:
                     told = True
                     print("stopping: the runs under way save themselves first", flush=True)
@@ -207,13 +214,25 @@ def train_missing(plan: Plan, runs: Sequence[Run], jobs: int) -> list[str]:
 
 
 def _environment(jobs: int) -> dict[str, str]:
-    """The runs' environment: several at a time share the threads that one would have."""
+    """The runs' environment: several at a time share the threads and loader processes that one would have."""
     environment = os.environ | {"PYTHONIOENCODING": "utf-8"}  # as `Job` reads them
     if jobs > 1:
+        environment["LOCAL_WORLD_SIZE"] = str(jobs)  # by which `loader_processes` divides the cores
         given = environment.get("OMP_NUM_THREADS", "")
         threads = int(given) if given.isdigit() else available_cores()
         environment["OMP_NUM_THREADS"] = str(max(1, threads // jobs))
     return environment
+
+
+def _gpus() -> list[str]:
+    """The GPUs that may be used, as CUDA_VISIBLE_DEVICES calls them."""
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return [str(number) for number in range(torch.cuda.device_count())] if given is None else given.split(",")
+
+
+def _gpu_of(slot: int, gpus: Sequence[str]) -> dict[str, str]:
+    """What gives a run the GPU of its slot alone; nothing where there is but one, or none."""
+    return {"CUDA_VISIBLE_DEVICES": gpus[slot % len(gpus)]} if len(gpus) > 1 else {}
 
 
 def _outcome(job: Job, stopping: bool) -> list[str]:

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from basics.errors import UserError
-from basics.files import can_write, write_text
+from basics.files import can_write, read_text, write_text
 from datalayouts.annotations import Annotations, Listings
 from datalayouts.rasterizing import draw_masks, embedded_name, mask_name
 from segdata.layouts import Layout, SplitFiles
@@ -80,7 +80,11 @@ class AnnotatedLayout(Layout):
     def _members(self, split: str, faults: list[str]) -> SplitFiles:
         """The pictures of a split: those that a list names, or those that the annotations give it."""
         if split in self.split_lists:
-            names = self.split_lists[split].read_text(encoding="utf-8").split("\n")
+            try:
+                names = read_text(self.split_lists[split]).splitlines()
+            except ValueError as error:
+                faults.append(f"{self.split_lists[split]}: the list cannot be read: {error}")
+                names = []
         elif split in self.split_ids:
             names = self.split_ids[split]
         else:

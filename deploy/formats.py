@@ -72,6 +72,7 @@ def _on_cpu(model: Callable[[Path], ExportedModel]) -> Callable[[Path, torch.dev
     return lambda path, device: model(path)
 
 
+LEFT_BY_SYSTEMS = (".DS_Store", "Thumbs.db", "desktop.ini")  # in folders that were looked at
 FORMATS = {
     "onnx": Format(".onnx", "ONNX Runtime", save_onnx, OnnxModel, cpu_only=False, from_onnx=True),
     "pt2": Format(".pt2", "torch.export", save_pt2, _on_cpu(Pt2Model)),
@@ -123,7 +124,8 @@ def _require_own_folder(path: Path, kind: Format) -> None:
     """A `UserError` if the folder of a page would take the place of one with other files in it."""
     if not kind.files or not path.exists():
         return
-    others = sorted(file.name for file in path.iterdir() if file.name not in kind.files) if path.is_dir() else []
+    there = sorted(file.name for file in path.iterdir()) if path.is_dir() else []
+    others = [name for name in there if name not in kind.files and name not in LEFT_BY_SYSTEMS]
     if others or not path.name:
         held = f"holds other files ({others[0]}), which would be lost" if others else "is the current folder"
         raise UserError(f"--output {path}: the folder {held}: name a new one, such as {path / 'page'}")

@@ -201,7 +201,8 @@ def _from_checkpoint(path: Path, device: torch.device) -> Segmenter:
     if "qat" in checkpoint:
         from deploy.quantized import load_fake_quant
 
-        model, name = load_fake_quant(model, checkpoint), f"{name} qat"
+        device = torch.device("cpu") if device.type == "mps" else device  # which has no fake quantization
+        model, name = load_fake_quant(model, checkpoint).to(device), f"{name} qat"
     name, network = _sized(name, model, checkpoint["input_size"])
     names, palette = checkpoint["class_names"], checkpoint["palette"]
     return Segmenter(network, name, names, palette, parameters, path.stat().st_size, device)

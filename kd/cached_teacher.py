@@ -132,7 +132,7 @@ class CachedTeacher:
             told = self.cut(batch)
             if device.type == "cuda":
                 told = {name: values.pin_memory() for name, values in told.items()}
-        taps = {name: values.to(device, non_blocking=True) for name, values in told.items()}
+        taps = {name: values.to(device, non_blocking=device.type == "cuda") for name, values in told.items()}
         logits = taps.pop("logits")
         self.first_word.look(logits, batch.get("id", ()))
         return TeacherOutput(logits, taps)

@@ -17,6 +17,7 @@ import threading
 from pathlib import Path
 
 import pytest
+import torch
 
 import compare
 from basics.errors import UserError
@@ -357,7 +358,8 @@ def stop(number, frame):
     (folder / "saved").write_text("")
     sys.exit(130)
 signal.signal(signal.SIGTERM, stop)
-print("threads", os.environ.get("OMP_NUM_THREADS"), flush=True)
+print("threads", os.environ.get("OMP_NUM_THREADS"), "of", os.environ.get("LOCAL_WORLD_SIZE"), flush=True)
+print("gpu", os.environ.get("CUDA_VISIBLE_DEVICES"), flush=True)
 (folder / "began").write_text(str(time.time()))
 if "--alpha" in words and value("--seed") == "0" and MODE == "fail":
     sys.exit("error: out of luck")
@@ -398,8 +400,26 @@ def test_jobs_run_at_the_same_time_and_share_the_threads(tmp_path, demo_data, st
     assert train_missing(plan, plan.runs[:2], jobs=2) == []
     began, ended = ([float((run.folder / name).read_text()) for run in plan.runs[:2]] for name in ("began", "ended"))
     assert max(began) < min(ended)
-    assert capsys.readouterr().out.count("threads 4") == 2
+    assert capsys.readouterr().out.count("threads 4 of 2") == 2  # loader processes go by the second number
     assert not plan.runs[2].folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("visible", "jobs", "expected"),
+    [(None, 2, ["0", "1", "0", "1"]), ("5,7,GPU-x", 4, ["5", "7", "GPU-x", "5"]), ("3", 2, ["3"] * 4)],
+)
+def test_each_of_several_runs_has_a_gpu_for_itself(
+    tmp_path, demo_data, stand_in, capsys, monkeypatch, visible, jobs, expected
+):
+    stand_in("pass")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    plan = read_plan(write_plan(tmp_path, demo_data, methods=METHODS), tmp_path)
+    assert train_missing(plan, plan.runs, jobs) == []
+    said = [line.split()[-1] for line in capsys.readouterr().out.splitlines() if "] gpu " in line]
+    assert sorted(said) == sorted(expected)
 
 
 def test_what_is_done_is_not_started(tmp_path, demo_data, stand_in):

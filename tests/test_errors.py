@@ -19,6 +19,22 @@ def test_a_path_that_the_system_refuses_is_one_line(monkeypatch, capsys):
     assert line.startswith("error: xxx") and "too long" in line
 
 
+@pytest.mark.parametrize(
+    ("world", "script", "code"), [("2", "evaluate", 2), ("2", "train_kd", 0), ("1", "evaluate", 0)]
+)
+def test_torchrun_is_for_training_alone(monkeypatch, capsys, world, script, code):
+    """Each of its processes would score everything, into the same file."""
+    monkeypatch.setattr(sys, "argv", [f"/somewhere/{script}.py"])
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setenv("WORLD_SIZE", world)
+    with pytest.raises(SystemExit) as stopped:
+        run_cli(lambda args: None, argparse.ArgumentParser)
+    assert stopped.value.code == code
+    assert capsys.readouterr().err == (
+        "error: evaluate.py is one process: leave torchrun out, which is for train_kd.py\n" if code else ""
+    )
+
+
 def test_a_console_that_cannot_show_a_sign_gets_it_spelled_out(monkeypatch):
     """As on Windows, where redirected output has the system's code page."""
     out, err = (io.TextIOWrapper(io.BytesIO(), encoding="cp1252", newline="") for _ in range(2))

@@ -5,6 +5,7 @@ import csv
 import itertools
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from basics.batch import normalize
 from basics.checkpoint import save_atomic
 from basics.device import exact_dtype
 from basics.errors import UserError
+from basics.files import expanded
 from dataset import build_dataset
 from deploy.segmenter import load_segmenter
 from networks.working_size import at_working_size
@@ -150,6 +152,18 @@ def test_script_prints_tables_and_writes_files(run_script, checkpoint, demo_data
     assert float(line["miou"]) == row["miou"]
     names = build_dataset("demo", demo_data, "val").class_names
     assert all(name in done.stdout and f"iou/{name}" in line for name in names)
+
+
+def test_patterns_are_expanded_where_the_shell_does_not(tmp_path, monkeypatch):
+    """Those of Windows; a file whose name has brackets is itself, and what matches nothing stays, to be named."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("b/best.pth", "a/best.pth", "c[1].pth"):
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).touch()
+    given = [Path("*/best.pth"), Path("c[1].pth"), Path("*.onnx"), tmp_path / "a" / "*.pth"]
+    assert [path.as_posix() for path in expanded(given)] == [
+        "a/best.pth", "b/best.pth", "c[1].pth", "*.onnx", (tmp_path / "a" / "best.pth").as_posix(),
+    ]  # fmt: skip
 
 
 def test_checkpoint_of_other_classes_is_one_line(run_script, tmp_path, demo_data, val_set):

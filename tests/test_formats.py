@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -361,6 +362,8 @@ def test_a_page_takes_no_other_folders_place(best, tmp_path, monkeypatch):
         with pytest.raises(UserError, match=words):
             export_main([best, "--format", "web", "--output", output])
     assert (runs / "last.pth").exists()
+    (runs / "last.pth").rename(runs / ".DS_Store")  # as the Finder leaves it where it has looked
+    assert choose_format("web", runs) is FORMATS["web"]
     monkeypatch.chdir(tmp_path.joinpath("empty").mkdir() or tmp_path / "empty")
     with pytest.raises(UserError, match="is the current folder"):
         export_main([best, "--format", "web", "--output", "."])
@@ -439,7 +442,11 @@ def test_formats_are_found_by_name_or_suffix(tmp_path):
         choose_format("web", tmp_path / "a.onnx")
 
 
-def test_an_older_folder_survives_an_error(tmp_path):
+def open_elsewhere() -> None:
+    raise PermissionError(13, "open in another program")
+
+
+def test_an_older_folder_survives_an_error(tmp_path, monkeypatch):
     (tmp_path / "page").mkdir()
     (tmp_path / "page" / "old").write_text("old")
     with pytest.raises(ValueError), replacing_folder(tmp_path / "page") as folder:
@@ -449,6 +456,12 @@ def test_an_older_folder_survives_an_error(tmp_path):
     with replacing_folder(tmp_path / "page") as folder:
         (folder / "new").write_text("new")
     assert [path.name for path in tmp_path.rglob("*")] == ["page", "new"]
+    with monkeypatch.context() as patch:
+        replace = Path.replace
+        patch.setattr(Path, "replace", lambda path, to: open_elsewhere() if ".tmp" in path.name else replace(path, to))
+        with pytest.raises(UserError, match="cannot write"), replacing_folder(tmp_path / "page") as folder:
+            (folder / "newer").write_text("newer")
+    assert [path.name for path in tmp_path.rglob("*")] == ["page", "new"], "Windows refuses to rename what is open"
     (tmp_path / "file").write_text(json.dumps(1))
     with pytest.raises(UserError, match="a file of that name"), replacing_folder(tmp_path / "file"):
         pass

@@ -190,6 +190,25 @@ def test_a_signal_while_scoring_costs_nothing(tiny_run, whole_run, tmp_path, mon
     assert_same_run(whole_run, tmp_path / "run")
 
 
+def test_ctrl_c_while_loader_processes_start_is_no_lack_of_memory(tiny_run, whole_run, tmp_path, monkeypatch):
+    """It reaches them, too, and they do not ignore it yet: the loader says that they were lost."""
+    step = Trainer.train_step
+
+    def lose_a_worker(self, batch):
+        if self.progress.step == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+            raise RuntimeError("DataLoader worker (pid(s) 1, 2) exited unexpectedly")
+        return step(self, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "train_step", lose_a_worker)
+        child = forks.fork(lambda: main(tiny_run(tmp_path, "--save-steps", "0")), tmp_path / "output.txt")
+        assert forks.wait(child, 60) == 130
+    assert "stopped after step 2; saved" in (tmp_path / "output.txt").read_text()
+    assert main(tiny_run(tmp_path)) == 0
+    assert_same_run(whole_run, tmp_path / "run")
+
+
 def test_an_impatient_second_ctrl_c_ends_the_run(tiny_run, tmp_path, monkeypatch):
     step = Trainer.train_step
 

@@ -39,9 +39,12 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda")
 )
 def test_processes_by_cores(cores, ranks, cpu, gpu, monkeypatch):
     monkeypatch.setattr(machine, "available_cores", lambda: cores)
+    monkeypatch.setattr(machine.multiprocessing, "get_start_method", lambda: "fork")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
     assert (loader_processes(None, CPU), loader_processes(None, GPU)) == (cpu, gpu)
     assert loader_processes(0, GPU) == 0 and loader_processes(5, CPU) == 5
+    monkeypatch.setattr(machine.multiprocessing, "get_start_method", lambda: "spawn")
+    assert loader_processes(None, GPU) == min(gpu, 4) and loader_processes(16, GPU) == 16
 
 
 @pytest.mark.parametrize(

@@ -283,7 +283,7 @@ class Arguments(argparse.Namespace):
 
     def as_plain(self) -> dict[str, object]:
         """By name, paths as text: for config.json and last.pth."""
-        return {key: str(value) if isinstance(value, Path) else value for key, value in vars(self).items()}
+        return {key: value.as_posix() if isinstance(value, Path) else value for key, value in vars(self).items()}
 
     @property
     def run_folder(self) -> Path:

@@ -197,7 +197,7 @@ def build_models(args: Arguments, recipe: Recipe, data: Data, device: torch.devi
             teacher_sha256 = weights_sha256(fitted.model)
             teacher = _make_teacher(args, recipe, data, fitted, device)
     plain = distributed.synchronize_batchnorm(student, device)
-    trained = _fake_quantized(plain) if args.qat else plain
+    trained = _fake_quantized(plain, device) if args.qat else plain
     model = DistilledStudent(trained, recipe, teacher).to(device)
     distributed.synchronize_batchnorm(model.adapters, device)
     # Seeded anew: how many numbers the adapters took must not change the student's dropout.
@@ -213,7 +213,9 @@ def build_models(args: Arguments, recipe: Recipe, data: Data, device: torch.devi
     return Models(plain, trained, model, distiller, average, teacher_sha256)
 
 
-def _fake_quantized(student: SegmentationModel) -> SegmentationModel:
+def _fake_quantized(student: SegmentationModel, device: torch.device) -> SegmentationModel:
+    if device.type == "mps":
+        raise UserError("--qat: PyTorch has no fake quantization on MPS: use --device cpu")
     if distributed.world_size() > 1:
         raise UserError("--qat trains in one process, whose ranges are those of all images: leave torchrun out")
     return FakeQuantModel(student)

@@ -9,8 +9,10 @@ goes through `training.runlog`.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -23,7 +25,7 @@ from basics.checkpoint import load_file, save_atomic
 from basics.device import check_amp, pick_device
 from basics.errors import UserError
 from basics.files import lock_folder
-from basics.memory import explain_memory
+from basics.memory import explain_memory, is_lost_worker
 from basics.signals import Stopped, StopSignal
 from kd.distiller import Recipe
 from networks.working_size import at_working_size
@@ -109,7 +111,8 @@ class Trainer:
         with StopSignal() as stop:
             while not self.is_over():
                 try:
-                    self.run_epoch(stop)
+                    with _losing_workers(stop, self.save_last):
+                        self.run_epoch(stop)
                 except Stopped:
                     return self.interrupted()
         if self.out_of_patience() and not self.pace.is_over():
@@ -291,3 +294,15 @@ class Trainer:
         self.log.close()
         print(f"{best_line(progress, parameters, data.goal)}; everything is in {self.folder}")
         print(time_line(progress, self.args, self.device))
+
+
+@contextlib.contextmanager
+def _losing_workers(stop: StopSignal, save: Callable[[], None]) -> Iterator[None]:
+    """After Ctrl-C take a lost loader process for a stop: it reaches them, too, before they have begun to ignore it."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not stop.requested or not is_lost_worker(error) or distributed.world_size() > 1:
+            raise
+        save()
+        raise Stopped from error
