@@ -16,7 +16,7 @@ import torch
 from tqdm import tqdm
 
 from basics.errors import UserError
-from basics.files import LONGEST_NAME
+from basics.files import LONGEST_NAME, free_bytes
 from basics.memory import explain_memory
 from deploy.results import KINDS, PICTURED, Areas, Band, Look, write_results
 from deploy.segmenter import Segmenter
@@ -25,6 +25,8 @@ from segdata.inputs import Source, find_sources, frames_folder
 from segdata.pictures import Picture, PictureFile
 from segdata.reading import DataError
 from segdata.video import Frame, VideoReader, open_writer
+
+FIRST_FEW = 8  # inputs after which it is known how much room one takes
 
 
 @dataclass
@@ -117,10 +119,12 @@ class Predictor:
             tally.fail(DataError(message))
         for message in found.left_out:
             tally.note(message)
-        start = time.monotonic()
+        start, free = time.monotonic(), free_bytes(self.folder)
         bar = tqdm(found.sources, unit="img", desc="predict", disable=len(found.sources) < 2 or None, leave=False)
         try:
-            for source in bar:
+            for done, source in enumerate(bar):
+                if done == FIRST_FEW:
+                    _remark_room(self.folder, (free - free_bytes(self.folder)) / done, len(found.sources) - done)
                 try:
                     with explain_memory(self.memory_advice):
                         (self.video if source.is_video else self.picture)(source, tally)
@@ -245,3 +249,15 @@ class Predictor:
         if kind == "overlay":
             return self.look.overlay(pixels, mask)
         return np.concatenate([pixels, colorize(mask, self.look.palette)], axis=1)
+
+
+def _remark_room(folder: Path, bytes_each: float, left: int) -> None:
+    """Say early that the disk will not hold it all; a full one ends the run, with what is written in order."""
+    free = free_bytes(folder)
+    if bytes_each * left > free:
+        print(
+            f"warning: some {bytes_each / 1e6:.1f} MB a picture: those that are left, {left:,}, want "
+            f"{bytes_each * left / 1e9:.1f} GB in {folder}, and {free / 1e9:.1f} GB are free (the smallest "
+            "of what --save takes is mask)",
+            file=sys.stderr,
+        )

@@ -16,6 +16,7 @@ from basics.errors import UserError
 from segdata.pictures import looks_like_picture, picture_suffixes
 from segdata.video import CAMERA, VIDEO_SUFFIXES, is_url, looks_like_video
 
+LIVE_PHOTO = (".heic", ".heif", ".jpg", ".jpeg")  # an iPhone's, with a second of video in a .mov of the same name
 NAMED = 5  # of the files that are left out, how many are named
 
 
@@ -51,8 +52,8 @@ class Found:
     Attributes:
         sources: each once.
         missing: a message for each input that means nothing.
-        left_out: messages of what folders and globs hold and do not mean: files that are no pictures or videos, and
-            those that lie where results go.
+        left_out: messages of what folders and globs hold and do not mean: files that are no pictures or videos, those
+            that lie where results go, and the moving half of Live Photos.
     """
 
     sources: list[Source] = field(default_factory=list)
@@ -108,12 +109,14 @@ class _PassedOver:
         results: files that lie where results go.
         dangling: links to nothing.
         twice: files that are meant already, under this name or another: links.
+        moving: videos that belong to a picture beside them: Live Photos of an iPhone.
     """
 
     others: list[PurePath] = field(default_factory=list)
     results: list[PurePath] = field(default_factory=list)
     dangling: list[Path] = field(default_factory=list)
     twice: list[PurePath] = field(default_factory=list)
+    moving: list[PurePath] = field(default_factory=list)
 
     def messages(self, text: str) -> Iterator[str]:
         """A line for each kind, naming some."""
@@ -121,6 +124,7 @@ class _PassedOver:
             (self.others, "file that is no picture or video", "files that are no pictures or videos"),
             (self.results, "file that lies where results go", "files that lie where results go"),
             (self.twice, "name of a file that is there already", "names of files that are there already"),
+            (self.moving, "video of a Live Photo", "videos of Live Photos"),  # their pictures are taken
         ]
         for paths, one, many in kinds:
             if paths:
@@ -190,9 +194,12 @@ def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
 def _sort_out(
     folder: Path, files: Sequence[Path], skip: Sequence[Path], passed_over: _PassedOver
 ) -> Iterator[tuple[str, PurePath, bool]]:
+    stills = {file.with_suffix("") for file in files if file.suffix.lower() in LIVE_PHOTO}
     for file in files:
         relative = file.relative_to(folder)
-        if any(_is_below(file, other) for other in skip):
+        if file.suffix.lower() == ".mov" and file.with_suffix("") in stills:
+            passed_over.moving.append(relative)
+        elif any(_is_below(file, other) for other in skip):
             passed_over.results.append(relative)
         elif not file.exists():
             passed_over.dangling.append(file)

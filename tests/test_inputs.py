@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from deploy import predictor
 from deploy.predictor import Options, Predictor
 from segdata.inputs import find_sources
 from tests.test_segmenter import segmenter
@@ -55,6 +56,29 @@ def test_patterns(tmp_path, pattern, expected):
         save_picture(tmp_path / name)
     found = find_sources([str(tmp_path / pattern)])
     assert [source.name.as_posix() for source in found.sources] == expected
+
+
+def test_the_moving_half_of_a_live_photo_is_left_out(tmp_path):
+    """As an iPhone exports them; a video of its own, or one that is named, is meant."""
+    for name in ("IMG_1.HEIC", "IMG_1.MOV", "IMG_2.jpg", "IMG_2.mov", "clip.MOV", "IMG_3.JPG", "IMG_3.mp4"):
+        (tmp_path / name).touch()
+    found = find_sources([str(tmp_path)])
+    assert [source.path for source in found.sources if source.is_video] == [
+        str(tmp_path / name) for name in ("IMG_3.mp4", "clip.MOV")
+    ]
+    assert f"{tmp_path}: left out 2 videos of Live Photos (IMG_1.MOV, IMG_2.mov)" in found.left_out
+    for named in ("IMG_1.MOV", "*.MOV"):
+        assert str(tmp_path / "IMG_1.MOV") in [s.path for s in find_sources([str(tmp_path / named)]).sources]
+
+
+def test_a_disk_that_will_not_hold_it_all_is_told_early(tmp_path, monkeypatch, capsys):
+    """After a few pictures, by the room that they took."""
+    for number in range(12):
+        save_picture(tmp_path / "in" / f"{number}.png")
+    room = iter([10_000_000, 2_000_000, 2_000_000])
+    monkeypatch.setattr(predictor, "free_bytes", lambda folder: next(room))
+    Predictor(segmenter(), tmp_path / "out", Options(["mask"])).predict([str(tmp_path / "in")])
+    assert "some 1.0 MB a picture: those that are left, 4, want 0.0 GB" in capsys.readouterr().err
 
 
 def test_pictures_where_results_go_are_named(tmp_path):
