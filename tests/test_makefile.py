@@ -57,10 +57,10 @@ def test_demo_commands_are_accepted(clone):
     assert differing == {"name", "unlabelled", "alpha", "temperature", "teacher", "cache_teacher"}
 
 
-def test_the_readme_spells_out_the_same_commands(clone):
+def test_the_page_on_the_demo_spells_out_the_same_commands(clone):
     """For those without make: the same arguments, but for what an interrupted or repeated demo needs."""
     made = re.findall(r"^\S*python (\w+\.py .*)$", dry_run("demo", clone), re.MULTILINE)
-    text = (ROOT / "README.md").read_text(encoding="utf-8").partition("is:\n\n```sh\n")[2].partition("```")[0]
+    text = (ROOT / "docs" / "demo.md").read_text(encoding="utf-8").partition("is:\n\n```sh\n")[2].partition("```")[0]
     spelled = re.findall(r"^python (\w+\.py .*)$", text, re.MULTILINE)
     assert len(spelled) == len(made) == 5
 
