@@ -335,7 +335,11 @@ def test_crowds_are_void_and_said(tmp_path):
 
 
 def test_pictures_without_annotations_are_background(simple):
-    assert not mask_of(find_coco(simple), "default", "p5").any()
+    """Or nobody has annotated them yet: that is for a person to know, and they are counted."""
+    layout = find_coco(simple)
+    assert not mask_of(layout, "default", "p5").any()
+    (remark,) = [remark for remark in layout.remarks if "has no annotation" in remark]
+    assert "picture p5.jpg: has no annotation: all of it is background" in remark
 
 
 def test_masks_are_palette_pngs_in_the_data_sets_colours(tmp_path):

@@ -271,6 +271,27 @@ def test_pictures_alone_are_data_without_masks(tmp_path, image):
         train.require_masks()
 
 
+def test_pictures_that_only_prediction_reads_are_counted(tmp_path):
+    """Half of a phone's pictures are HEIC: without a word a training would be one of the other half."""
+    root = write(tmp_path, "images/{n}.jpg", None)
+    for number in range(3):
+        (root / "images" / f"IMG_{number}.HEIC").touch()
+    remarks = find_layout("folder", root).remarks
+    assert any("images: 3 .heic are not read in training: convert them" in remark for remark in remarks)
+
+
+@pytest.mark.parametrize("masks", [False, True])
+def test_annotations_in_xml_are_no_masks_and_said(tmp_path, masks):
+    """CVAT's and Pascal VOC's; beside masks they are of no matter."""
+    root = write(tmp_path, "images/{n}.jpg", "masks/{n}.png" if masks else None)
+    (root / "annotations").mkdir()
+    (root / "annotations" / "000.xml").touch()
+    remarks = find_layout("folder", root).remarks
+    assert any(".xml files are not read: export them as COCO" in remark for remark in remarks) is not masks
+    with pytest.raises(DataError, match=r"no \.json files there .* export them as COCO"):
+        find_layout("labelme", root)
+
+
 def test_unread_suffixes_are_named(tmp_path):
     root = write(tmp_path, "images/{n}.png", "masks/{n}.png")
     (root / "images/000.png").rename(root / "images/000.heic")
