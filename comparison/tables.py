@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 
 from basics.text import clock, csv_text
@@ -194,8 +195,8 @@ TEX_SIGNS = {
 
 
 def tex_escape(text: str) -> str:
-    """Plain text as LaTeX that prints it."""
-    return "".join(TEX_SIGNS.get(sign, sign) for sign in text)
+    """Plain text as LaTeX that prints it, a minus as one."""
+    return re.sub(r"(?<!\w)-(?=\d)", "$-$", "".join(TEX_SIGNS.get(sign, sign) for sign in text))
 
 
 def to_tex(comparison: Comparison, lines: Sequence[Line]) -> str:
@@ -215,7 +216,9 @@ def to_tex(comparison: Comparison, lines: Sequence[Line]) -> str:
         [
             "% needs \\usepackage{booktabs}",
             r"\begin{table}",
+            r"\centering",
             rf"\caption{{{tex_escape(caption)}}}",
+            rf"\label{{tab:{comparison.plan.name}}}",
             rf"\begin{{tabular}}{{ll{'r' * (len(shown) - 2)}}}",
             r"\toprule",
             " & ".join(tex_escape(title) for title, _, _ in shown) + r" \\",

@@ -26,7 +26,7 @@ def save_litert(program: ExportedProgram, card: ModelCard, path: Path, options: 
     Raises:
         UserError: litert-torch is not installed, or cannot take the graph.
     """
-    litert_torch = need("litert_torch", "litert-torch", "LiteRT export")
+    litert_torch = need("litert_torch", "litert-torch", "LiteRT export (in an environment of its own, docs/formats.md)")
     with quiet():
         try:
             example = example_images(card.input == "uint8", options.size)

@@ -654,6 +654,7 @@ def test_tex(invented):
     columns = len(re.search(r"\\begin\{tabular\}\{(\w+)\}", text)[1])
     assert len(rows) == 4 and {row.count(" & ") + 1 for row in rows} == {columns}
     assert r"55.50 $\pm$ 3.54" in rows[3] and r"mIoU \%" in rows[0]
+    assert tex_escape("-1.9 (-2.6 to +0.1), mIoU-7, one-pixel") == "$-$1.9 ($-$2.6 to +0.1), mIoU-7, one-pixel"
     assert tex_escape(r"a_b & 50 % \x {~^}#$") == (
         r"a\_b \& 50 \% \textbackslash{}x \{\textasciitilde{}\textasciicircum{}\}\#\$"
     )
