@@ -182,6 +182,8 @@ def train_missing(plan: Plan, runs: Sequence[Run], jobs: int) -> list[str]:
     """
     states = {run.name: state_of(run) for run in plan.runs}
     waiting = [run for run in runs if states[run.name].kind != "done"]
+    if plan.args.time_budget is not None:  # what is paired shares the machine's pace, which comes and goes
+        waiting.sort(key=lambda run: plan.seeds.index(run.seed))
     print(f"{plan.name}: {len(runs) - len(waiting)} of {len(runs)} runs are done, {len(waiting)} to train")
     environment, failures, gpus = _environment(jobs), [], _gpus()
     active: list[Job] = []
