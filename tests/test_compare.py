@@ -422,6 +422,16 @@ def test_each_of_several_runs_has_a_gpu_for_itself(
     assert sorted(said) == sorted(expected)
 
 
+@pytest.mark.parametrize(("common", "order"), [("", "0101"), ("time_budget = 3", "0011")])
+def test_at_equal_time_runs_of_a_seed_follow_each_other(tmp_path, demo_data, stand_in, capsys, common, order):
+    """A machine's pace comes and goes, and it decides what fits into the time: what is paired shares it."""
+    stand_in("pass")
+    plan = read_plan(write_plan(tmp_path, demo_data, common, methods=METHODS), tmp_path)
+    assert train_missing(plan, plan.runs, jobs=1) == []
+    said = [line for line in capsys.readouterr().out.splitlines() if "python train_kd.py" in line]
+    assert "".join(line.partition("_seed")[2][0] for line in said) == order
+
+
 def test_what_is_done_is_not_started(tmp_path, demo_data, stand_in):
     stand_in("pass")
     plan = read_plan(write_plan(tmp_path, demo_data, methods=METHODS), tmp_path)
