@@ -1,5 +1,5 @@
 # make demo   install, make the demo data, train a teacher, a student of few labels, and one that the teacher helps
-# make test   install everything and run the whole test suite, a process a core (at most four)
+# make test   install everything and run all fast tests, a process a core (at most four)
 # make gpu    what only a CUDA GPU can show: its tests, then what training costs there (10 minutes)
 # make lint   check style, formatting and types
 #

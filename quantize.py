@@ -1,4 +1,4 @@
-"""Turn a trained student into INT8: a quarter of the size, integer arithmetic on the CPU.
+"""Turn a trained student into INT8: a third of the size, integer arithmetic, faster in some runtimes (docs/int8.md).
 
     python quantize.py checkpoints/RUN/best.pth --dataset voc --output student_int8.onnx     # post-training
     python train_kd.py --qat --student-weights checkpoints/RUN/best.pth --lr 1e-4 --epochs 10 --name QAT

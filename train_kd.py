@@ -1,9 +1,9 @@
 """Train a segmentation network, alone or guided by a frozen teacher.
 
     python train_kd.py --alpha 0 --beta 0                      # baseline: cross-entropy only, no teacher
-    python train_kd.py --alpha 1.0 --temperature 4             # response: + temperature-scaled KL
+    python train_kd.py --alpha 1.0 --temperature 1             # response: + temperature-scaled KL
     python train_kd.py --beta 0.5                              # feature: + cosine of low/mid/high maps
-    python train_kd.py --alpha 1.0 --cache-teacher             # the teacher computed once, then read
+    python train_kd.py --alpha 1.0 --temperature 1 --cache-teacher   # the teacher computed once, then read
     python train_kd.py --preset aicsd --teacher deeplabv3_resnet50   # a published mix of losses
     python train_kd.py --qat --student-weights RUN/best.pth --lr 1e-4 --alpha 1.0    # fit RUN's --student for INT8
     python train_kd.py --resume auto --name RUN                # go on where RUN stopped

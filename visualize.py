@@ -36,7 +36,7 @@ from deploy.teachers import TeacherChoice, add_teacher_arguments, refuse_without
 
 def get_args_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoints", nargs="+", type=Path, metavar="CHECKPOINT", help=".pth, .onnx or .pt2 files")
+    parser.add_argument("checkpoints", nargs="+", type=Path, metavar="CHECKPOINT", help=".pth or exported files")
     add_data_arguments(parser, train=False)
     pick = parser.add_argument_group("which images (spread over the split by default)")
     pick.add_argument("--ids", nargs="+", metavar="ID", help="these images")

@@ -166,13 +166,18 @@ class Arguments(argparse.Namespace):
         metavar="N",
     )
     batch_size: int = flag("optimization", "budget", 16, "crops a step, of all processes together (16)", least=1)
-    lr: float | None = flag("optimization", "budget", None, "base rate (the student's: docs/losses.md)", above=0)
+    lr: float | None = flag("optimization", "budget", None, "learning rate (by student: docs/losses.md)", above=0)
     backbone_lr_factor: float | None = flag(
-        "optimization", "budget", None, "the backbone's share of it (likewise; 1 beside --lr)", least=0, metavar="F"
+        "optimization",
+        "budget",
+        None,
+        "the backbone's share of --lr (by student; 1 if that is given)",
+        least=0,
+        metavar="F",
     )
     weight_decay: float = flag("optimization", "budget", 1e-2, "of convolution weights alone (0.01)", least=0)
-    optimizer: str = flag("optimization", "budget", "adamw", "(adamw)", choices=OPTIMIZERS)
-    schedule: str = flag("optimization", "budget", "poly", "of the rate (poly)", choices=sorted(SCHEDULES))
+    optimizer: str = flag("optimization", "budget", "adamw", "default: adamw", choices=OPTIMIZERS)
+    schedule: str = flag("optimization", "budget", "poly", "of the learning rate (poly)", choices=sorted(SCHEDULES))
     warmup_epochs: float = flag("optimization", "budget", 1.0, "of linear warm-up (1)", least=0)
     input_size: int = flag(
         "optimization",
@@ -234,7 +239,7 @@ class Arguments(argparse.Namespace):
     workers: int | None = flag(
         "machine", "machine", None, WORKERS_HELP, may_change=True, least=0, parse=number_or_auto, metavar="auto|N"
     )
-    seed: int = flag("machine", "run", 0, "of all that is drawn (0)", least=0, most=2**32 - 1)
+    seed: int = flag("machine", "run", 0, "of everything that is drawn by chance (0)", least=0, most=2**32 - 1)
     deterministic: bool = flag("machine", "budget", False, "the same numbers at every run on a GPU, too")
     dist_timeout: float = flag(
         "machine",
