@@ -24,7 +24,7 @@ from basics.signals import StopSignal
 from comparison.plan import Plan, Run
 from comparison.words import TEACHER_ARGUMENTS
 from deploy.teachers import TeacherChoice
-from training.arguments import MAY_CHANGE, Arguments, names_of
+from training.arguments import MAY_CHANGE, Arguments, names_of, option_of
 from training.recipe import settle
 from training.runlog import CONFIG, METRICS, REPORT, read_metrics
 
@@ -78,7 +78,7 @@ def check_config(run: Run) -> None:
     for arguments in (was, now):  # a run keeps what it settled on
         settle(arguments, pick_device(run.args.device))
     changed = [
-        f"--{name.replace('_', '-')} was {getattr(was, name)!r}, is {getattr(now, name)!r} in the plan"
+        f"{option_of(name)} was {getattr(was, name)!r}, is {getattr(now, name)!r} in the plan"
         for name in planned
         if name not in free and getattr(was, name) != getattr(now, name)
     ]

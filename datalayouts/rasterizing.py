@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import struct
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image
 
 from datalayouts.annotations import Annotations, Findings, Item, Picture
 from datalayouts.shapes import Region, paint
+from segdata.orientation import SIDEWAYS
 from segdata.palettes import colour_table, distinct_palette
 from segdata.parallel import map_in_order
 from segdata.pictures import palette_image
-from segdata.reading import DataError, image_size
+from segdata.reading import DataError, read_header
 
 SLACK = 1.0  # pixels beyond the picture's edge that nobody needs to hear of
-TURNED = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
 
 
 def mask_name(picture: Picture) -> str:
@@ -71,7 +69,7 @@ def _draw_picture(
         if picture.embedded:
             path = folder / embedded_name(picture)
             path.write_bytes(picture.embedded())
-        (height, width), stored, orientation = upright_size(path)
+        (height, width), stored, orientation = _sizes_of(path)
     except DataError as error:
         place, _, kind = str(error).partition(": ")
         faults.add(kind or "cannot be read", place)
@@ -122,18 +120,12 @@ def _other_size(as_stored: bool, orientation: int) -> str:
     return "has another size than was annotated; take the picture that was, or scale the annotations"
 
 
-def upright_size(path: Path) -> tuple[tuple[int, int], tuple[int, int], int]:
+def _sizes_of(path: Path) -> tuple[tuple[int, int], tuple[int, int], int]:
     """(H, W) of a picture turned upright as EXIF says, (H, W) as stored, and the EXIF orientation (1 = as stored).
 
     Raises:
         DataError: it is no picture, or absurdly large.
     """
-    image_size(path)  # refuses what cannot be opened
-    with Image.open(path) as image:
-        width, height = image.size
-        try:
-            orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-        except (OSError, SyntaxError, ValueError, TypeError, struct.error):  # damaged EXIF data turn nothing
-            orientation = 1
-    upright = (width, height) if orientation in TURNED else (height, width)
-    return upright, (height, width), orientation
+    header = read_header(path)
+    upright = header.height, header.width
+    return upright, upright[::-1] if header.orientation in SIDEWAYS else upright, header.orientation

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.export import ExportedProgram
 
-from basics.errors import UserError
+from basics.errors import UserError, reason_of
 from deploy.exported import ExportedModel, fixed_size
 from deploy.exporting import ExportOptions, example_images, quiet, without_aliases
 from deploy.model_card import ModelCard
@@ -47,7 +47,7 @@ def save_coreml(program: ExportedProgram, card: ModelCard, path: Path, options: 
                 **given,
             )
         except Exception as error:  # the converter has an exception class for every stage
-            reason = str(error).strip().partition("\n")[0]
+            reason = reason_of(error)
             raise UserError(f"coremltools cannot convert a {card.model}: {reason}") from error
         model.user_defined_metadata.update(card.to_metadata())
         model.save(str(path))

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch.export import ExportedProgram
 
-from basics.errors import UserError
+from basics.errors import UserError, reason_of
 from deploy.exported import ExportedModel, fixed_size
 from deploy.exporting import ExportOptions, quiet
 from deploy.model_card import ModelCard
@@ -34,7 +34,7 @@ def save_executorch(program: ExportedProgram, card: ModelCard, path: Path, optio
             )
             content = lowered.to_executorch().buffer
         except Exception as error:  # every stage has its own
-            reason = str(error).strip().partition("\n")[0] or type(error).__name__
+            reason = reason_of(error)
             raise UserError(f"ExecuTorch cannot take a {card.model}: {reason}") from error
     path.write_bytes(content)
 

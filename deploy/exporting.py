@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.export import Dim, ExportedProgram
 
-from basics.errors import UserError
+from basics.errors import UserError, reason_of
 from deploy.model_card import ModelCard
 
 LEAST_SIZE, LARGEST_SIZE = 32, 16384  # pixels a side that an exported network takes
@@ -102,7 +102,7 @@ def export_program(deployed: Deployed, size: Size | None = None) -> ExportedProg
                 prefer_deferred_runtime_asserts_over_guards=True,
             )
         except Exception as error:  # a network can fail to be captured in many ways
-            reason = str(error).strip().partition("\n")[0]
+            reason = reason_of(error)
             raise UserError(f"torch.export cannot capture a {name}, so it cannot be exported: {reason}") from error
     remove_size_assertions(program.graph_module)
     return program

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch.export import ExportedProgram
 
-from basics.errors import UserError
+from basics.errors import UserError, reason_of
 from deploy.exported import ExportedModel, fixed_size
 from deploy.exporting import ExportOptions, example_images, quiet, without_aliases
 from deploy.model_card import ModelCard
@@ -32,7 +32,7 @@ def save_litert(program: ExportedProgram, card: ModelCard, path: Path, options: 
             example = example_images(card.input == "uint8", options.size)
             litert_torch.convert(without_aliases(program), (example,)).export(str(path))
         except Exception as error:  # the converter has an exception class for every stage
-            reason = str(error).strip().partition("\n")[0]
+            reason = reason_of(error)
             raise UserError(f"litert-torch cannot convert a {card.model}: {reason}") from error
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr(CARD_FILE, json.dumps(card.to_metadata()))

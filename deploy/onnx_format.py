@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.export import ExportedProgram
 
-from basics.errors import UserError
+from basics.errors import UserError, reason_of
 from deploy.exported import ExportedModel, fixed_size
 from deploy.exporting import ExportOptions, quiet
 from deploy.model_card import ModelCard
@@ -45,7 +45,7 @@ def save_onnx(program: ExportedProgram, card: ModelCard, path: Path, options: Ex
                 output_names=[card.output],
             )
         except Exception as error:  # the exporter has an exception class for every stage
-            reason = str(error).strip().partition("\n")[0]
+            reason = reason_of(error)
             raise UserError(f"PyTorch's ONNX exporter cannot translate a {card.model}: {reason}") from error
     assert onnx_program is not None  # with dynamo=True
     model = onnx_program.model

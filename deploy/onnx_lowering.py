@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from basics.errors import UserError
+from basics.errors import UserError, reason_of
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -63,7 +63,7 @@ def check_opset(content: bytes, opset: int, network: str) -> None:
         onnx.checker.check_model(content, full_check=True)
     except Exception as error:  # onnx has a class for every stage
         reason = next((line for line in str(error).splitlines() if "No Op registered" in line or "Node" in line), "")
-        reason = (reason or str(error).strip().splitlines()[0])[:160]
+        reason = (reason or reason_of(error))[:160]
         raise UserError(
             f"--opset {opset}: a {network} has operators that ONNX did not know then ({reason}); "
             f"the default, opset {EXPORTER_OPSET}, is the oldest that PyTorch writes"

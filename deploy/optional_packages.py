@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from types import ModuleType
 
-from basics.errors import UserError
+from basics.errors import UserError, reason_of
 
 
 def need(module: str, package: str, purpose: str) -> ModuleType:
@@ -23,5 +23,5 @@ def need(module: str, package: str, purpose: str) -> ModuleType:
     except ImportError as error:
         top = module.partition(".")[0]
         missing = isinstance(error, ModuleNotFoundError) and error.name in (top, module)
-        reason = "" if missing else f", which is there but cannot be imported ({str(error).splitlines()[0]})"
+        reason = "" if missing else f", which is there but cannot be imported ({reason_of(error)})"
         raise UserError(f"{purpose} needs the package {package}{reason}: pip install {package}") from error

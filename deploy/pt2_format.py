@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch.export import ExportedProgram
 
-from basics.errors import UserError
+from basics.errors import UserError, reason_of
 from deploy.exported import ExportedModel, fixed_size
 from deploy.exporting import ExportOptions, Size, dynamic_shapes, example_images, remove_size_assertions
 from deploy.model_card import ModelCard
@@ -85,7 +85,7 @@ def read_pt2(path: str | Path) -> tuple[ExportedProgram, ModelCard]:
     except Exception as error:  # a damaged file fails in as many ways as there are bytes
         if missing:
             raise missing from error
-        reason = str(error).strip().partition("\n")[0]
+        reason = reason_of(error)
         raise UserError(f"{path}: torch.export cannot read it: {reason}") from error
     try:
         metadata = json.loads(extra[CARD_FILE])

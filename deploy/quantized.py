@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.fx import GraphModule
 
-from basics.errors import UserError
+from basics.errors import UserError, reason_of
 from networks.base import SegmentationModel
 
 MAX_CELLS = 1024  # cells of the coarsest grid a side: 16384 pixels at stride 16
@@ -50,7 +50,7 @@ def capture(model: SegmentationModel) -> GraphModule:
     try:
         return torch.export.export(_Core(model), (example,), dynamic_shapes=(shapes,)).module(check_guards=False)
     except Exception as error:  # a network can fail to be captured in many ways
-        reason = str(error).strip().partition("\n")[0]
+        reason = reason_of(error)
         name = type(model).__name__
         raise UserError(f"torch.export cannot capture a {name}, so it has no INT8 form: {reason}") from error
     finally:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from basics.errors import UserError
+from basics.errors import UserError, reason_of
 
 if TYPE_CHECKING:  # an optional package
     from onnxruntime import InferenceSession
@@ -115,7 +115,7 @@ class OnnxInput:
         try:
             results = session.run(outputs, {self.name: images.astype(self.type, copy=False)})
         except Exception as error:  # ONNX Runtime's own classes share no base
-            reason = str(error).strip().splitlines()[0][:200]
+            reason = reason_of(error)[:200]
             count, _, height, width = images.shape
             what = f"a batch of {count} image{'s' * (count > 1)} of {height}x{width} pixels"
             raise UserError(f"{self.path}: fails on {what}: {reason}") from error

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from basics.checkpoint import external_data, refuse_pointer
-from basics.errors import UserError
+from basics.errors import UserError, reason_of
 
 if TYPE_CHECKING:  # an optional package
     from onnxruntime import InferenceSession
@@ -76,7 +76,7 @@ def open_session(
             options.add_session_config_entry("session.x64quantprecision", "0")
             return onnxruntime.InferenceSession(content or str(path), options, providers=providers)
     except Exception as error:  # ONNX Runtime's own classes share no base
-        reason = str(error).strip().splitlines()[0][:200]
+        reason = reason_of(error)[:200]
         raise UserError(f"{path}: not an ONNX file that ONNX Runtime can run: {reason}") from error
 
 

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from basics.checkpoint import load_file
-from basics.errors import UserError
+from basics.errors import UserError, reason_of
 from networks.class_lists import published_classes, same_names
 from networks.foreign import (
     PROBE,
@@ -217,7 +217,7 @@ def create(spec: str, num_classes: int, *, weights: bool = True) -> SmpModel:
     try:
         model = build_architecture(architecture, encoder, num_classes)
     except Exception as error:  # smp's and timm's refusals: a depth, a stride or a name that they do not have
-        raise UserError(f"{spec} cannot be built: {str(error).strip().partition(chr(10))[0]}") from error
+        raise UserError(f"{spec} cannot be built: {reason_of(error)}") from error
     published = _published_weights(encoder) if weights else None
     if published is None:
         if weights:

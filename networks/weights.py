@@ -20,7 +20,7 @@ from typing import TypeVar
 import torch
 
 from basics.checkpoint import is_plain, load_file
-from basics.errors import UserError
+from basics.errors import UserError, reason_of
 from networks.base import SegmentationModel
 from networks.class_names import named_classes
 
@@ -341,7 +341,7 @@ def fetch(what: str, download: Callable[[], T], option: str) -> T:
     except UserError:
         raise
     except Exception as error:  # each library and transport has its own
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = reason_of(error)
         raise UserError(f"cannot download {what} ({reason}); {option}") from error
 
 

@@ -360,18 +360,18 @@ def test_sizes_come_from_the_picture_where_the_file_has_none(tmp_path):
         (tmp_path / f"train{number}.json").unlink()
 
 
-def test_masks_belong_to_the_upright_picture(tmp_path):
+@pytest.mark.parametrize("name", ["p.jpg", "p.png", "p.tif"])
+def test_masks_belong_to_the_upright_picture(tmp_path, name):
+    """Also in a TIFF, whose size some versions of Pillow turn by themselves."""
     exif = Image.Exif()
     exif[0x0112] = 6
     stored = SIZE[::-1]
-    mask, _ = find_one(tmp_path / "upright", [annotation(1, 7, box(0, 0, 3, 3))], size=SIZE)
-    (tmp_path / "upright" / "images" / "p.jpg").unlink()
-    shutil.rmtree(next((tmp_path / "upright").glob(".masks-*")))
-    save_picture(tmp_path / "upright" / "images" / "p.jpg", size=stored, exif=exif)
-    np.testing.assert_array_equal(mask_of(find_coco(tmp_path / "upright"), "train", "p"), mask)
-    save_picture(tmp_path / "lying" / "images" / "p.jpg", size=stored, exif=exif)
-    write(tmp_path / "lying" / "train.json", document(["p.jpg"], [annotation(1, 7, box(0, 0, 3, 3))], size=stored))
-    with pytest.raises(DataError, match=r"p\.jpg \(annotated as 20x30.*EXIF orientation 6"):
+    for folder, size in (("upright", SIZE), ("lying", stored)):
+        save_picture(tmp_path / folder / "images" / name, size=stored, exif=exif)
+        content = document([name], [annotation(1, 7, box(0, 0, 3, 3))], size=size)
+        write(tmp_path / folder / "train.json", content)
+    np.testing.assert_array_equal(mask_of(find_coco(tmp_path / "upright"), "train", "p"), painted((2, 0, 0, 3, 3)))
+    with pytest.raises(DataError, match=rf"{name} \(annotated as 20x30.*EXIF orientation 6"):
         find_coco(tmp_path / "lying")
 
 

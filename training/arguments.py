@@ -168,12 +168,7 @@ class Arguments(argparse.Namespace):
     batch_size: int = flag("optimization", "budget", 16, "crops a step, of all processes together (16)", least=1)
     lr: float | None = flag("optimization", "budget", None, "learning rate (by student: docs/losses.md)", above=0)
     backbone_lr_factor: float | None = flag(
-        "optimization",
-        "budget",
-        None,
-        "the backbone's share of --lr (by student; 1 if that is given)",
-        least=0,
-        metavar="F",
+        "optimization", "budget", None, "the backbone's share of --lr (by student; 1 if --lr is)", least=0, metavar="F"
     )
     weight_decay: float = flag("optimization", "budget", 1e-2, "of convolution weights alone (0.01)", least=0)
     optimizer: str = flag("optimization", "budget", "adamw", "default: adamw", choices=OPTIMIZERS)
@@ -316,8 +311,8 @@ MAY_CHANGE = frozenset(each.name for each, about in flags() if about.may_change)
 
 def option_of(name: str) -> str:
     """The flag of an argument, as people type it."""
-    about = next(about for each, about in flags() if each.name == name)
-    return about.option or f"--{name.replace('_', '-')}"
+    given = {each.name: about.option for each, about in flags()}
+    return given.get(name) or f"--{name.replace('_', '-')}"  # perhaps one of another version
 
 
 class Parser(argparse.ArgumentParser):

@@ -14,7 +14,7 @@ import torch
 
 from basics.errors import UserError
 from networks.class_names import class_difference, named_classes
-from training.arguments import MAY_CHANGE, Arguments
+from training.arguments import MAY_CHANGE, Arguments, option_of
 from training.goal import MIOU
 
 
@@ -135,7 +135,7 @@ def refuse_changes(saved: Mapping, now: Mapping[str, object], where: str) -> Non
     """
     saved = {**Arguments().as_plain(), **saved}
     changed = [
-        f"--{name.replace('_', '-')} was {reprlib.repr(saved.get(name))}, is {now[name]!r}"
+        f"{option_of(name)} was {reprlib.repr(saved.get(name))}, is {now[name]!r}"
         for name in now
         if name not in MAY_CHANGE and not _same_argument(saved.get(name), now[name])
     ]
