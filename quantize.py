@@ -104,7 +104,7 @@ def main(args: argparse.Namespace) -> None:
     reference = load_fake_quant(model, checkpoint) if "qat" in checkpoint else model
     pictures = real_pictures(reference, checkpoint, args)
     deployed = make_deployed(model, checkpoint, args, int8)
-    write_int8(deployed, pictures, args.max_drop, files)
+    write_int8(deployed, model, pictures, args.max_drop, files)
     parameters = deployed.card.parameters
     fp32 = 4 * parameters / 1e6
     share = output.stat().st_size / 1e6 / fp32

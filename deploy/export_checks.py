@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 from torch.nn import functional as F
 
+from basics.batch import normalize
 from basics.errors import UserError
 from deploy.exporting import Deployed
 from deploy.formats import load_exported
+from deploy.model_card import ModelCard
 
 # (images, height, width): one and more, odd and even, wide and tall.
 CHECK_SIZES = ((1, 256, 256), (2, 97, 131), (1, 33, 255), (3, 180, 64), (1, 321, 240))
 FIXED_PICTURES = 3  # of a file that takes one size
+# Of a telling picture: what a step may change, how many there are, and the patches down and across.
+GREY_LEVELS_A_STEP, STEPS, PATCHES = 16.0, 20, (3, 4)
 
 
 @dataclass(frozen=True)
@@ -41,9 +47,39 @@ def smooth_pictures(images: int, height: int, width: int, seed: int = 0) -> torc
     return (fine + 8 * torch.randn(fine.shape, generator=generator)).clamp(0, 255).to(torch.uint8)
 
 
-@torch.inference_mode()
-def compare(deployed: Deployed, path: Path, sizes: Sequence[tuple[int, int, int]] = CHECK_SIZES) -> list[Difference]:
+def telling_picture(network: nn.Module, card: ModelCard, size: tuple[int, int]) -> torch.Tensor:
+    """A picture, uint8 (1, 3, H, W), that ``network`` decides in several ways.
+
+    Of made-up pictures a student may say background everywhere, and then a file that says background, or takes blue
+    for red, agrees. So a smooth one is drawn towards a patchwork of the classes that come next.
+
+    Args:
+        network: float32; its gradient leads the way.
+    """
+    picture = smooth_pictures(1, *size).float().requires_grad_()
+    optimizer = torch.optim.Adam([picture], lr=GREY_LEVELS_A_STEP)
+
+    def logits() -> torch.Tensor:
+        return network(normalize(picture.clone(), card.mean, card.std))
+
+    likely = logits().detach().mean((0, 2, 3)).argsort(descending=True)[1:5]
+    patches = likely.repeat(math.prod(PATCHES))[: math.prod(PATCHES)].view(1, 1, *PATCHES)
+    target = F.interpolate(patches.float(), size=size)[:, 0].long()
+    for _ in range(STEPS):
+        (picture.grad,) = torch.autograd.grad(F.cross_entropy(logits(), target), picture)
+        optimizer.step()
+        with torch.no_grad():
+            picture.clamp_(0, 255)
+    return picture.detach().round().to(torch.uint8)
+
+
+def compare(
+    deployed: Deployed, path: Path, network: nn.Module, sizes: Sequence[tuple[int, int, int]] = CHECK_SIZES
+) -> list[Difference]:
     """Run the network and the file ``path`` on the same pictures: of several sizes, or several of its one size.
+
+    Args:
+        network: float32, the checkpoint's, for a `telling_picture`.
 
     Raises:
         UserError: the file cannot be read, or gives another shape.
@@ -52,12 +88,14 @@ def compare(deployed: Deployed, path: Path, sizes: Sequence[tuple[int, int, int]
     differences = []
     if exported.fitted_size is not None:
         sizes = FIXED_PICTURES * [(1, *exported.fitted_size)]
-    for seed, (images, height, width) in enumerate(sizes):
-        pictures = smooth_pictures(images, height, width, seed)
+    telling = telling_picture(network, deployed.card, sizes[-1][1:])
+    made = [smooth_pictures(images, height, width, seed) for seed, (images, height, width) in enumerate(sizes)]
+    for pictures in (*made, telling):
+        images, _, height, width = pictures.shape
         if deployed.card.input == "normalized":
-            mean, std = (torch.tensor(values).view(3, 1, 1) for values in (deployed.card.mean, deployed.card.std))
-            pictures = (pictures / 255 - mean) / std
-        expected, got = deployed(pictures), exported.run(pictures)
+            pictures = normalize(pictures, deployed.card.mean, deployed.card.std)
+        with torch.inference_mode():
+            expected, got = deployed(pictures), exported.run(pictures)
         if got.shape != expected.shape or got.dtype != expected.dtype:
             raise UserError(
                 f"the exported file gives {tuple(got.shape)} {got.dtype}, the network {tuple(expected.shape)} "

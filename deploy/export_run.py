@@ -88,7 +88,7 @@ def write_checked(deployed: Deployed, kind: Format, output: Path, options: Expor
 
     def check(path: Path) -> None:
         if kind.runs_here:
-            differences.extend(compare(deployed, path))
+            differences.extend(compare(deployed, path, deployed.model))
             require_agreement(differences, LEAST_AGREEMENT, MOST_DELTA)
 
     write_exported(export_program(deployed, options.size), deployed.card, output, check, kind, options)
@@ -212,5 +212,5 @@ def int8_files(path: Path | None, deployed: Deployed, left_out: list[str]) -> di
             raise UserError(
                 f"--int8 {file}: not this checkpoint's INT8 form: make it by quantize.py, --uint8 and --argmax as here"
             )
-        made[f"{choose_format(None, file).engine} INT8"] = Made(file, compare(deployed, file))
+        made[f"{choose_format(None, file).engine} INT8"] = Made(file, compare(deployed, file, deployed.model))
     return made

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from torch import nn
+
 from basics.errors import UserError
 from deploy.export_checks import compare, require_agreement
 from deploy.exporting import Deployed, export_program
@@ -29,12 +31,17 @@ def require_int8(paths: Sequence[Path]) -> None:
 
 
 def write_int8(
-    deployed: Deployed, pictures: RealPictures | None, max_drop: float | None, paths: Sequence[Path]
+    deployed: Deployed,
+    network: nn.Module,
+    pictures: RealPictures | None,
+    max_drop: float | None,
+    paths: Sequence[Path],
 ) -> None:
     """Write a file in the format of each path's suffix, each checked before it gets its name; print what came of it.
 
     Args:
         deployed: the INT8 network.
+        network: the same in float32.
         pictures: what to score the files on, against the network that they were made from; None: not scored.
         max_drop: points of mIoU (0..100) that a file may lose; None: any.
         paths: names of the files, with `SUFFIXES`.
@@ -46,7 +53,7 @@ def write_int8(
     for name in paths:
 
         def check(path: Path, name: Path = name) -> None:
-            require_agreement(compare(deployed, path), LEAST_AGREEMENT)
+            require_agreement(compare(deployed, path, network), LEAST_AGREEMENT)
             file = load_exported(path)
             if pictures is not None:
                 cost = pictures.cost(file)

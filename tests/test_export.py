@@ -2,21 +2,27 @@
 
 import dataclasses
 import json
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 import export
+import predict
 from basics.batch import MEAN, STD
 from basics.checkpoint import save_atomic
 from basics.errors import UserError, run_cli
+from deploy import export_checks
+from deploy.arguments import make_deployed
 from deploy.exporting import Deployed, export_program
 from deploy.formats import FORMATS, load_exported
 from deploy.segmenter import load_segmenter
 from deploy.speed import file_table, size_alone
 from tests.conftest import assert_one_line_error
 from tests.small import CLASS_NAMES, PALETTE, SmallStudent, balanced, in_zoo, lively, small_checkpoint
+from zoo import load_checkpoint_model
 
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
@@ -202,6 +208,26 @@ def test_nan_is_no_agreement():
             require_agreement([good, bad], 0.999, 1e-3)
     with pytest.raises(UserError):
         require_agreement([Difference(1, 32, 32, 0.0, 0.99)], 0.999, 1e-3)
+
+
+@pytest.mark.parametrize("fault", ["says background", "takes blue for red"])
+def test_the_students_background_hides_no_fault(fault, monkeypatch):
+    """The student that comes along says background of all made-up pictures; what passes is decided on a telling one."""
+    network, checkpoint = load_checkpoint_model(predict.DEFAULT_STUDENT)
+    args = export.get_args_parser().parse_args(["x.pth", "--uint8", "--argmax"])
+    deployed = make_deployed(network, checkpoint, args)
+
+    def run(pictures):
+        mask = deployed(pictures.flip(1))
+        return torch.zeros_like(mask) if fault == "says background" else mask
+
+    faulty = SimpleNamespace(fitted_size=None, run=run)
+    monkeypatch.setattr(export_checks, "load_exported", lambda path: faulty)
+    *smooth, telling = export_checks.compare(deployed, Path("a.onnx"), network)
+    assert min(difference.agreement for difference in smooth) > 0.99, "the reason for the test"
+    assert telling.agreement < 0.8
+    with pytest.raises(UserError, match="differ, file not written"):
+        export_checks.require_agreement([*smooth, telling], 0.9)
 
 
 def test_mistakes(folder, plain, pt2, tmp_path):
