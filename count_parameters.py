@@ -12,7 +12,7 @@ only, are not part of any network here.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from basics.device import add_device_argument, pick_device
 from basics.errors import UserError, run_cli
 from basics.machine import device_name
 from basics.text import text_table
-from networks.cost import count_macs, file_megabytes, measure_latency, parameters_by_part
+from networks.cost import count_macs, file_megabytes, measure_latencies, parameters_by_part
 from networks.sources import short_name
 from zoo import build_model, check_name, load_checkpoint_model
 
@@ -46,16 +46,14 @@ class Cost:
         return sum(self.parts.values())
 
 
-def measure(title: str, model: nn.Module, size: int, device: torch.device, repeats: int) -> Cost:
-    """All costs of ``model``; leaves it on ``device`` in eval mode."""
-    model.eval()
-    return Cost(
-        title=title,
-        parts=parameters_by_part(model),
-        macs=count_macs(model, size),
-        megabytes=file_megabytes(model),
-        latency_ms=measure_latency(model, size, device, repeats=repeats),
-    )
+def measure(models: Mapping[str, nn.Module], size: int, device: torch.device, repeats: int) -> list[Cost]:
+    """All costs of each model, timed in turn; leaves them on ``device`` in eval mode."""
+    counts = {
+        title: (parameters_by_part(model), count_macs(model.eval(), size), file_megabytes(model))
+        for title, model in models.items()
+    }
+    latencies = measure_latencies(models, size, device, repeats=repeats)
+    return [Cost(title, *counts[title], latencies[title]) for title in models]
 
 
 def format_table(costs: Sequence[Cost]) -> str:
@@ -102,15 +100,12 @@ def main(args: argparse.Namespace) -> None:
         check_name(name)
     # Read before anything is measured, so that a wrong path is known at once.
     trained = [load_checkpoint_model(path) for path in args.checkpoints]
-    costs = [
-        measure(short_name(name), build_model(name, args.num_classes), args.size, device, args.repeats)
-        for name in names
-    ]
+    models: dict[str, nn.Module] = {short_name(name): build_model(name, args.num_classes) for name in names}
     for path, (model, checkpoint) in zip(args.checkpoints, trained, strict=True):
-        title = f"{path.resolve().parent.name}/{path.stem} ({checkpoint['model']})"
-        costs.append(measure(title, model, args.size, device, args.repeats))
+        models[f"{path.resolve().parent.name}/{path.stem} ({checkpoint['model']})"] = model
+    costs = measure(models, args.size, device, args.repeats)
     print(f"One {args.size} x {args.size} image, float32, eval mode, no auxiliary heads.")
-    print(f"Latency: median of up to {args.repeats} runs after warm-up, torch {torch.__version__},")
+    print(f"Latency: median of up to {args.repeats} runs in turn after warm-up, torch {torch.__version__},")
     print(f"on {device_name(args.device)}.\n")
     print(format_table(costs))
 

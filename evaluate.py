@@ -27,9 +27,9 @@ from deploy.segmenter import Segmenter, load_segmenter
 from networks.working_size import fault_of_size
 from scoring.front import check_chart, draw_front, read_rows, require_same_data
 from scoring.in_turn import InTurn
-from scoring.protocol import Agreement, check_classes
+from scoring.protocol import Agreement, check_classes, check_untiled
 from scoring.reporting import add_evaluation_arguments, report
-from scoring.submission import submit
+from scoring.submission import refuse_scores, submit
 from scoring.tables import SummaryRow, format_summary, write_results
 
 
@@ -52,13 +52,7 @@ def get_args_parser() -> argparse.ArgumentParser:
 def main(args: argparse.Namespace) -> None:
     args.checkpoints, args.beside = expanded(args.checkpoints), expanded(args.beside)
     if args.submission:
-        if len(args.checkpoints) > 1:
-            raise UserError("--submission takes one checkpoint")
-        segmenter = load_segmenter(args.checkpoints[0], args.device)
-        dataset = build_split(args, "test")
-        check_classes(str(args.checkpoints[0]), segmenter.class_names, dataset)
-        submit(args.submission, segmenter.mask, dataset)
-        return
+        return write_submission(args)
     dataset = build_split(args, args.val_split)
     dataset.require_masks()
     teacher_masks.warn(f"{dataset.name}/{dataset.split}", dataset.files.masks or [], len(dataset))
@@ -80,6 +74,17 @@ def main(args: argparse.Namespace) -> None:
             write_results(rows, args.json, args.csv)
             if args.chart is not None:
                 draw_front([*beside, *rows], args.chart, args.mean_over)
+
+
+def write_submission(args: argparse.Namespace) -> None:
+    """The masks of VOC's test split, which has no truth here to score against."""
+    refuse_scores(args)
+    path, dataset = args.checkpoints[0], build_split(args, "test")
+    segmenter = load_segmenter(path, args.device)
+    segmenter = segmenter.at(args.input_size[0]) if args.input_size else segmenter
+    check_untiled(str(path), segmenter.input_size, "--eval-tile", args.eval_tile)
+    check_classes(str(path), segmenter.class_names, dataset)
+    submit(args.submission, lambda image: segmenter.mask(image, args.eval_tile), dataset)
 
 
 def check_arguments(args: argparse.Namespace, dataset: SegmentationDataset) -> None:

@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from basics.batch import normalize
 from basics.errors import UserError, run_cli
+from datachecks import teacher_masks
 from dataset import add_data_arguments, build_split
 from deploy.arguments import add_form_arguments, check_output, make_deployed
 from deploy.calibration import quantize_calibrated
@@ -64,6 +65,7 @@ def real_pictures(network: SegmentationModel, checkpoint: ModelFile, args: argpa
     try:
         dataset = build_split(args, args.val_split)
         check_classes(str(args.checkpoint), checkpoint["class_names"], dataset)
+        teacher_masks.warn(f"{dataset.name}/{dataset.split}", dataset.files.masks or [], len(dataset))
         return RealPictures(network, dataset, args.score_images, checkpoint["input_size"])
     except UserError as error:
         if args.max_drop is not None:
@@ -101,8 +103,7 @@ def main(args: argparse.Namespace) -> None:
     model, checkpoint = load_checkpoint_model(args.checkpoint)
     int8 = make_int8(model, checkpoint, args)
     # A --qat checkpoint is what it was trained to be only with its rounding.
-    reference = load_fake_quant(model, checkpoint) if "qat" in checkpoint else model
-    pictures = real_pictures(reference, checkpoint, args)
+    pictures = real_pictures(load_fake_quant(model, checkpoint) if "qat" in checkpoint else model, checkpoint, args)
     deployed = make_deployed(model, checkpoint, args, int8)
     write_int8(deployed, model, pictures, args.max_drop, files)
     parameters = deployed.card.parameters

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from basics.errors import UserError
+from datachecks import teacher_masks
 from dataset import build_split
 from deploy.arguments import make_deployed
 from deploy.export_checks import Difference, compare, require_agreement
@@ -167,6 +168,7 @@ def export_all(args: argparse.Namespace) -> None:
     if dataset is not None:
         check_classes(str(args.checkpoint), checkpoint["class_names"], dataset)
         dataset.require_masks()
+        teacher_masks.warn(f"{dataset.name}/{dataset.split}", dataset.files.masks or [], len(dataset))
     deployed = make_deployed(network, checkpoint, args)
     left_out: list[str] = []
     int8 = int8_files(args.int8, deployed, left_out)
@@ -182,7 +184,7 @@ def export_all(args: argparse.Namespace) -> None:
             left_out.append(f"left out: {name}: {error}")
             print(left_out[-1], flush=True)
             continue
-        made[f"{kind.engine} fp32"] = Made(output, differences)
+        made[f"{kind.timed_as} fp32"] = Made(output, differences)
     made |= int8
     if args.rounds and made:
         pictures = RealPictures(network, dataset, args.score_images, working_size) if dataset else None
@@ -207,8 +209,7 @@ def int8_files(path: Path | None, deployed: Deployed, left_out: list[str]) -> di
                 raise
             left_out.append(f"left out: {error}")
             continue
-        same_form = (card.input, card.output) == (deployed.card.input, deployed.card.output)
-        if card.precision != "int8" or not same_form or card.class_names != deployed.card.class_names:
+        if not card.is_int8_of(deployed.card):
             raise UserError(
                 f"--int8 {file}: not this checkpoint's INT8 form: make it by quantize.py, --uint8 and --argmax as here"
             )

@@ -43,6 +43,7 @@ class Format:
         from_onnx: whether it is made by way of an ONNX graph, which has versions.
         companions: suffixes of further files with the same stem.
         runs_on: the `sys.platform` that has the runtime; None for all.
+        stand_in: what runs and times them here, where the engine is elsewhere.
     """
 
     suffix: str
@@ -57,6 +58,12 @@ class Format:
     from_onnx: bool = False
     companions: tuple[str, ...] = ()
     runs_on: str | None = None
+    stand_in: str = ""
+
+    @property
+    def timed_as(self) -> str:
+        """What runs them here, in words."""
+        return self.stand_in or self.engine
 
     @property
     def runs_here(self) -> bool:
@@ -83,7 +90,15 @@ FORMATS = {
         ".mlpackage", "Core ML", save_coreml, _on_cpu(CoreMlModel), one_size=True, folder=True, runs_on="darwin"
     ),
     "web": Format(
-        "", "onnxruntime-web", save_web, _on_cpu(load_web), plain=True, folder=True, files=FILES, from_onnx=True
+        "",
+        "onnxruntime-web",
+        save_web,
+        _on_cpu(load_web),
+        plain=True,
+        folder=True,
+        files=FILES,
+        from_onnx=True,
+        stand_in="page, by ONNX Runtime",
     ),
 }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from basics.errors import UserError
@@ -43,6 +43,10 @@ class ModelCard:
     precision: Precision = "fp32"
     input_size: int = 0
     format: int = 1
+
+    def is_int8_of(self, other: ModelCard) -> bool:
+        """Whether it can be the INT8 form of the network of ``other``, in the same form of file."""
+        return self == replace(other, precision="int8")
 
     def to_metadata(self) -> dict[str, str]:
         """As ONNX keeps it: strings by name, everything but strings as JSON."""

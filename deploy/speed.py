@@ -63,7 +63,7 @@ def file_table(
 ) -> str:
     """File sizes, and milliseconds from the file's own input to its own output, all networks run in turn.
 
-    An INT8 file that takes or gives something else is left out, and said to be. A line says where INT8 is no faster.
+    An INT8 file of another network or form is left out, and said to be. A line says where INT8 is no faster.
 
     Args:
         deployed: the network as PyTorch runs it, in the form that the files have; speed-ups refer to it.
@@ -74,15 +74,14 @@ def file_table(
     """
     paths = {"PyTorch eager fp32": checkpoint}
     for title, path in files.items():
-        paths[f"{choose_format(None, path).engine} {'INT8' if title == 'INT8' else 'fp32'}"] = path
+        paths[f"{choose_format(None, path).timed_as} {'INT8' if title == 'INT8' else 'fp32'}"] = path
     first, *others = paths
     runs: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {first: deployed}
     remarks = []
     for title in others:
         exported = load_exported(paths[title])
-        ours, theirs = ((card.input, card.output) for card in (deployed.card, exported.card))
-        if theirs != ours:
-            remarks.append(f"left out: {paths.pop(title)} takes {theirs[0]} images and gives {theirs[1]}, not as above")
+        if title.endswith(" INT8") and not exported.card.is_int8_of(deployed.card):
+            remarks.append(f"left out: {paths.pop(title)} is not the INT8 form of {checkpoint}: make it by quantize.py")
             continue
         runs[title] = exported.run
     columns = [milliseconds(runs, size, deployed.card.input == "uint8", rounds) for size in sizes]

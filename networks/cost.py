@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import nn
@@ -63,11 +63,29 @@ def file_megabytes(model: nn.Module) -> float:
 def measure_latency(
     model: nn.Module, size: int, device: torch.device, *, warmup: int = 5, repeats: int = 30, limit_s: float = 10
 ) -> float:
-    """Median milliseconds for one ``size`` x ``size`` image, float32, eval mode, after ``warmup`` runs.
+    """As `measure_latencies`, of one network, which nothing is compared with."""
+    return measure_latencies({"": model}, size, device, warmup=warmup, repeats=repeats, limit_s=limit_s)[""]
 
-    The device's queue is waited for before each reading of the clock. Warming up and measuring each
-    end early after ``limit_s`` seconds, so that a big network on a small machine comes to an end, too.
+
+@torch.inference_mode()
+def measure_latencies(
+    models: Mapping[str, nn.Module],
+    size: int,
+    device: torch.device,
+    *,
+    warmup: int = 5,
+    repeats: int = 30,
+    limit_s: float = 10,
+) -> dict[str, float]:
+    """Median milliseconds for one ``size`` x ``size`` image, float32, eval mode, after ``warmup`` runs, all in turn.
+
+    The device's queue is waited for before each reading of the clock. Warming up and measuring each end early after
+    ``limit_s`` seconds a network, so that big networks on a small machine come to an end, too.
     """
-    model = model.to(device).eval()
+    for model in models.values():
+        model.to(device).eval()
     image = torch.randn(1, 3, size, size, device=device)
-    return 1000 * interleave({"": lambda _: model(image)}, repeats, warmup, device, limit_s).median("")
+    # `model=model`: a lambda sees a loop's variable as it is when called.
+    variants = {name: lambda _, model=model: model(image) for name, model in models.items()}
+    timings = interleave(variants, repeats, warmup, device, limit_s * len(models))
+    return {name: 1000 * timings.median(name) for name in models}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import tarfile
 from collections.abc import Callable, Iterable, Sequence
@@ -19,6 +20,17 @@ from segdata.pictures import palette_image
 
 # comp6: trained with any data. comp5, VOC's own data alone, does not allow ImageNet weights.
 FOLDER = "results/VOC2012/Segmentation/comp6_test_cls"
+
+
+def refuse_scores(args: argparse.Namespace) -> None:
+    """A `UserError` for arguments of evaluate.py that mean nothing where there is no truth to score against."""
+    if len(args.checkpoints) > 1 or len(args.input_size or ()) > 1:
+        raise UserError("--submission takes one checkpoint, and at most one --input-size")
+    for name in ("agreement", "mean_over", "chart", "beside", "json", "csv"):
+        if getattr(args, name):
+            raise UserError(f"--submission has no scores: leave out --{name.replace('_', '-')}")
+    if args.amp != "off":
+        raise UserError("--submission is computed in float32: leave out --amp")
 
 
 def submit(path: Path, predict: Callable[[torch.Tensor], torch.Tensor], dataset: SegmentationDataset) -> None:

@@ -146,7 +146,7 @@ def test_main_puts_checkpoints_beside_models(demo_checkpoint, capsys):
 
 
 def test_defaults_are_the_teacher_and_both_students(monkeypatch, capsys):
-    monkeypatch.setattr(script, "measure", lambda title, *args: cost(title, 1))
+    monkeypatch.setattr(script, "measure", lambda models, *args: [cost(title, 1) for title in models])
     script.main(script.get_args_parser().parse_args(["--device", "cpu"]))
     assert "fcn_resnet50      standard       compact" in capsys.readouterr().out
 

@@ -263,9 +263,19 @@ def test_a_stranger_onnx_file_says_what_it_lacks(plain, tmp_path):
         load_exported(tmp_path / "stranger.onnx")
 
 
-def test_the_table_of_speeds(folder, plain):
+def called_int8(file, copy, **changes):
+    """A copy of an .onnx file whose card says INT8, and what else ``changes`` say."""
+    onnx = pytest.importorskip("onnx")
+    model = onnx.load(file)
+    for entry in model.metadata_props:
+        entry.value = ({"precision": "int8"} | changes).get(entry.key, entry.value)
+    onnx.save(model, copy)
+    return copy
+
+
+def test_the_table_of_speeds(folder, plain, tmp_path):
     deployed = Deployed(SmallStudent(3), load_exported(plain).card)
-    files = {"exported": plain, "INT8": plain}
+    files = {"exported": plain, "INT8": called_int8(plain, tmp_path / "int8.onnx")}
     lines = file_table(deployed, folder / "best.pth", files, rounds=2).splitlines()
     titles = ["PyTorch eager fp32", "ONNX Runtime fp32", "ONNX Runtime INT8"]
     assert [line[: len(title)] for line, title in zip(lines[1:4], titles, strict=True)] == titles
@@ -298,7 +308,18 @@ def test_the_table_of_speeds_compares_like_with_like(folder, plain, raw):
     lines = file_table(deployed, folder / "best.pth", {"exported": raw, "INT8": plain}, rounds=2).splitlines()
     assert set(inputs) == {torch.float32, (torch.uint8, torch.uint8)}
     assert [line.split("  ")[0] for line in lines[1:3]] == ["PyTorch eager fp32", "ONNX Runtime fp32"]
-    assert lines[-1] == f"left out: {plain} takes normalized images and gives logits, not as above"
+    assert lines[-1] == f"left out: {plain} is not the INT8 form of {folder / 'best.pth'}: make it by quantize.py"
+
+
+@pytest.mark.parametrize(
+    "changes", [{"parameters": "7"}, {"model": "other"}, {"input_size": "64"}, {"precision": "fp32"}]
+)
+def test_int8_of_another_network_has_no_row(folder, plain, tmp_path, changes):
+    """A file of an earlier student lies beside the new one under the usual name."""
+    deployed = Deployed(SmallStudent(3), load_exported(plain).card)
+    files = {"exported": plain, "INT8": called_int8(plain, tmp_path / "int8.onnx", **changes)}
+    table = file_table(deployed, folder / "best.pth", files, rounds=1)
+    assert " INT8 " not in table.partition("left out")[0] and "int8.onnx is not the INT8 form of" in table
 
 
 def test_on_the_command_line(tmp_path, monkeypatch, capsys):

@@ -483,7 +483,7 @@ def test_the_table_of_all_formats(demo_data, best, tmp_path, capsys, stand_in):
     folder = run_export(tmp_path / "demo.pth", tmp_path / "all", *options, "--dataset", "demo", "--data-dir", demo_data)
     table = capsys.readouterr().out.partition("\nruntime ")[2].splitlines()
     rows = {line.split("  ")[0]: line.split() for line in table[1:] if not line.startswith(("left out", "m"))}
-    assert {"PyTorch fp32", "ONNX Runtime fp32", "torch.export fp32", "onnxruntime-web fp32"} <= set(rows)
+    assert {"PyTorch fp32", "ONNX Runtime fp32", "torch.export fp32", "page, by ONNX Runtime fp32"} <= set(rows)
     onnx_file = folder / "demo.onnx"
     assert f"{onnx_file.stat().st_size / 1e6:.2f}" in rows["ONNX Runtime fp32"]
     confusion = ConfusionMatrix(data.num_classes)
@@ -493,7 +493,7 @@ def test_the_table_of_all_formats(demo_data, best, tmp_path, capsys, stand_in):
     assert miou == f"{100 * confusion.scores().miou:.2f}" and float(alike) > 99.9
     assert "2 pictures of demo/val" in "\n".join(table)
     for name, kind in FORMATS.items():
-        assert (f"{kind.engine} fp32" in rows) != any(line.startswith(f"left out: {name}: ") for line in table), name
+        assert (f"{kind.timed_as} fp32" in rows) != any(line.startswith(f"left out: {name}: ") for line in table), name
     with pytest.raises(UserError, match="needs --output DIR"):
         export_main([best, "--format", "all"])
     with pytest.raises(UserError, match="--dataset is for --format all"):

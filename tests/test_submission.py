@@ -15,6 +15,7 @@ from basics.checkpoint import save_atomic
 from basics.errors import UserError
 from datalayouts.published import VOC_CLASSES
 from dataset import build_dataset
+from deploy.segmenter import load_segmenter
 from evaluate import get_args_parser, main
 from scoring.submission import write_submission
 from tests.tiny import TinyModel
@@ -42,8 +43,8 @@ def voc_test(tmp_path, monkeypatch):
     return tmp_path, model, dataset
 
 
-def submit(folder, name):
-    argv = [folder / "best.pth", "--data-dir", folder, "--submission", folder / name, "--device", "cpu"]
+def submit(folder, name, *more):
+    argv = [folder / "best.pth", "--data-dir", folder, "--submission", folder / name, "--device", "cpu", *more]
     main(get_args_parser().parse_args(list(map(str, argv))))
     return folder / name
 
@@ -64,6 +65,23 @@ def test_masks_are_the_networks_decisions_at_original_size(voc_test):
             expected = logits[0].argmax(0)[:height, :width]
             assert np.array_equal(np.asarray(image), expected)
             assert len(np.unique(expected)) > 1
+
+
+def test_masks_of_another_working_size(voc_test):
+    folder, _, dataset = voc_test
+    expected = load_segmenter(folder / "best.pth", "cpu").at(32)
+    with tarfile.open(submit(folder, "out.tgz", "--input-size", 32), "r:gz") as archive:
+        for number, member in enumerate(archive):
+            mask = np.asarray(Image.open(io.BytesIO(archive.extractfile(member).read())))
+            assert np.array_equal(mask, expected.mask(dataset[number]["image"]).numpy())
+
+
+@pytest.mark.parametrize("more", [("--input-size", 32, 48), ("--json", "a.json"), ("--agreement",), ("--amp", "bf16")])
+def test_what_means_nothing_without_scores_is_refused(voc_test, more):
+    folder, _, _ = voc_test
+    with pytest.raises(UserError, match="--submission"):
+        submit(folder, "out.tgz", *more)
+    assert not (folder / "out.tgz").exists()
 
 
 def test_mistakes_write_nothing(voc_test):
