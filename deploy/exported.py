@@ -27,7 +27,10 @@ class ExportedModel(nn.Module, ABC):
         device: where it runs; images may lie elsewhere, and the results go where they lie.
         fitted_size: height and width of the one image that the file takes; None for any number and size.
         decides_only: its file gives masks: there is no loss to be had of its logits.
+        computes_itself: another runtime than PyTorch's runs it, which no autocast reaches.
     """
+
+    computes_itself = True
 
     def __init__(self, card: ModelCard, device: torch.device, size: Size | None = None) -> None:
         super().__init__()

@@ -31,6 +31,8 @@ class Pt2Model(ExportedModel):
     Elsewhere the graph of an INT8 program runs as written: integers between the layers, float inside them.
     """
 
+    computes_itself = False
+
     def __init__(self, path: str | Path) -> None:
         program, card = read_pt2(path)
         super().__init__(card, torch.device("cpu"), input_size(program))

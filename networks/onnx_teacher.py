@@ -63,6 +63,8 @@ class OnnxTeacher(SegmentationModel):
         UserError: ONNX Runtime is not installed, the file is no ONNX, or input or outputs are not as above.
     """
 
+    computes_itself = True  # see `deploy.exported.ExportedModel`
+
     def __init__(self, path: str | Path, num_classes: int | None, *, own: bool = False):
         super().__init__()
         self.path = Path(path)

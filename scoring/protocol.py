@@ -155,11 +155,13 @@ def evaluate_model(
     prediction. Whoever scores a split again and again keeps its ``loader`` (see `scoring_loader`); else one is
     made here, of ``batch_size`` and ``workers``. Pictures with a side longer than ``tile`` pixels are scored in
     tiles, as predict.py runs them; 0: none are. A `networks.working_size.WorkingSize` is scored at its working size.
+    What another runtime than PyTorch's computes knows no ``amp``.
 
     Raises:
         Stopped: ``stop`` was requested before the last image.
         UserError: the split has no labelled pixel, or the network's outputs are not finite: there is no score.
     """
+    amp = "off" if any(getattr(part, "computes_itself", False) for part in model.modules()) else amp
     protocol, was_training = protocol_text(tile, working_size_of(model), fitted_size_of(model), amp), model.training
     model.eval()
     tuned = torch.backends.cudnn.benchmark

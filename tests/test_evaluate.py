@@ -245,6 +245,22 @@ def test_a_split_without_a_labelled_pixel_has_no_score(run_script, checkpoint, v
     assert not (tmp_path / "s.json").exists()
 
 
+@pytest.mark.parametrize("itself", [False, True])
+def test_what_pytorch_does_not_compute_has_no_half_precision(val_set, model, itself):
+    """Autocast does not reach another runtime, and the protocol says nothing of it."""
+    seen = []
+
+    class Watched(torch.nn.Module):
+        computes_itself = itself
+
+        def forward(self, images):
+            seen.append(torch.is_autocast_enabled("cpu"))
+            return model(images)
+
+    evaluation = evaluate_model(Watched(), val_set, CPU, amp="bf16", progress=False)
+    assert set(seen) == {not itself} and ("computed in bf16" in evaluation.protocol) is not itself
+
+
 def test_numbers_that_are_none_are_null_in_json_and_empty_in_csv(val_set, tmp_path):
     """Of a network that gives masks there is no loss; and none is read as a number."""
 
