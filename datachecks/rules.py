@@ -15,11 +15,11 @@ import numpy as np
 
 from basics.batch import VOID
 from datachecks.census import MaskRecord, PictureRecord, SplitCensus
+from segdata.class_tables import VOID_NAMES
 from segdata.layouts import Layout
 from segdata.orientation import UPRIGHT
 
 SHOWN = 8  # names that one line lists
-VOID_NAMES = {"void", "unlabeled", "unlabelled", "ignore", "ignored"}
 WRITE_COLOURS = "write the colours beside the names in classes.txt"
 
 

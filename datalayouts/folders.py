@@ -236,7 +236,6 @@ class Search:
         layout = Layout(name, self.root, [], [], self.images, self.masks, self.lists, complete=False)
         layout.listings |= self.listings
         layout.remarks += [*self.remarks, *self._doubled(), *self._other_formats()]
-        layout.class_files = [table.path for table in self.tables]
         try:
             if self.tables:
                 layout.take_classes(choose_table(self.tables))

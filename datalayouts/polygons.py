@@ -75,7 +75,7 @@ class AnnotatedLayout(Layout):
             there = [listings.has(path) for path in files.masks]
             faults += _count_missing(files.masks, there, f"delete {self.drawn} to have the masks drawn anew")
             whole = [image and mask for image, mask in zip(whole, there, strict=True)]
-        return _chosen(files, [index for index, complete in enumerate(whole) if complete]), faults
+        return files.part([index for index, complete in enumerate(whole) if complete]), faults
 
     def _members(self, split: str, faults: list[str]) -> SplitFiles:
         """The pictures of a split: those that a list names, or those that the annotations give it."""
@@ -98,13 +98,7 @@ class AnnotatedLayout(Layout):
             faults.append(
                 f"{self.root}: {unknown[0]} is listed in the split {split!r} ({origin}), but not annotated{more}"
             )
-        return _chosen(pool, [places[name] for name in names if name in places])
-
-
-def _chosen(files: SplitFiles, kept: Sequence[int]) -> SplitFiles:
-    """The files at these places."""
-    masks = None if files.masks is None else [files.masks[index] for index in kept]
-    return SplitFiles([files.ids[index] for index in kept], [files.images[index] for index in kept], masks)
+        return pool.part([places[name] for name in names if name in places])
 
 
 def _count_missing(paths: Sequence[Path], there: Sequence[bool], remedy: str) -> list[str]:

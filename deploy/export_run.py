@@ -13,7 +13,7 @@ from deploy.arguments import make_deployed
 from deploy.export_checks import Difference, compare, require_agreement
 from deploy.exporting import LARGEST_SIZE, LEAST_SIZE, Deployed, ExportOptions, Size, export_program
 from deploy.format_table import Made, format_table
-from deploy.formats import FORMATS, Format, choose_format, load_exported, stored_bytes, write_exported
+from deploy.formats import FORMATS, Format, load_exported, require_format, stored_bytes, write_exported
 from deploy.int8_files import SUFFIXES
 from deploy.int8_score import RealPictures
 from deploy.onnx_format import check_versions
@@ -213,5 +213,5 @@ def int8_files(path: Path | None, deployed: Deployed, left_out: list[str]) -> di
             raise UserError(
                 f"--int8 {file}: not this checkpoint's INT8 form: make it by quantize.py, --uint8 and --argmax as here"
             )
-        made[f"{choose_format(None, file).engine} INT8"] = Made(file, compare(deployed, file, deployed.model))
+        made[f"{require_format(file).engine} INT8"] = Made(file, compare(deployed, file, deployed.model))
     return made

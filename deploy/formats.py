@@ -110,20 +110,29 @@ def format_of(path: Path) -> Format | None:
     return next((known for known in FORMATS.values() if known.suffix and known.suffix == path.suffix), None)
 
 
-def choose_format(name: str | None, output: Path | None, option: str = "--output") -> Format:
-    """The format called ``name``, or else that of the suffix of ``output``; ONNX where neither is given.
+def require_format(path: Path) -> Format:
+    """As `format_of`; a `UserError` where it is none of ours."""
+    found = format_of(path)
+    if found is None:
+        raise UserError(f"{path}: no exported file, by its name: they end in {_suffixes()}")
+    return found
 
-    Args:
-        option: what gave ``output``, as messages call it.
+
+def _suffixes() -> str:
+    return ", ".join(known.suffix for known in FORMATS.values() if known.suffix)
+
+
+def choose_format(name: str | None, output: Path | None) -> Format:
+    """The format of --format ``name``, or else of the suffix of --output; ONNX where neither is given.
 
     Raises:
         UserError: there is none of that name or suffix, or they contradict each other.
     """
-    suffixes = ", ".join(known.suffix for known in FORMATS.values() if known.suffix)
+    suffixes = _suffixes()
     if name is None:
         found = FORMATS["onnx"] if output is None else format_of(output)
         if found is None:
-            raise UserError(f"{option} {output}: the name must end in one of {suffixes}, or --format say what it is")
+            raise UserError(f"--output {output}: the name must end in one of {suffixes}, or --format say what it is")
         return found
     found = choose(FORMATS, name, "--format")
     if output is not None and output.suffix != found.suffix and found.suffix:
@@ -161,7 +170,7 @@ def write_exported(
         kind: the format; None for that of the suffix.
         options: what the format is asked for.
     """
-    kind = kind or choose_format(None, path)
+    kind = kind or require_format(path)
     _require_own_folder(path, kind)
     options = options or ExportOptions()
     with contextlib.ExitStack() as stack:
@@ -177,7 +186,7 @@ def write_exported(
 def load_exported(path: str | Path, device: torch.device | str = "cpu") -> ExportedModel:
     """The network in an exported file, in eval mode."""
     path = Path(path)
-    return choose_format(None, path).load(path, torch.device(device)).eval()
+    return require_format(path).load(path, torch.device(device)).eval()
 
 
 def stored_bytes(path: Path) -> int:

@@ -10,7 +10,7 @@ from torch import nn
 from basics.errors import UserError
 from deploy.export_checks import compare, require_agreement
 from deploy.exporting import Deployed, export_program
-from deploy.formats import choose_format, load_exported, stored_bytes, write_exported
+from deploy.formats import load_exported, require_format, stored_bytes, write_exported
 from deploy.int8_score import RealPictures
 
 SUFFIXES = (".onnx", ".pt2", ".xml")  # of the formats that INT8 is written in
@@ -76,5 +76,5 @@ def _print_layers(name: Path, layers: tuple[int, int] | None) -> None:
     integer, total = layers
     if not integer and name.suffix == ".onnx":
         raise UserError("ONNX Runtime executes not one layer of the INT8 file with integers: file not written")
-    engine = choose_format(None, name).engine
+    engine = require_format(name).engine
     print(f"{name}: {engine} executes {integer} of {total} layers with integer kernels on this machine")

@@ -14,7 +14,7 @@ from basics.text import text_table
 from basics.timing import interleave
 from deploy.export_checks import smooth_pictures
 from deploy.exporting import LEAST_SIZE, Deployed, Size
-from deploy.formats import choose_format, load_exported, stored_bytes
+from deploy.formats import load_exported, require_format, stored_bytes
 from deploy.segmenter import Segmenter
 
 TIMED_RUNS, WARMUP_RUNS = 50, 5  # of a picture
@@ -74,7 +74,7 @@ def file_table(
     """
     paths = {"PyTorch eager fp32": checkpoint}
     for title, path in files.items():
-        paths[f"{choose_format(None, path).timed_as} {'INT8' if title == 'INT8' else 'fp32'}"] = path
+        paths[f"{require_format(path).timed_as} {'INT8' if title == 'INT8' else 'fp32'}"] = path
     first, *others = paths
     runs: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {first: deployed}
     remarks = []

@@ -32,6 +32,7 @@ import torch
 
 from basics.errors import UserError, choose
 from kd import feature_losses, hard_losses, logit_losses
+from networks.base import TAPS
 
 # ---- the registry ----
 
@@ -67,8 +68,7 @@ class LossSpec:
     min_classes: int = 1
 
 
-ENCODER_TAPS = ("low", "mid", "high")
-TAPS = (*ENCODER_TAPS, "decoder")
+ENCODER_TAPS = TAPS[:-1]
 
 LOSSES: dict[str, LossSpec] = {
     # The softmax of a single class is 1 everywhere.

@@ -59,7 +59,6 @@ class Layout:
         labels: how masks are written.
         naming: what the names of images and of masks have in common; None: to be looked for.
         complete: every image must have a mask. Otherwise those without are left out where no list names them.
-        class_files: the class lists that the data bring.
         class_fault: why they give no classes; ``class_names`` is empty then.
         remarks: what a person should know of how the data were understood, one line each.
     """
@@ -75,7 +74,6 @@ class Layout:
     labels: Labels = field(default_factory=IndexLabels)
     naming: tuple[Affixes, Affixes] | None = None
     complete: bool = True
-    class_files: list[Path] = field(default_factory=list)
     class_fault: str = ""
     remarks: list[str] = field(default_factory=list)
     # Kept, because folders are listed once.
