@@ -55,6 +55,9 @@ class LossSpec:
         uses_temperature: ``fn`` takes ``temperature``.
         uses_stride: ``fn`` takes ``stride``, the pixels a cell.
         min_classes: with fewer it has no gradient, whatever the student says.
+        rotatable: of ``features``: it sees the teacher's vectors by their inner products alone, which a teacher cache
+            keeps. The others look at each channel by itself (its ReLU, its softmax over positions, its deviation, its
+            maximum), which means nothing for a rotated vector.
     """
 
     fn: Callable[..., torch.Tensor]
@@ -66,6 +69,7 @@ class LossSpec:
     uses_temperature: bool = False
     uses_stride: bool = False
     min_classes: int = 1
+    rotatable: bool = False
 
 
 ENCODER_TAPS = TAPS[:-1]
@@ -83,11 +87,15 @@ LOSSES: dict[str, LossSpec] = {
     "dist": LossSpec(logit_losses.dist, "logits", "Huang 2022", min_classes=2),
     # A class is compared with the others: with one other, each unit row is (0, 1) or (1, 0).
     "icsd": LossSpec(logit_losses.icsd, "logits", "Mansourian 2024", min_classes=3),
-    "cosine": LossSpec(feature_losses.cosine, "features", "Romero 2015", taps=ENCODER_TAPS, adapter=True),
-    "pixelwise": LossSpec(feature_losses.pixelwise, "features", "Mansourian 2023", taps=("decoder",), adapter=True),
+    "cosine": LossSpec(
+        feature_losses.cosine, "features", "Romero 2015", taps=ENCODER_TAPS, adapter=True, rotatable=True
+    ),
+    "pixelwise": LossSpec(
+        feature_losses.pixelwise, "features", "Mansourian 2023", taps=("decoder",), adapter=True, rotatable=True
+    ),
     # 16 cells a side: a matrix of 256 x 256 cosines an image.
-    "pairwise": LossSpec(feature_losses.pairwise, "features", "Liu 2019", taps=("high",), max_grid=16),
-    "at": LossSpec(feature_losses.at, "features", "Zagoruyko 2017", taps=ENCODER_TAPS),
+    "pairwise": LossSpec(feature_losses.pairwise, "features", "Liu 2019", taps=("high",), max_grid=16, rotatable=True),
+    "at": LossSpec(feature_losses.at, "features", "Zagoruyko 2017", taps=ENCODER_TAPS, rotatable=True),
     "csd": LossSpec(feature_losses.csd, "features", "Jenssen 2006", taps=ENCODER_TAPS, adapter=True),
     "cwd_feat": LossSpec(
         feature_losses.cwd_feat, "features", "Shu 2021", taps=("decoder",), adapter=True, uses_temperature=True

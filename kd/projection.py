@@ -1,9 +1,10 @@
 """Projections that make a teacher's feature maps small enough to keep, angles and lengths as good as kept.
 
 The basis is orthonormal and holds the mean's direction and the leading principal components beside it, as many as keep
-`KEEP` of the variance of vectors that it was not fitted to. Inner products of feature vectors, the only thing the
-losses in `KEPT_LOSSES` look at on the teacher's side, survive up to the variance that is left out. What is stored is
-centred, because the mean is large and would eat the storage type's precision; on reading it is added again.
+`KEEP` of the variance of vectors that it was not fitted to. Inner products of feature vectors, the only thing that
+losses which are `kd.losses.LossSpec.rotatable` look at on the teacher's side, survive up to the variance that is left
+out. What is stored is centred, because the mean is large and would eat the storage type's precision; on reading it is
+added again.
 """
 
 from __future__ import annotations
@@ -16,9 +17,6 @@ from torch.nn import functional as F
 
 KEEP = 0.9  # share of the variance
 EXACT_CHANNELS = 64  # maps of so few channels are kept as they are
-# Feature losses that see the teacher's vectors by their inner products alone. The others look at each channel by
-# itself (its ReLU, its softmax over positions, its deviation, its maximum), which means nothing for a rotated vector.
-KEPT_LOSSES = ("cosine", "pixelwise", "pairwise", "at")
 
 
 @dataclass(frozen=True)

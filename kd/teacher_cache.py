@@ -57,8 +57,8 @@ from kd.cache_store import (
 )
 from kd.cached_teacher import CachedTeacher, InOrder, TrainingSplit, load_projections, measure_agreement
 from kd.distiller import LiveTeacher, Recipe, TeacherOutput, pad_batch
-from kd.losses import loss_name
-from kd.projection import EXACT_CHANNELS, KEEP, KEPT_LOSSES, Projection, fit_projection
+from kd.losses import LOSSES, loss_of
+from kd.projection import EXACT_CHANNELS, KEEP, Projection, fit_projection
 from networks.base import SegmentationModel
 from networks.folding import fold_batchnorm
 from segdata.orientation import UPRIGHT
@@ -151,10 +151,11 @@ def _announce(folder: Path, manifest: dict[str, Any], taps: Sequence[str]) -> No
 
 def _check_losses(recipe: Recipe, model: SegmentationModel) -> None:
     for name in recipe.names("features"):
-        if loss_name(name) not in KEPT_LOSSES:
+        if not loss_of(name).rotatable:
+            served = ", ".join(known for known, spec in LOSSES.items() if spec.rotatable)
             raise UserError(
                 f"loss {name!r} needs the teacher's own channels, and a cache keeps a projection of them (enough for "
-                f"{', '.join(KEPT_LOSSES)}): leave out --cache-teacher, or the loss"
+                f"{served}): leave out --cache-teacher, or the loss"
             )
     for tap in recipe.taps:
         if tap not in model.tap_channels:

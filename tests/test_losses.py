@@ -652,3 +652,18 @@ def test_terms_on_auxiliary_heads_want_nothing_of_the_teachers_maps():
     assert recipe.names("hard") == ["ce", "ce@high"] and recipe.names("logits") == ["kl@mid+high"]
     assert not Recipe({"ce": 1.0, "ce@high": 0.5}).needs_teacher
     assert Recipe({"ce": 1.0, "ce@high": 0.5, "kl": 1.0}).without_hard().weights == {"kl": 1.0}
+
+
+@pytest.mark.parametrize("name", [name for name, spec in LOSSES.items() if spec.kind == "features"])
+def test_what_a_cache_may_rotate(name):
+    """A loss on inner products alone has the same value where the vectors of both sides are turned, no other has."""
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (torch.randn(2, 8, 6, 7, generator=generator) for _ in range(2))
+    turn, _ = torch.linalg.qr(torch.randn(8, 8, generator=generator))
+    spec, valid = LOSSES[name], torch.ones(2, 6, 7, dtype=torch.bool)
+    more = {"temperature": 2.0} if spec.uses_temperature else {}
+    plain, turned = (
+        spec.fn(*(torch.einsum("ij,bjhw->bihw", by, maps) for maps in (student, teacher)), valid, **more)
+        for by in (torch.eye(8), turn)
+    )
+    assert torch.isclose(plain, turned, rtol=1e-4) == spec.rotatable
