@@ -13,7 +13,7 @@ from deploy.arguments import make_deployed
 from deploy.export_checks import Difference, compare, require_agreement
 from deploy.exporting import LARGEST_SIZE, LEAST_SIZE, Deployed, ExportOptions, Size, export_program
 from deploy.format_table import Made, format_table
-from deploy.formats import FORMATS, Format, load_exported, require_format, stored_bytes, write_exported
+from deploy.formats import FORMATS, Format, load_exported, require_format, stored_bytes, writing_exported
 from deploy.int8_files import SUFFIXES
 from deploy.int8_score import RealPictures
 from deploy.onnx_format import check_versions
@@ -92,7 +92,8 @@ def write_checked(deployed: Deployed, kind: Format, output: Path, options: Expor
             differences.extend(compare(deployed, path, deployed.model))
             require_agreement(differences, LEAST_AGREEMENT, MOST_DELTA)
 
-    write_exported(export_program(deployed, options.size), deployed.card, output, check, kind, options)
+    with writing_exported(export_program(deployed, options.size), deployed.card, output, check, kind, options):
+        pass
     print(f"{output}: {stored_bytes(output) / 1e6:.2f} MB, ", end="")
     if kind.runs_here:
         print("agrees with the checkpoint:", *map(str, differences), sep="\n", flush=True)

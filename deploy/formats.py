@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -155,15 +155,16 @@ def _require_own_folder(path: Path, kind: Format) -> None:
         raise UserError(f"--output {path}: the folder {held}: name a new one, such as {path / 'page'}")
 
 
-def write_exported(
+@contextlib.contextmanager
+def writing_exported(
     program: ExportedProgram,
     card: ModelCard,
     path: Path,
     check: Callable[[Path], object],
     kind: Format | None = None,
     options: ExportOptions | None = None,
-) -> None:
-    """Write ``path`` if what is written passes ``check``.
+) -> Iterator[None]:
+    """Write ``path`` under a temporary name; it gets its own when the block ends, if it passes ``check`` before.
 
     Args:
         check: is given the file under a temporary name; raises `UserError` where it is no good.
@@ -181,6 +182,7 @@ def write_exported(
             assert companion == temporary.with_suffix(suffix)
         kind.save(program, card, temporary, options)
         check(temporary)
+        yield
 
 
 def load_exported(path: str | Path, device: torch.device | str = "cpu") -> ExportedModel:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from torch import nn
@@ -10,7 +12,7 @@ from torch import nn
 from basics.errors import UserError
 from deploy.export_checks import compare, require_agreement
 from deploy.exporting import Deployed, export_program
-from deploy.formats import load_exported, require_format, stored_bytes, write_exported
+from deploy.formats import load_exported, require_format, stored_bytes, writing_exported
 from deploy.int8_score import RealPictures
 
 SUFFIXES = (".onnx", ".pt2", ".xml")  # of the formats that INT8 is written in
@@ -37,7 +39,7 @@ def write_int8(
     max_drop: float | None,
     paths: Sequence[Path],
 ) -> None:
-    """Write a file in the format of each path's suffix, each checked before it gets its name; print what came of it.
+    """Write a file in the format of each path's suffix, all checked before any gets its name; print what came of it.
 
     Args:
         deployed: the INT8 network.
@@ -50,23 +52,25 @@ def write_int8(
         UserError: a file does not do what the network does, loses too much, or its runtime is not installed.
     """
     program = export_program(deployed)
+
+    def check(path: Path, name: Path) -> None:
+        require_agreement(compare(deployed, path, network), LEAST_AGREEMENT)
+        file = load_exported(path)
+        if pictures is not None:
+            cost = pictures.cost(file)
+            print(f"{name}: {cost}")
+            if max_drop is not None and cost.drop > max_drop:
+                raise UserError(
+                    f"{name}: INT8 loses {cost.drop:.1f} points of mIoU, more than --max-drop {max_drop:g}: nothing "
+                    "written; train for INT8 (train_kd.py --qat), or take more --calibration-images"
+                )
+        _print_layers(name, file.integer_layers())
+
+    with contextlib.ExitStack() as files:  # all or none: an old one beside a new one would pass for its like
+        for name in paths:
+            files.enter_context(writing_exported(program, deployed.card, name, partial(check, name=name)))
     for name in paths:
-
-        def check(path: Path, name: Path = name) -> None:
-            require_agreement(compare(deployed, path, network), LEAST_AGREEMENT)
-            file = load_exported(path)
-            if pictures is not None:
-                cost = pictures.cost(file)
-                print(f"{name}: {cost}")
-                if max_drop is not None and cost.drop > max_drop:
-                    raise UserError(
-                        f"INT8 loses {cost.drop:.1f} points of mIoU, more than --max-drop {max_drop:g}: {name} not "
-                        "written; train for INT8 (train_kd.py --qat), or take more --calibration-images"
-                    )
-            _print_layers(name, file.integer_layers())
-
-        write_exported(program, deployed.card, name, check)
-        print(f"  {stored_bytes(name) / 1e6:.2f} MB")
+        print(f"{name}: {stored_bytes(name) / 1e6:.2f} MB")
 
 
 def _print_layers(name: Path, layers: tuple[int, int] | None) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 from tqdm import tqdm
 
 from basics.batch import normalize
@@ -62,16 +64,26 @@ class RealPictures:
         self.dataset = dataset
         self.indices = [number * len(dataset) // count for number in range(count)]
         self.name = f"{count} pictures of {dataset.name}/{dataset.split}"
-        self.masks, scores = self._run(network)
+        self.network = network
+        scores = self._before[1]
         if not scores.pixels:
             raise UserError(f"{self.name}: not one labelled pixel, so nothing to score INT8 on")
         self.miou = scores.miou
 
+    @functools.cached_property
+    def _before(self) -> tuple[list[torch.Tensor], Scores]:
+        return self._run(self.network)
+
+    @functools.cached_property
+    def _before_decided(self) -> tuple[list[torch.Tensor], Scores]:
+        return self._run(_Decided(self.network))
+
     def cost(self, file: nn.Module) -> Cost:
-        """What the network loses as ``file``."""
+        """What the network loses as ``file``, but not by the coarser borders of masks at a working size."""
         masks, scores = self._run(file)
-        same = sum(int((ours == theirs).sum()) for ours, theirs in zip(self.masks, masks, strict=True))
-        return Cost(self.miou, scores.miou, same / sum(mask.numel() for mask in masks), self.name)
+        ours, before = self._before_decided if getattr(file, "decides_only", False) else self._before
+        same = sum(int((one == other).sum()) for one, other in zip(ours, masks, strict=True))
+        return Cost(before.miou, scores.miou, same / sum(mask.numel() for mask in masks), self.name)
 
     @torch.inference_mode()
     def _run(self, network: nn.Module) -> tuple[list[torch.Tensor], Scores]:
@@ -83,3 +95,15 @@ class RealPictures:
             confusion.update(mask, sample["mask"])
             masks.append(mask.to(torch.uint8))
         return masks, confusion.scores()
+
+
+class _Decided(nn.Module):
+    """A network whose logits are 1 at the class it decides for and 0 elsewhere, as of an `ExportedModel` of masks."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits = self.network(images)
+        return F.one_hot(logits.argmax(1), logits.shape[1]).movedim(-1, 1).to(logits.dtype)

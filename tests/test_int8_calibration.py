@@ -171,6 +171,29 @@ def test_cost_in_points_of_miou_and_agreement():
     )
 
 
+def test_what_a_file_of_masks_loses_by_its_borders_is_not_int8s():
+    """At a working size masks are enlarged where logits would be: the same network, if it decides, loses nothing."""
+    torch.manual_seed(0)
+    network = nn.Conv2d(3, 2, 3, padding=1)
+
+    class Photos(Pictures):
+        def __getitem__(self, index):
+            generator = torch.Generator().manual_seed(index)
+            picture = torch.randint(256, (3, 45, 60), generator=generator, dtype=torch.uint8)
+            return {"image": picture, "mask": torch.randint(2, (45, 60), generator=generator, dtype=torch.uint8)}
+
+    class Masks(nn.Module):
+        decides_only = True
+
+        def forward(self, images):
+            return nn.functional.one_hot(network(images).argmax(1), 2).movedim(-1, 1).float()
+
+    real = RealPictures(network, Photos(), 2, input_size=32)
+    cost = real.cost(Masks())
+    assert cost.drop == 0 and cost.agreement == 1
+    assert cost.before != real.miou, "the borders are coarser"
+
+
 def test_pictures_without_a_labelled_pixel_are_refused():
     void = Pictures(((255,) * 4, (255,) * 4))
     with pytest.raises(UserError, match="2 pictures of tiny/val: not one labelled pixel"):

@@ -22,6 +22,7 @@ from tests.small import DROPOUT, EPS, MOMENTUM, SmallStudent, in_zoo, lively, sm
 pytest.importorskip("torchao")
 
 from deploy import graphs, quantization, torch_internals
+from deploy import int8_files as writing
 from deploy.calibration import quantize_calibrated
 from deploy.quantized import FakeQuantModel, capture
 
@@ -396,14 +397,25 @@ def test_int8_stands_in_the_table_of_formats(int8_files, demo_student, demo_data
     assert "qat.onnx: not this checkpoint's INT8 form" in done.stderr
 
 
-def test_no_file_loses_more_than_is_allowed(int8_files, demo_student, demo_data, tmp_path):
+@pytest.mark.parametrize("fails", ["loss", "second"])
+def test_all_files_are_written_or_none(demo_student, demo_data, tmp_path, monkeypatch, fails):
+    """That lose no more than is allowed and do what the network does; those that were there stay."""
     import quantize
 
-    output = tmp_path / "a.onnx"
-    words = [str(demo_student), "--output", str(output), "--calibration-images", "2", "--score-images", "3"]
-    words += ["--dataset", "demo", "--data-dir", str(demo_data), "--max-drop", "-50"]
-    with pytest.raises(UserError, match=r"points of mIoU, more than --max-drop -50: .*a\.onnx not written; train for"):
-        quantize.main(quantize.get_args_parser().parse_args(words))
+    words = [str(demo_student), "--output", str(tmp_path / "a.onnx"), "--calibration-images", "2"]
+    words += ["--score-images", "3", "--dataset", "demo", "--data-dir", str(demo_data)]
+    message = r"a\.onnx: INT8 loses .* points of mIoU, more than --max-drop -50: nothing written; train for"
+    if fails == "second":
+        message = "the second is no good"
+
+        def refuse(*args):
+            raise UserError(message)
+
+        compare = writing.compare
+        checked = {".onnx": compare, ".pt2": refuse}
+        monkeypatch.setattr(writing, "compare", lambda *args: checked[args[1].suffix](*args))
+    with pytest.raises(UserError, match=message):
+        quantize.main(quantize.get_args_parser().parse_args([*words, *(["--max-drop", "-50"] * (fails == "loss"))]))
     assert not list(tmp_path.iterdir())
 
 
