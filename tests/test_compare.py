@@ -729,6 +729,25 @@ def test_a_comparison_from_end_to_end(tmp_path, demo_data, demo_checkpoint, monk
         call("--report-only")
 
 
+@pytest.mark.parametrize(("size", "expected"), [("teacher_size = 48\ncache_teacher = true", 0), ("", 64)])
+def test_a_teacher_of_a_working_size_is_not_cut_into_tiles(
+    tmp_path, demo_data, demo_checkpoint, val_set, monkeypatch, size, expected
+):
+    """Each tile would be enlarged to that size; the students, which see pictures natively, are cut."""
+    teacher = f'teacher = "fastlitessnet"\nteacher_weights = "{demo_checkpoint("fastlitessnet")}"'
+    plan = read_plan(write_plan(tmp_path, demo_data, f"{teacher}\neval_tile = 64\n{size}", methods=METHODS), tmp_path)
+    evaluate, tiles = scoring.evaluate_model, []
+
+    def watch(*args, **options):
+        tiles.append(options["tile"])
+        return evaluate(*args, **options)
+
+    monkeypatch.setattr(scoring, "evaluate_model", watch)
+    plan.folder.mkdir(parents=True)
+    assert scoring.score_teacher(plan, val_set).row["miou"] > 0
+    assert tiles == [expected]
+
+
 def test_report_only_without_a_finished_run(tmp_path, demo_data, demo_checkpoint):
     teacher = f'teacher = "fastlitessnet"\nteacher_weights = "{demo_checkpoint("fastlitessnet")}"'
     path = write_plan(tmp_path, demo_data, teacher, methods=METHODS)

@@ -462,6 +462,8 @@ def test_pictures_without_masks_are_labelled_at_their_own_size(root, checkpoint,
         expected = F.interpolate(logits, size=image.shape[1:], mode="bilinear").argmax(1)[0]
         assert said[index]["mask"].shape == image.shape[1:]
         assert (said[index]["mask"] == expected).float().mean() > 0.98
+    other = label_split(data, LiveTeacher(teacher), ["tiny"], tmp_path, CPU, 32)
+    assert other.files.masks[0].parent != said.files.masks[0].parent, "what it says of smaller pictures is another word"
 
 
 # -- teachers ----------------------------------------------------------------------------------------

@@ -45,7 +45,7 @@ def label_split(
     """
     pictures = zip(dataset.ids, dataset.files.images, strict=True)
     ends = [[name, path.stat().st_size, digest_of_ends(path)] for name, path in pictures]
-    about = [made_from, dataset.class_names, ends]
+    about = [made_from, dataset.class_names, ends, *([input_size] if input_size else [])]
     digest = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
     place = folder / f"{dataset.name}_{dataset.split}_said_{digest}"
     paths = [place / f"{index:06d}.png" for index in range(len(dataset))]

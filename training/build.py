@@ -240,8 +240,7 @@ def _make_teacher(args: Arguments, recipe: Recipe, data: Data, fitted: FittedTea
         if fitted.class_map is not None:
             source.append(fitted.class_map.groups)
         said = live if fitted.class_map is None else MappedTeacher(live, fitted.class_map)
-        if own_size := fitted.model.input_size:
-            source.append(own_size)
+        own_size = fitted.model.input_size
         data.score_against(label_split(data.val_set, said, source, args.cache_dir, device, own_size))
     teacher = _run_or_cached(args, recipe, data, fitted, device)
     if fitted.class_map is None and args.min_confidence == 0:
