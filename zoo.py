@@ -6,9 +6,8 @@ python zoo.py --size 512 standard fcn_resnet50
 Beside the rows of the table, a model's name may say where it comes from: ``hf:``, ``smp:``, ``FILE.py:FUNCTION``
 (`networks.sources`).
 
-from zoo import create_model, load_teacher, load_any_teacher, load_checkpoint_model
+from zoo import create_model, load_any_teacher, load_checkpoint_model
 student = create_model("standard", num_classes=21, weights="default")
-teacher = load_teacher("fcn_resnet50", num_classes=21)
 teacher = load_any_teacher("hf:nvidia/segformer-b4-finetuned-ade-512-512")      # of its own classes
 model, checkpoint = load_checkpoint_model("checkpoints/run/best.pth")
 """
@@ -29,8 +28,7 @@ from basics.errors import UserError, choose, run_cli
 from basics.text import text_table
 from networks import sources
 from networks.base import SegmentationModel
-from networks.class_lists import same_names
-from networks.class_names import class_difference, list_classes
+from networks.class_names import class_difference
 from networks.cost import count_macs, count_parameters
 from networks.fastlitessnet import FastLiteSSNet
 from networks.model_file import ModelFile, check_model_file
@@ -190,45 +188,11 @@ def _unnamed(file: WeightsFile) -> str:
     return "" if file.class_names else ", which does not name its classes: taken to be the data set's, in their order"
 
 
-def load_teacher(
-    name: str, num_classes: int, weights: str = "default", class_names: Sequence[str] | None = None
-) -> SegmentationModel:
-    """A frozen teacher in eval mode for the classes of the data set; it has real weights, or this raises.
-
-    The global random state is left as it was, so that a student built next does not depend on the teacher.
-
-    Args:
-        name: as `load_any_teacher`.
-        num_classes: classes of the data set, background included.
-        weights: as `load_any_teacher`.
-        class_names: if given, a teacher that names its classes must be for exactly these.
-
-    Raises:
-        UserError: no weights to be had, or weights for another model, class count or class list.
-    """
-    name, weights = _resolve(name, weights)
-    if weights.endswith(".onnx"):
-        return load_onnx_teacher(weights, num_classes, class_names)
-    if sources.is_source(name):
-        model = load_any_teacher(name, weights, num_classes)
-        _refuse_others(model, name, num_classes, class_names)
-        return model
-    spec = choose(MODELS, name, "teacher")
-    published = weights == "default"
-    file = spec.published(name, num_classes, class_names) if published else _read_teacher(name, weights)
-    if class_names is not None and file.class_names and not same_names(file.class_names, class_names):
-        raise UserError(
-            f"{weights}: made for {list_classes(file.class_names)}; the data set has {list_classes(class_names)} "
-            f"({class_difference(file.class_names, class_names)})"
-        )
-    model = _whole_model(name, num_classes, file)
-    if not published and class_names is not None and not file.class_names:
-        print(f"{name}: all weights from {weights}{_unnamed(file)}")
-    return model
-
-
 def load_any_teacher(name: str, weights: str = "default", num_classes: int | None = None) -> SegmentationModel:
     """A frozen teacher in eval mode that speaks of its own classes: ``num_classes`` of them, ``class_names`` if known.
+
+    It has real weights, or this raises. The global random state is left as it was, so that a student built next does
+    not depend on the teacher.
 
     Args:
         name: a row of `MODELS`, a name of the forms of `networks.sources`, or a file: FILE.onnx, or a checkpoint.
@@ -241,7 +205,7 @@ def load_any_teacher(name: str, weights: str = "default", num_classes: int | Non
     """
     name, weights = _resolve(name, weights)
     if weights.endswith(".onnx"):
-        return load_onnx_teacher(weights, num_classes, own=True)
+        return load_onnx_teacher(weights, num_classes)
     if sources.is_source(name):
         file = None if weights == "default" else _read_teacher(name, weights)
         with torch.random.fork_rng(devices=[]):
@@ -271,17 +235,6 @@ def _resolve(name: str, weights: str) -> tuple[str, str]:
     if checkpoint is None:
         raise UserError(f"{name}: bare weights: name their network, too: --teacher NAME --teacher-weights {name}")
     return str(checkpoint["model"]), name
-
-
-def _refuse_others(
-    model: SegmentationModel, name: str, num_classes: int, class_names: Sequence[str] | None = None
-) -> None:
-    """A `UserError` if a teacher with classes of its own has not those of the data set."""
-    if model.num_classes == num_classes and same_names(model.class_names, class_names):
-        return
-    own = list_classes(model.class_names) if model.class_names else f"{model.num_classes} classes"
-    theirs = list_classes(class_names) if class_names else f"{num_classes} classes"
-    raise UserError(f"{name}: speaks of {own}, the data set has {theirs}")
 
 
 def _whole_model(name: str, num_classes: int, file: WeightsFile, *, own: bool = False) -> SegmentationModel:

@@ -13,7 +13,6 @@ from basics.errors import UserError
 from networks import smp
 from networks.base import SegmentationModel
 from networks.class_lists import VOC, ade20k, same_names
-from networks.class_names import list_classes
 from networks.weights import StateDict, WeightsFile, fetch, load_backbone, load_whole
 
 
@@ -47,25 +46,16 @@ class ModelSpec:
     whole_starts_students: bool = False
     rates: Rates = Rates()
 
-    def published(
-        self, name: str, num_classes: int | None = None, class_names: Sequence[str] | None = None
-    ) -> WeightsFile:
+    def published(self, name: str) -> WeightsFile:
         """What is published of the whole network ``name``, for a teacher.
 
-        Args:
-            num_classes, class_names: of the data set; if given, it must be for these.
-
         Raises:
-            UserError: nothing is, it is for other classes, or it cannot be fetched.
+            UserError: nothing is, or it cannot be fetched.
         """
-        train = f"train it first (train_kd.py --student {name} --alpha 0 --beta 0) and pass --teacher-weights PATH"
         if self.whole_weights is None:
-            raise UserError(f"nobody publishes segmentation weights for {name}; {train}")
-        if num_classes is not None and not self._is_for(num_classes, class_names):
-            theirs = list_classes(class_names) if class_names else f"{num_classes} classes"
             raise UserError(
-                f"the published weights of {name} are for {list_classes(self.whole_classes)}, the data set has "
-                f"{theirs}; {train}"
+                f"nobody publishes segmentation weights for {name}; train it first (train_kd.py --student {name} "
+                "--alpha 0 --beta 0) and pass --teacher-weights PATH"
             )
         way_on = "pass --teacher-weights PATH with a file you have"
         state = fetch(f"the weights of {name}", self.whole_weights, way_on)

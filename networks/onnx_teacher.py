@@ -32,7 +32,6 @@ from basics.checkpoint import file_sha256
 from basics.errors import UserError
 from basics.grids import pad_to_stride
 from networks.base import TAPS, SegmentationModel
-from networks.class_names import class_difference, list_classes
 from networks.logits import fault_of_decisions, fault_of_logits
 from networks.onnx_input import PROBE, OnnxInput, noise
 from networks.onnx_metadata import OnnxMetadata
@@ -51,9 +50,8 @@ class OnnxTeacher(SegmentationModel):
 
     Args:
         path: the file.
-        num_classes: classes of the data set; one of the file's outputs has as many channels.
-        own: the file's own classes come first: those that its metadata name, or the channels of its only map;
-            ``num_classes``, if given, is for a file that leaves it open.
+        num_classes: classes of the data set, for a file that leaves its own number open: its metadata name none, and
+            its outputs have several.
 
     Attributes:
         weights_sha256: hash of the file.
@@ -65,7 +63,7 @@ class OnnxTeacher(SegmentationModel):
 
     computes_itself = True  # see `deploy.exported.ExportedModel`
 
-    def __init__(self, path: str | Path, num_classes: int | None, *, own: bool = False):
+    def __init__(self, path: str | Path, num_classes: int | None):
         super().__init__()
         self.path = Path(path)
         if not self.path.is_file():
@@ -77,7 +75,7 @@ class OnnxTeacher(SegmentationModel):
         said = OnnxMetadata(self.path, self._session.get_modelmeta().custom_metadata_map)
         self.input_size = said.input_size
         self._renormalise = None if said.normalisation.is_imagenets else said.normalisation.from_imagenets()
-        self._choose_logits(said, num_classes, own)
+        self._choose_logits(said, num_classes)
         self.class_names = said.names_of(self.num_classes)
         self._find_taps()
 
@@ -104,7 +102,7 @@ class OnnxTeacher(SegmentationModel):
 
     # -- looking at the file -------------------------------------------------------------------
 
-    def _choose_logits(self, said: OnnxMetadata, num_classes: int | None, own: bool) -> None:
+    def _choose_logits(self, said: OnnxMetadata, num_classes: int | None) -> None:
         """Decide which output the logits are, of how many classes, on which grid."""
         names = [entry.name for entry in self._session.get_outputs()]
         probe, grid = self._input.probe, said.grid
@@ -112,7 +110,7 @@ class OnnxTeacher(SegmentationModel):
         maps = {name: values for name, values in probed.items() if name not in TAPS and values.ndim == 4}
         if not any(values.shape[1] > 1 for values in maps.values()):
             self._refuse_decisions(probed)
-        self.num_classes = self._count_classes(maps, num_classes, said.class_names if own else None, own)
+        self.num_classes = self._count_classes(maps, num_classes, said.class_names)
         self._logits, self._cell, self.grid = self._pick(self._class_maps(maps), grid)
         if self.grid == "corner":
             self.logit_stride = max(self._cell // 2, 4)
@@ -141,16 +139,16 @@ class OnnxTeacher(SegmentationModel):
         return taken, strides[taken], (grid or "half_pixel") if taken == strided else "half_pixel"
 
     def _count_classes(
-        self, maps: Mapping[str, np.ndarray], num_classes: int | None, own_names: Sequence[str] | None, own: bool
+        self, maps: Mapping[str, np.ndarray], num_classes: int | None, own_names: Sequence[str] | None
     ) -> int:
-        """``num_classes``; with ``own`` first that of its names, or of the channels of ``maps`` where it is one."""
+        """That of its names, or of the channels of ``maps`` where it is one, or else ``num_classes``."""
         counts = {values.shape[1] for values in maps.values()}
         shapes = ", ".join(f"{name} {list(values.shape)}" for name, values in maps.items())
         if own_names:
             if counts and len(own_names) not in counts:
                 raise UserError(f"{self.path}: its metadata name {len(own_names)} classes, its outputs are: {shapes}")
             return len(own_names)
-        if own and len(counts) == 1:
+        if len(counts) == 1:
             return counts.pop()
         if num_classes is None:
             raise UserError(f"{self.path}: does not say how many classes it has; its outputs are: {shapes}")
@@ -277,20 +275,13 @@ class OnnxTeacher(SegmentationModel):
         return self._input.run(session or self._session, images, outputs)
 
 
-def load_onnx_teacher(
-    path: str | Path, num_classes: int | None, class_names: Sequence[str] | None = None, *, own: bool = False
-) -> OnnxTeacher:
+def load_onnx_teacher(path: str | Path, num_classes: int | None) -> OnnxTeacher:
     """The teacher in an ONNX file, in eval mode; what was found in it is printed. Arguments as of `OnnxTeacher`.
 
     Raises:
-        UserError: as `OnnxTeacher`, or its metadata name other classes than ``class_names``.
+        UserError: as `OnnxTeacher`.
     """
-    model = OnnxTeacher(path, num_classes, own=own)
-    if class_names is not None and model.class_names is not None and list(class_names) != model.class_names:
-        raise UserError(
-            f"{path}: made for {list_classes(model.class_names)}; the data set has {list_classes(class_names)} "
-            f"({class_difference(model.class_names, class_names)})"
-        )
+    model = OnnxTeacher(path, num_classes)
     taps = ", ".join(f"{tap} ({channels})" for tap, channels in model.tap_channels.items()) or "none"
     limits = "".join(f", {limit}" for limit in model.limits)
     print(f"{path}: logits at stride {model.logit_stride}, feature maps: {taps}{limits}")

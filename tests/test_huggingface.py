@@ -30,7 +30,7 @@ from networks.folding import fold_batchnorm
 from scoring.protocol import evaluate_model
 from tests.families import FAMILIES, NAMES, SIDE, UNIVERSAL, save_family
 from tests.tiny import TinyModel, tiny_batch
-from zoo import create_model, load_any_teacher, load_checkpoint_model, load_teacher, model_file_dict
+from zoo import create_model, load_any_teacher, load_checkpoint_model, model_file_dict
 
 pytest.importorskip("transformers")
 
@@ -361,15 +361,6 @@ def test_a_teacher_speaks_of_its_own_classes(saved):
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-def test_a_teacher_of_other_classes_is_refused_where_there_is_no_map(saved):
-    name = f"hf:{saved('segformer')}"
-    assert load_teacher(name, len(NAMES), class_names=NAMES).num_classes == len(NAMES)
-    with pytest.raises(UserError, match=r"speaks of 5 classes \(background, cat.*has 2 classes \(a, b\)"):
-        load_teacher(name, 2, class_names=["a", "b"])
-    with pytest.raises(UserError, match="speaks of 5 classes"):
-        load_teacher(name, len(NAMES), class_names=NAMES[::-1])
-
-
 def test_unnamed_classes_may_be_listed_in_the_folder(tmp_path):
     folder = save_family("segformer", tmp_path / "unnamed", names=[f"LABEL_{index}" for index in range(3)])
     assert load_any_teacher(f"hf:{folder}").class_names is None
@@ -412,7 +403,7 @@ def test_evaluation(saved, demo_data, tmp_path):
     """The students' own protocol, on a teacher with the data set's classes."""
     dataset = build_dataset("demo", demo_data, "val")
     folder = save_family("segformer", tmp_path / "demo", names=dataset.class_names)
-    teacher = load_teacher(f"hf:{folder}", dataset.num_classes, class_names=dataset.class_names)
+    teacher = load_any_teacher(f"hf:{folder}")
     evaluation = evaluate_model(teacher, dataset, torch.device("cpu"))
     assert 0 <= evaluation.scores.miou <= 1
 

@@ -239,27 +239,25 @@ def test_it_teaches_from_a_cache(tmp_path, demo_data):
 @pytest.mark.parametrize(
     ("changes", "classes", "words"),
     [
-        ({}, 6, "6 classes"),
         ({"size": (64, "W")}, CLASSES, "one side is fixed"),
         ({"metadata": {"mean": "grey"}}, CLASSES, "entry mean must be"),
         ({"metadata": {"std": "[1, 0, 1]"}}, CLASSES, "entry std .* larger than 0"),
         ({"metadata": {"grid": "hexagonal"}}, CLASSES, "'grid'"),
-        ({"metadata": {"class_names": json.dumps(list("vwxyz"))}}, CLASSES, "v, w, x"),
     ],
 )
 def test_what_does_not_fit_is_one_line(tmp_path, changes, classes, words):
     path = write_model(tmp_path / "m.onnx", **changes)
     with pytest.raises(UserError, match=words) as error:
-        zoo.load_teacher("fcn_resnet50", classes, str(path), class_names=list("abcde"))
+        zoo.load_any_teacher("fcn_resnet50", str(path), classes)
     assert "\n" not in str(error.value) and str(path) in str(error.value)
 
 
 def test_no_file_and_no_onnx_are_one_line(tmp_path):
     with pytest.raises(UserError, match="no such file"):
-        zoo.load_teacher("fcn_resnet50", 21, str(tmp_path / "none.onnx"))
+        zoo.load_any_teacher("fcn_resnet50", str(tmp_path / "none.onnx"))
     (tmp_path / "noise.onnx").write_bytes(b"no model")
     with pytest.raises(UserError, match="not an ONNX file"):
-        zoo.load_teacher("fcn_resnet50", 21, str(tmp_path / "noise.onnx"))
+        zoo.load_any_teacher("fcn_resnet50", str(tmp_path / "noise.onnx"))
 
 
 def test_its_weights_are_counted(tmp_path):
@@ -299,11 +297,10 @@ def test_without_onnx_runtime_the_error_says_what_to_install(tmp_path, monkeypat
 
 @needs_real
 def test_the_real_teacher_is_understood():
-    model = zoo.load_teacher("fcn_resnet50", 21, str(REAL))
+    model = zoo.load_any_teacher("fcn_resnet50", str(REAL))
     assert (model.grid, model.stride, model.logit_stride) == ("corner", 16, 8)
     assert model.tap_channels == {"low": 24, "mid": 32, "high": 320, "decoder": 256}
-    with pytest.raises(UserError, match="11 classes"):
-        zoo.load_teacher("fcn_resnet50", 11, str(REAL))
+    assert model.num_classes == 21
 
 
 @needs_real
@@ -315,7 +312,7 @@ def test_the_real_teacher_scores_at_native_size():
     dataset.files.ids, dataset.files.images, dataset.files.masks = (
         part[::20] for part in (dataset.files.ids, dataset.files.images, dataset.files.masks)
     )
-    model = zoo.load_teacher("fcn_resnet50", 21, str(REAL))
+    model = zoo.load_any_teacher("fcn_resnet50", str(REAL))
     scores = evaluate_model(model, dataset, torch.device("cpu"), progress=False).scores
     session, right, labelled = onnx_teacher.open_session(REAL), 0, 0
     for sample in dataset:
@@ -546,10 +543,9 @@ def test_a_fixed_size_that_is_the_one_tried_is_fixed_all_the_same(tmp_path):
         ({"class_names": '["a", "b"]'}, "its metadata name 2 classes, its outputs"),
     ],
 )
-@pytest.mark.parametrize("own", [False, True])
-def test_metadata_that_say_nothing_are_refused(tmp_path, metadata, message, own):
+def test_metadata_that_say_nothing_are_refused(tmp_path, metadata, message):
     with pytest.raises(UserError, match=message) as caught:
-        load_onnx_teacher(write_model(tmp_path / "m.onnx", metadata=metadata), CLASSES, own=own)
+        load_onnx_teacher(write_model(tmp_path / "m.onnx", metadata=metadata), CLASSES)
     assert "\n" not in str(caught.value)
 
 
@@ -559,25 +555,25 @@ def test_names_by_number(tmp_path, key):
     by_number = {number: names[number] for number in reversed(range(CLASSES))}
     said = json.dumps(by_number) if key == "class_names" else repr(by_number)
     path = write_model(tmp_path / "m.onnx", metadata={key: said})
-    assert load_onnx_teacher(path, None, own=True).class_names == names
+    assert load_onnx_teacher(path, None).class_names == names
 
 
 def test_a_list_beside_it_names_its_classes(tmp_path, capsys):
     path, names = write_model(tmp_path / "m.onnx"), [f"class {number}" for number in range(CLASSES)]
     (tmp_path / "classes.txt").write_text("\n".join(names), encoding="utf-8")
-    assert load_onnx_teacher(path, None, own=True).class_names == names
+    assert load_onnx_teacher(path, None).class_names == names
     assert "its classes are named by classes.txt beside it" in capsys.readouterr().out
     (tmp_path / "classes.txt").write_text("one\ntwo", encoding="utf-8")  # of a data set, perhaps
-    assert load_onnx_teacher(path, None, own=True).class_names is None
+    assert load_onnx_teacher(path, None).class_names is None
     assert "not taken for its own" in capsys.readouterr().out
     (tmp_path / "classes.txt").write_text("".join(f"{name} {9 * number} 0 0\n" for number, name in enumerate(names)))
-    assert load_onnx_teacher(path, None, own=True).class_names == names  # a table of colours
+    assert load_onnx_teacher(path, None).class_names == names  # a table of colours
     (tmp_path / "classes.txt").write_text("same\nsame\n")
-    assert load_onnx_teacher(path, None, own=True).class_names is None
+    assert load_onnx_teacher(path, None).class_names is None
     assert "is not taken for its own: " in capsys.readouterr().out
     (tmp_path / "classes.txt").write_text("\n".join(names), encoding="utf-8")
     told = write_model(tmp_path / "m.onnx", metadata={"class_names": json.dumps(names[::-1])})
-    assert load_onnx_teacher(told, None, own=True).class_names == names[::-1]
+    assert load_onnx_teacher(told, None).class_names == names[::-1]
 
 
 # -- which output ------------------------------------------------------------------------------------
@@ -620,7 +616,7 @@ def test_class_numbers_are_named(tmp_path, keepdims):
     numbers = helper.make_node("ArgMax", ["cells"], ["numbers"], axis=1, keepdims=keepdims)
     cast = helper.make_node("Cast", ["numbers"], ["said"], to=TensorProto.FLOAT)
     with pytest.raises(UserError, match="its output said is class numbers already"):
-        load_onnx_teacher(end_in(write_model(tmp_path / "m.onnx"), numbers, cast), None, own=True)
+        load_onnx_teacher(end_in(write_model(tmp_path / "m.onnx"), numbers, cast), None)
 
 
 def test_a_single_score_is_refused(tmp_path):

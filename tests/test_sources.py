@@ -10,6 +10,7 @@ import sys
 import textwrap
 import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ import zoo
 from basics.batch import MEAN, STD
 from basics.checkpoint import save_atomic
 from basics.errors import UserError
+from deploy.teachers import TeacherChoice, load_teacher_for
 from kd.distiller import DistilledStudent, Distiller, LiveTeacher, Recipe
 from kd.losses import LOSSES
 from networks import hub, huggingface, sources, user_file
@@ -28,7 +30,7 @@ from networks.class_lists import CITYSCAPES, ade20k, published_classes, same_nam
 from networks.weights import WeightsFile
 from tests.families import NAMES, save_family
 from tests.tiny import TinyModel, tiny_batch
-from zoo import check_name, create_model, load_any_teacher, load_checkpoint_model, load_teacher, model_file_dict
+from zoo import check_name, create_model, load_any_teacher, load_checkpoint_model, model_file_dict
 
 
 class Labels:
@@ -87,7 +89,8 @@ def test_the_ade20k_pair(tmp_path, capsys):
     pytest.importorskip("transformers")
     theirs = ["bed " if name == "bed" else name for name in ade20k()]
     name = f"hf:{save_family('segformer', tmp_path / 'segformer-b4', names=theirs)}"
-    assert load_teacher(name, 150, class_names=list(ade20k())).class_names == list(ade20k())
+    fitted = load_teacher_for(TeacherChoice(name), SimpleNamespace(name="ade20k", class_names=list(ade20k())))
+    assert fitted.class_map is None and fitted.model.class_names == list(ade20k())
     create_model(name, 150, "default", list(ade20k()))
     assert "all weights, for the same 150 classes" in capsys.readouterr().out
 
@@ -140,9 +143,7 @@ def test_a_hub_that_is_switched_off_says_so(no_network, monkeypatch):
 def test_segformer_rows_out_of_reach(no_network):
     pytest.importorskip("segmentation_models_pytorch")
     with pytest.raises(UserError, match=r"cannot download smp:smp-hub/segformer-b4-512x512-ade-160k .*no route"):
-        load_teacher("segformer_b4", 150, class_names=list(ade20k()))
-    with pytest.raises(UserError, match=r"are for 150 classes \(wall, building, .*the data set has 21 classes"):
-        load_teacher("segformer_b4", 21)
+        load_any_teacher("segformer_b4")
 
 
 @pytest.mark.parametrize("place", ["./nothing/here", "nothing", "a/b/c", "/no/such/folder", "org/na me", ""])
@@ -419,7 +420,6 @@ class TestSmp:
         monkeypatch.setitem(zoo.MODELS, "segformer_b0", stand_in)
         names = list(ade20k())
         for model in (
-            load_teacher("segformer_b0", 150, class_names=names),
             load_any_teacher("segformer_b0"),
             create_model("segformer_b0", 150, "default", names),
         ):
@@ -697,7 +697,6 @@ def test_a_checkpoint_is_a_teacher_by_itself(demo_checkpoint, tmp_path):
     teacher = load_any_teacher(path)
     content = torch.load(path, weights_only=True)
     assert teacher.class_names == content["class_names"] and teacher.num_classes == len(content["class_names"])
-    assert load_teacher(path, teacher.num_classes, class_names=teacher.class_names).num_classes == teacher.num_classes
     assert zoo.teacher_name(path, "default") == Path(path).parent.name  # its run, for all are called best
     save_atomic(content["state_dict"], tmp_path / "bare.pth")
     with pytest.raises(UserError, match="bare weights: name their network"):

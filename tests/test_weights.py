@@ -15,7 +15,7 @@ from networks.class_names import class_difference, named_classes
 from networks.weights import unwrap
 from tests.small import SmallStudent as Small
 from tests.small import in_zoo, lively
-from zoo import create_model, load_checkpoint_model, load_teacher, model_file_dict
+from zoo import create_model, load_any_teacher, load_checkpoint_model, model_file_dict
 
 NAMES = ["background", "cat", "dog"]
 
@@ -70,11 +70,13 @@ AVERAGE_KEYS = ["ema", "ema_state_dict", "model_ema", "params_ema", "state_dict_
 PREFIXES = ["model.", "net.", "network.", "student.", "segmentor.", "model.net.", "module.model."]
 
 
+def small_teacher(weights: str):
+    return load_any_teacher("small", weights, num_classes=3)
+
+
 @pytest.mark.parametrize("key", PLAIN_KEYS + AVERAGE_KEYS)
 def test_any_key_alone_is_unwrapped(key, state, saved, capsys):
-    teacher = load_teacher(
-        "small", 3, saved({"epoch": 3, key: state, "optimizer": {"state": {0: {"m": torch.ones(3)}}}})
-    )
+    teacher = small_teacher(saved({"epoch": 3, key: state, "optimizer": {"state": {0: {"m": torch.ones(3)}}}}))
     assert_is(teacher, state)
     assert f"unwrapped `{key}`" in capsys.readouterr().out
 
@@ -83,23 +85,23 @@ def test_any_key_alone_is_unwrapped(key, state, saved, capsys):
 @pytest.mark.parametrize("key", [None, "state_dict", "checkpoint"])
 def test_any_prefix_is_removed(prefix, key, state, saved, capsys):
     content = put(state, prefix)
-    teacher = load_teacher("small", 3, saved({key: content} if key else content))
+    teacher = small_teacher(saved({key: content} if key else content))
     assert_is(teacher, state)
     said = capsys.readouterr().out
     assert f"prefix `{prefix.removeprefix('module.')}` removed" in said and (not key or f"unwrapped `{key}`" in said)
 
 
 def test_dicts_in_dicts_and_networks_in_pieces(state, saved):
-    assert_is(load_teacher("small", 3, saved({"ema": {"module": {"state_dict": state}}})), state)
+    assert_is(small_teacher(saved({"ema": {"module": {"state_dict": state}}})), state)
     pieces = {}
     for name, value in state.items():
         part, _, rest = name.partition(".")
         pieces.setdefault(part, {})[rest] = value
-    assert_is(load_teacher("small", 3, saved(pieces)), state)
+    assert_is(small_teacher(saved(pieces)), state)
 
 
 def test_what_came_bare_is_not_talked_about(state, saved, capsys):
-    assert_is(load_teacher("small", 3, saved(put(state, "module."))), state)
+    assert_is(small_teacher(saved(put(state, "module."))), state)
     assert "unwrapped" not in (said := capsys.readouterr().out) and "removed" not in said
 
 
@@ -113,21 +115,21 @@ def test_what_came_bare_is_not_talked_about(state, saved, capsys):
     ],
 )
 def test_the_weights_come_before_their_average(content, average, state, saved, capsys):
-    assert_is(load_teacher("small", 3, saved(content(state))), state)
+    assert_is(small_teacher(saved(content(state))), state)
     said = capsys.readouterr().out
     assert "left aside: the average under" in said and average in said
 
 
 def test_what_else_a_module_holds_is_left_aside_and_said(state, saved, capsys):
     extras = {"criterion.weight": torch.ones(3), "mean": torch.zeros(1, 3, 1, 1)}
-    assert_is(load_teacher("small", 3, saved({"state_dict": put(state, "model.") | extras})), state)
+    assert_is(small_teacher(saved({"state_dict": put(state, "model.") | extras})), state)
     assert "left aside: criterion, mean" in capsys.readouterr().out
 
 
 def test_two_networks_are_refused_by_their_prefixes(state, saved):
     both = put(state, "student.") | put(state, "teacher.", 1)
     with pytest.raises(UserError, match=r"2 times, under `state_dict\.student\.` and `state_dict\.teacher\.`"):
-        load_teacher("small", 3, saved({"state_dict": both}))
+        small_teacher(saved({"state_dict": both}))
     with pytest.raises(UserError, match=r"2 times, under `a\.` and `b\.`"):
         backbones = {name: value for name, value in state.items() if name.startswith("backbone.")}
         create_model("small", 3, saved(put(backbones, "a.") | put(backbones, "b.", 1)))
@@ -135,7 +137,7 @@ def test_two_networks_are_refused_by_their_prefixes(state, saved):
 
 def test_the_same_network_twice_is_one(state, saved):
     """A Lightning module with a second name for its network."""
-    assert_is(load_teacher("small", 3, saved({"state_dict": put(state, "model.") | put(state, "net.")})), state)
+    assert_is(small_teacher(saved({"state_dict": put(state, "model.") | put(state, "net.")})), state)
 
 
 @pytest.mark.parametrize("prefix", ["model.backbone.", "net.encoder.", "encoder.", "features.", "trunk.", ""])
@@ -159,22 +161,22 @@ def test_a_student_takes_the_whole_and_says_whose_classes_are_unknown(state, sav
 def test_errors_name_what_is_there(state, saved):
     foreign = {"state_dict": {"decode_head.conv_seg.weight": torch.ones(3), "stem.0.weight": torch.ones(2)}}
     with pytest.raises(UserError, match=r"no weights of a whole small.*state_dict\.decode_head\.conv_seg\.weight"):
-        load_teacher("small", 3, saved(foreign))
+        small_teacher(saved(foreign))
     with pytest.raises(UserError, match=r"low\.0\.0\.weight.*its own are state_dict\.decode_head\.conv_seg\.weight"):
         create_model("small", 3, saved(foreign))
     with pytest.raises(UserError, match=r"no tensors in it, but epoch, lr"):
         create_model("small", 3, saved({"epoch": 3, "lr": 0.1}))
     del state["classifier.bias"]
     with pytest.raises(UserError, match=r"1 tensors missing \(classifier\.bias\)"):
-        load_teacher("small", 3, saved({"state_dict": put(state, "model.")}))
+        small_teacher(saved({"state_dict": put(state, "model.")}))
 
 
 def test_damage_is_found_where_it_counts(state, saved):
     ruined = {"optimizer": {"state": {0: {"m": torch.tensor([float("nan")])}}}, "model": state}
-    assert_is(load_teacher("small", 3, saved(ruined)), state)
+    assert_is(small_teacher(saved(ruined)), state)
     state["gate.bias"] = state["gate.bias"] * float("nan")
     with pytest.raises(UserError, match=r"'gate\.bias' holds numbers that are not finite"):
-        load_teacher("small", 3, saved({"model": put(state, "net.")}))
+        small_teacher(saved({"model": put(state, "net.")}))
 
 
 def test_damage_in_a_backbone_is_found(donor, saved):
@@ -187,17 +189,17 @@ def test_damage_in_a_backbone_is_found(donor, saved):
 def test_objects_are_named_with_the_remedy(state, tmp_path):
     torch.save({"state_dict": state, "hyper_parameters": argparse.Namespace(lr=1)}, tmp_path / "l.ckpt")
     with pytest.raises(UserError, match=r'l\.ckpt.*argparse\.Namespace.*weights_only=False\)\["state_dict"\]'):
-        load_teacher("small", 3, str(tmp_path / "l.ckpt"))
+        small_teacher(str(tmp_path / "l.ckpt"))
 
 
 def test_safetensors(state, tmp_path, monkeypatch):
     tensors = pytest.importorskip("safetensors.torch")
     path = tmp_path / "w.safetensors"
     tensors.save_file(put(state, "model."), path)
-    assert_is(load_teacher("small", 3, str(path)), state)
+    assert_is(small_teacher(str(path)), state)
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(UserError, match=r"w\.safetensors: not a safetensors file, or a damaged one"):
-        load_teacher("small", 3, str(path))
+        small_teacher(str(path))
     original = builtins.__import__
 
     def absent(name, *args):
@@ -207,7 +209,7 @@ def test_safetensors(state, tmp_path, monkeypatch):
 
     monkeypatch.setattr(builtins, "__import__", absent)
     with pytest.raises(UserError, match="pip install safetensors"):
-        load_teacher("small", 3, str(path))
+        small_teacher(str(path))
 
 
 # -- whose classes -----------------------------------------------------------------------------------
@@ -228,9 +230,9 @@ def test_safetensors(state, tmp_path, monkeypatch):
 def test_where_files_name_their_classes(content, state, saved):
     assert named_classes(content) == NAMES
     path = saved({"state_dict": state, **content})
-    assert_is(load_teacher("small", 3, path, NAMES), state)
-    with pytest.raises(UserError, match="the same classes in another order: number 1 is 'cat' there, 'dog' here"):
-        load_teacher("small", 3, path, ["background", "dog", "cat"])
+    teacher = small_teacher(path)
+    assert_is(teacher, state)
+    assert teacher.class_names == NAMES
 
 
 @pytest.mark.parametrize(
@@ -281,14 +283,14 @@ def test_a_student_is_built_with_the_arguments_in_its_file(saved):
 def test_another_normalisation_is_refused(donor, saved):
     content = model_file_dict("small", donor, Labels())
     path = saved(content | {"mean": [0.5, 0.5, 0.5]})
-    for load in (load_checkpoint_model, lambda path: load_teacher("small", 3, path)):
+    for load in (load_checkpoint_model, lambda path: small_teacher(path)):
         with pytest.raises(UserError, match=r"mean \[0\.5, 0\.5, 0\.5\]"):
             load(path)
     load_checkpoint_model(saved(content | {"mean": [value + 1e-9 for value in MEAN]}))
 
 
 def test_a_qat_file_says_what_is_not_taken(donor, saved, capsys):
-    load_teacher("small", 3, saved(model_file_dict("small", donor, Labels()) | {"qat": {}}))
+    small_teacher(saved(model_file_dict("small", donor, Labels()) | {"qat": {}}))
     assert "trained with the rounding of INT8" in capsys.readouterr().out
 
 

@@ -142,7 +142,7 @@ def main() -> None:
     run("train_kd", training_arguments(FOLDER / "whole", "--resume", "auto"))
     run("export", [FOLDER / "run" / "last.pth", "--output", FOLDER / "student.onnx", "--rounds", 0])
 
-    teacher = zoo.load_teacher("golden_teacher", len(CLASSES), str(FOLDER / "teacher.pth"))
+    teacher = zoo.load_any_teacher("golden_teacher", str(FOLDER / "teacher.pth"))
     recipe = Recipe({"ce": 1.0, "kl": 0.5, "pixelwise": 0.2})
     cached = open_teacher_cache(FOLDER / "teacher_cache", teacher, "golden_teacher", data, recipe=recipe, build=False)
     told = cached(fixed_crop())
