@@ -1,6 +1,7 @@
 """What a run is built of, from its arguments: its place and log, the data, the networks, the optimizer.
 
-Each function returns an object and needs no more than it is given. `Trainer` calls them in turn.
+Each function returns an object and needs no more than it is given; `score_against_teacher` alone changes one. `Trainer`
+calls them in turn.
 """
 
 from __future__ import annotations
@@ -92,9 +93,7 @@ def open_log(
         "recipe": dict(recipe.weights),
         **data.describe(),
         "processes": distributed.world_size(),
-        "weight_files": made_from.weight_files,
-        **{key: getattr(made_from, key) for key in ("images", "val_images", "masks")},
-        "teacher_classes": made_from.teacher_classes,
+        **{name: value for name, value in made_from.kept().items() if name != "arguments"},
     }
     return RunLog(
         folder,
@@ -195,6 +194,7 @@ def build_models(args: Arguments, recipe: Recipe, data: Data, device: torch.devi
         if recipe.needs_teacher:
             fitted = load_teacher_for(TeacherChoice.of(args), data.train_set)
             teacher_sha256 = weights_sha256(fitted.model)
+            score_against_teacher(args, data, fitted, device)
             teacher = _make_teacher(args, recipe, data, fitted, device)
     plain = distributed.synchronize_batchnorm(student, device)
     trained = _fake_quantized(plain, device) if args.qat else plain
@@ -232,21 +232,26 @@ def _make_teacher(args: Arguments, recipe: Recipe, data: Data, fitted: FittedTea
             f"warning: no mask is learnt from, and the teacher does not know {', '.join(unknown)}: nothing trains "
             "what the student says of them; leave them out of the class list, or bring masks"
         )
-    if not data.val_set.has_masks and args.dry_run:
-        data.goal = AGREEMENT
-    elif not data.val_set.has_masks:
-        live = LiveTeacher(fold_batchnorm(fitted.model).to(device), name=fitted.label)
-        source: list[object] = [fitted.label, weights_sha256(fitted.model)]
-        if fitted.class_map is not None:
-            source.append(fitted.class_map.groups)
-        said = live if fitted.class_map is None else MappedTeacher(live, fitted.class_map)
-        own_size = fitted.model.input_size
-        data.score_against(label_split(data.val_set, said, source, args.cache_dir, device, own_size))
     teacher = _run_or_cached(args, recipe, data, fitted, device)
     if fitted.class_map is None and args.min_confidence == 0:
         return teacher
     class_map = fitted.class_map or ClassMap.identity(train_set.class_names)
     return MappedTeacher(teacher, class_map, args.min_confidence, tells=True)
+
+
+def score_against_teacher(args: Arguments, data: Data, fitted: FittedTeacher, device: torch.device) -> None:
+    """Where nobody has a mask of the validation split, give ``data`` what the teacher says of it to score against."""
+    if data.val_set.has_masks:
+        return
+    if args.dry_run:
+        data.goal = AGREEMENT
+        return
+    live = LiveTeacher(fold_batchnorm(fitted.model).to(device), name=fitted.label)
+    source: list[object] = [fitted.label, weights_sha256(fitted.model)]
+    if fitted.class_map is not None:
+        source.append(fitted.class_map.groups)
+    said = live if fitted.class_map is None else MappedTeacher(live, fitted.class_map)
+    data.score_against(label_split(data.val_set, said, source, args.cache_dir, device, fitted.model.input_size))
 
 
 def _run_or_cached(

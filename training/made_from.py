@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import reprlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,10 @@ class MadeFrom:
     weight_files: Mapping[str, str]
     teacher_classes: Mapping[str, Sequence[str]] | None = None
     goal: str = MIOU.key
+
+    def kept(self) -> dict[str, Any]:
+        """By name, for last.pth and config.json; the class names stand beside the weights already."""
+        return {each.name: getattr(self, each.name) for each in fields(self) if each.name != "class_names"}
 
     def refuse_other(self, checkpoint: Mapping[str, Any], path: Path, *, allow: bool) -> None:
         """A `UserError` that names what differs in what ``path`` holds; with ``allow``, its classes alone.

@@ -186,17 +186,11 @@ class RunState:
         """
         return {
             "progress": asdict(self.progress),
-            "arguments": dict(self.made_from.arguments),
             "loss_sums": distributed.gather(self.losses.values.cpu()),
             "norm_sums": distributed.gather(self.norms.values.cpu()),
             "rng": distributed.gather(rng_state(self.device)),
             **{name: part.state_dict() for name, part in self.parts.items()},
-            "images": self.made_from.images,
-            "val_images": self.made_from.val_images,
-            "masks": self.made_from.masks,
-            "weight_files": dict(self.made_from.weight_files),
-            "teacher_classes": self.made_from.teacher_classes,
-            "goal": self.made_from.goal,
+            **self.made_from.kept(),
         }
 
     def restore(self, saved: Mapping[str, Any], path: Path) -> None:
