@@ -319,8 +319,8 @@ class UserModel(ForeignModel):
 
 def _refuse_untrained(model: UserModel, again: UserModel) -> None:
     """A `UserError` if ``again``, the same network built from other random numbers, speaks of other classes."""
-    first, second = model.network.state_dict(), again.network.state_dict()
-    random = [name for name, value in first.items() if name in second and not torch.equal(value, second[name])]
+    own, others = (dict(each.network.named_parameters()) for each in (model, again))
+    random = [name for name, value in own.items() if not torch.equal(value, others.get(name, value))]
     if random and not torch.allclose(model.probe()[0][0], again.probe()[0][0], rtol=1e-3, atol=1e-4):
         raise UserError(
             f"{model.spec}: is not trained: each time that it is built its {random[0]} is another: load weights in it, "
