@@ -20,8 +20,9 @@ from deploy.model_card import ModelCard
 # (images, height, width): one and more, odd and even, wide and tall.
 CHECK_SIZES = ((1, 256, 256), (2, 97, 131), (1, 33, 255), (3, 180, 64), (1, 321, 240))
 FIXED_PICTURES = 3  # of a file that takes one size
-# Of a telling picture: what a step may change, how many there are, and the patches down and across.
-GREY_LEVELS_A_STEP, STEPS, PATCHES = 16.0, 20, (3, 4)
+TELLING_SIZE = (97, 131)  # of a telling picture where any size will do: it takes time
+# What a step towards it may change, how many there are, and the patches down and across.
+GREY_LEVELS_A_STEP, STEPS, PATCHES = 32.0, 10, (3, 4)
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def compare(
     differences = []
     if exported.fitted_size is not None:
         sizes = FIXED_PICTURES * [(1, *exported.fitted_size)]
-    telling = telling_picture(network, deployed.card, sizes[-1][1:])
+    telling = telling_picture(network, deployed.card, exported.fitted_size or TELLING_SIZE)
     made = [smooth_pictures(images, height, width, seed) for seed, (images, height, width) in enumerate(sizes)]
     for pictures in (*made, telling):
         images, _, height, width = pictures.shape
