@@ -12,7 +12,7 @@ only, are not part of any network here.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,14 +46,11 @@ class Cost:
         return sum(self.parts.values())
 
 
-def measure(models: Mapping[str, nn.Module], size: int, device: torch.device, repeats: int) -> list[Cost]:
-    """All costs of each model, timed in turn; leaves them on ``device`` in eval mode."""
-    counts = {
-        title: (parameters_by_part(model), count_macs(model.eval(), size), file_megabytes(model))
-        for title, model in models.items()
-    }
-    latencies = measure_latencies(models, size, device, repeats=repeats)
-    return [Cost(title, *counts[title], latencies[title]) for title in models]
+def measure(models: Sequence[tuple[str, nn.Module]], size: int, device: torch.device, repeats: int) -> list[Cost]:
+    """All costs of each model with its title, timed in turn; leaves them on ``device`` in eval mode."""
+    counts = [(parameters_by_part(model), count_macs(model.eval(), size), file_megabytes(model)) for _, model in models]
+    latencies = measure_latencies([model for _, model in models], size, device, repeats=repeats)
+    return [Cost(title, *count, ms) for (title, _), count, ms in zip(models, counts, latencies, strict=True)]
 
 
 def format_table(costs: Sequence[Cost]) -> str:
@@ -100,9 +97,9 @@ def main(args: argparse.Namespace) -> None:
         check_name(name)
     # Read before anything is measured, so that a wrong path is known at once.
     trained = [load_checkpoint_model(path) for path in args.checkpoints]
-    models: dict[str, nn.Module] = {short_name(name): build_model(name, args.num_classes) for name in names}
+    models: list[tuple[str, nn.Module]] = [(short_name(name), build_model(name, args.num_classes)) for name in names]
     for path, (model, checkpoint) in zip(args.checkpoints, trained, strict=True):
-        models[f"{path.resolve().parent.name}/{path.stem} ({checkpoint['model']})"] = model
+        models.append((f"{path.resolve().parent.name}/{path.stem} ({checkpoint['model']})", model))
     costs = measure(models, args.size, device, args.repeats)
     print(f"One {args.size} x {args.size} image, float32, eval mode, no auxiliary heads.")
     print(f"Latency: median of up to {args.repeats} runs in turn after warm-up, torch {torch.__version__},")

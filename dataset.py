@@ -157,7 +157,9 @@ class SegmentationDataset(Dataset[dict]):
         index = range(len(self))[index]  # IndexError past the end, as a sequence must
         image, mask, size = self._read(index)
         if self.transform is None:
-            sample = full_sample(image.clone(), mask.clone()) if self._cache else full_sample(image, mask)
+            if self._cache:  # a view of the file, which must not be written to
+                image, mask = image.clone(), mask.clone()
+            sample = full_sample(image, mask)
         else:
             with seeded(seed):
                 sample = self.transform(image, mask)

@@ -174,7 +174,8 @@ def can_write(folder: Path) -> bool:
     """Whether files can be made in ``folder``; what is marked as read-only is respected by the administrator, too."""
     with contextlib.suppress(OSError):
         tempfile.TemporaryFile(dir=folder).close()
-        return sys.platform == "win32" or bool(folder.stat().st_mode & 0o222)  # no permission there, but a mark
+        # On Windows the mark of a folder as read-only forbids nothing.
+        return sys.platform == "win32" or bool(folder.stat().st_mode & 0o222)
     return False
 
 

@@ -85,7 +85,7 @@ def loader_processes(asked: int | None, device: torch.device) -> int:
     """
     if asked is not None:
         return asked
-    cores = available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # of torchrun
+    cores = available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # of torchrun and compare.py
     if device.type == "cpu":
         return min(max(cores // 4, 1), 4)
     return min(max(cores - 1, 1), 16 if multiprocessing.get_start_method() == "fork" else 4)

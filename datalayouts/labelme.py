@@ -83,10 +83,10 @@ def find_labelme(data_dir: Path) -> Layout:
     """
     root = Path(data_dir)
     check_folder(root)
-    paths = [root.joinpath(*parts) for parts in walk_files(root) if parts[-1].lower().endswith(".json")]
+    there = walk_files(root)
+    paths = [root.joinpath(*parts) for parts in there if parts[-1].lower().endswith(".json")]
     if not paths:
-        xml = any(parts[-1].lower().endswith(".xml") for parts in walk_files(root))
-        hint = XML if xml else "LabelMe writes one a picture"
+        hint = XML if any(parts[-1].lower().endswith(".xml") for parts in there) else "LabelMe writes one a picture"
         raise DataError(f"{root}: no .json files there or in its subfolders; {hint}")
     files = None
     class_list = find_class_list(root)

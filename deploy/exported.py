@@ -79,8 +79,13 @@ class ExportedModel(nn.Module, ABC):
             images = (images * std + mean - own_mean) / own_std
         result = self.run(images)
         if self.card.output == "mask":
-            result = F.one_hot(result.long(), len(self.card.class_names)).movedim(-1, 1)
+            result = one_hot_logits(result, len(self.card.class_names))
         return result.float()
+
+
+def one_hot_logits(mask: torch.Tensor, num_classes: int) -> torch.Tensor:
+    """Class numbers (N, H, W) -> logits (N, C, H, W) float32 of 1 at the class and 0 elsewhere."""
+    return F.one_hot(mask.long(), num_classes).movedim(-1, 1).float()
 
 
 def fixed_size(shape: Sequence[object]) -> Size | None:

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 from tqdm import tqdm
 
 from basics.batch import normalize
 from basics.errors import UserError
 from dataset import SegmentationDataset
+from deploy.exported import one_hot_logits
 from networks.working_size import at_working_size
 from scoring.metrics import ConfusionMatrix, Scores
 
@@ -106,4 +106,4 @@ class _Decided(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         logits = self.network(images)
-        return F.one_hot(logits.argmax(1), logits.shape[1]).movedim(-1, 1).to(logits.dtype)
+        return one_hot_logits(logits.argmax(1), logits.shape[1])

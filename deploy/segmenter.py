@@ -202,7 +202,7 @@ def _from_checkpoint(path: Path, device: torch.device) -> Segmenter:
         from deploy.quantized import load_fake_quant
 
         device = torch.device("cpu") if device.type == "mps" else device  # which has no fake quantization
-        model, name = load_fake_quant(model, checkpoint).to(device), f"{name} qat"
+        model, name = load_fake_quant(model.to(device), checkpoint), f"{name} qat"
     name, network = _sized(name, model, checkpoint["input_size"])
     names, palette = checkpoint["class_names"], checkpoint["palette"]
     return Segmenter(network, name, names, palette, parameters, path.stat().st_size, device)

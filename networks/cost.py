@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -64,28 +64,28 @@ def measure_latency(
     model: nn.Module, size: int, device: torch.device, *, warmup: int = 5, repeats: int = 30, limit_s: float = 10
 ) -> float:
     """As `measure_latencies`, of one network, which nothing is compared with."""
-    return measure_latencies({"": model}, size, device, warmup=warmup, repeats=repeats, limit_s=limit_s)[""]
+    return measure_latencies([model], size, device, warmup=warmup, repeats=repeats, limit_s=limit_s)[0]
 
 
 @torch.inference_mode()
 def measure_latencies(
-    models: Mapping[str, nn.Module],
+    models: Sequence[nn.Module],
     size: int,
     device: torch.device,
     *,
     warmup: int = 5,
     repeats: int = 30,
     limit_s: float = 10,
-) -> dict[str, float]:
+) -> list[float]:
     """Median milliseconds for one ``size`` x ``size`` image, float32, eval mode, after ``warmup`` runs, all in turn.
 
     The device's queue is waited for before each reading of the clock. Warming up and measuring each end early after
     ``limit_s`` seconds a network, so that big networks on a small machine come to an end, too.
     """
-    for model in models.values():
+    for model in models:
         model.to(device).eval()
     image = torch.randn(1, 3, size, size, device=device)
     # `model=model`: a lambda sees a loop's variable as it is when called.
-    variants = {name: lambda _, model=model: model(image) for name, model in models.items()}
+    variants = {str(number): lambda _, model=model: model(image) for number, model in enumerate(models)}
     timings = interleave(variants, repeats, warmup, device, limit_s * len(models))
-    return {name: 1000 * timings.median(name) for name in models}
+    return [1000 * timings.median(number) for number in variants]

@@ -139,15 +139,15 @@ class OnnxTeacher(SegmentationModel):
         return taken, strides[taken], (grid or "half_pixel") if taken == strided else "half_pixel"
 
     def _count_classes(
-        self, maps: Mapping[str, np.ndarray], num_classes: int | None, own_names: Sequence[str] | None
+        self, maps: Mapping[str, np.ndarray], num_classes: int | None, names: Sequence[str] | None
     ) -> int:
         """That of its names, or of the channels of ``maps`` where it is one, or else ``num_classes``."""
         counts = {values.shape[1] for values in maps.values()}
         shapes = ", ".join(f"{name} {list(values.shape)}" for name, values in maps.items())
-        if own_names:
-            if counts and len(own_names) not in counts:
-                raise UserError(f"{self.path}: its metadata name {len(own_names)} classes, its outputs are: {shapes}")
-            return len(own_names)
+        if names:
+            if counts and len(names) not in counts:
+                raise UserError(f"{self.path}: its metadata name {len(names)} classes, its outputs are: {shapes}")
+            return len(names)
         if len(counts) == 1:
             return counts.pop()
         if num_classes is None:

@@ -146,9 +146,15 @@ def test_main_puts_checkpoints_beside_models(demo_checkpoint, capsys):
 
 
 def test_defaults_are_the_teacher_and_both_students(monkeypatch, capsys):
-    monkeypatch.setattr(script, "measure", lambda models, *args: [cost(title, 1) for title in models])
+    monkeypatch.setattr(script, "measure", lambda models, *args: [cost(title, 1) for title, _ in models])
     script.main(script.get_args_parser().parse_args(["--device", "cpu"]))
     assert "fcn_resnet50      standard       compact" in capsys.readouterr().out
+
+
+def test_two_networks_of_one_title_have_two_columns():
+    """As the best.pth of two folders of runs with the same names have."""
+    costs = script.measure([("run/best (tiny)", Tiny()), ("run/best (tiny)", nn.Conv2d(3, 4, 1))], 32, CPU, repeats=1)
+    assert [cost.title for cost in costs] == ["run/best (tiny)"] * 2 and costs[1].parameters == 16
 
 
 def test_errors(tmp_path, run_script):

@@ -22,6 +22,7 @@ from basics.errors import UserError
 from basics.files import remove_stale
 from basics.machine import loader_processes
 from datachecks.stats import class_weights
+from dataset import SegmentationDataset
 from deploy.quantized import FakeQuantModel
 from deploy.teachers import FittedTeacher, TeacherChoice, load_teacher_for
 from kd.cached_teacher import CachedTeacher
@@ -194,6 +195,7 @@ def build_models(args: Arguments, recipe: Recipe, data: Data, device: torch.devi
         if recipe.needs_teacher:
             fitted = load_teacher_for(TeacherChoice.of(args), data.train_set)
             teacher_sha256 = weights_sha256(fitted.model)
+            _check_known_classes(recipe, data.train_set, fitted)
             score_against_teacher(args, data, fitted, device)
             teacher = _make_teacher(args, recipe, data, fitted, device)
     plain = distributed.synchronize_batchnorm(student, device)
@@ -223,7 +225,15 @@ def _fake_quantized(student: SegmentationModel, device: torch.device) -> Segment
 
 def _make_teacher(args: Arguments, recipe: Recipe, data: Data, fitted: FittedTeacher, device: torch.device) -> Teacher:
     """The teacher of the command line, run on every batch or read from its cache, its word in the data's classes."""
-    train_set = data.train_set
+    teacher = _run_or_cached(args, recipe, data, fitted, device)
+    if fitted.class_map is None and args.min_confidence == 0:
+        return teacher
+    class_map = fitted.class_map or ClassMap.identity(data.train_set.class_names)
+    return MappedTeacher(teacher, class_map, args.min_confidence, tells=True)
+
+
+def _check_known_classes(recipe: Recipe, train_set: SegmentationDataset, fitted: FittedTeacher) -> None:
+    """Refuse, before all work, losses for which the teacher knows too few classes; say what nothing trains."""
     known = fitted.class_map.known if fitted.class_map else range(train_set.num_classes)
     recipe.require_classes(train_set.num_classes, len(known))
     if not recipe.names("hard") and distributed.is_main() and len(known) < train_set.num_classes:
@@ -232,11 +242,6 @@ def _make_teacher(args: Arguments, recipe: Recipe, data: Data, fitted: FittedTea
             f"warning: no mask is learnt from, and the teacher does not know {', '.join(unknown)}: nothing trains "
             "what the student says of them; leave them out of the class list, or bring masks"
         )
-    teacher = _run_or_cached(args, recipe, data, fitted, device)
-    if fitted.class_map is None and args.min_confidence == 0:
-        return teacher
-    class_map = fitted.class_map or ClassMap.identity(train_set.class_names)
-    return MappedTeacher(teacher, class_map, args.min_confidence, tells=True)
 
 
 def score_against_teacher(args: Arguments, data: Data, fitted: FittedTeacher, device: torch.device) -> None:
