@@ -75,6 +75,8 @@ def check_config(run: Run) -> None:
     was, now = argparse.Namespace(**defaults | saved), argparse.Namespace(**planned)
     if now.amp == "auto":  # as the machine chose that trained the run; this one, which may only score it, has no say
         now.amp = was.amp
+    if now.eval_every is None:
+        now.eval_every = was.eval_every
     for arguments in (was, now):  # a run keeps what it settled on
         settle(arguments, pick_device(run.args.device))
     changed = [

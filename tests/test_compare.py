@@ -303,6 +303,21 @@ def test_runs_that_chose_a_gpus_precision_are_done_on_a_laptop_too(tmp_path, dem
         assert state_of(plan.runs[0]).kind == "done"
 
 
+def test_runs_that_chose_when_to_validate_are_done_until_the_plan_says_when(tmp_path, demo_data):
+    for line, done in (("", True), ("eval_every = 3", False)):
+        plan = read_plan(write_plan(tmp_path, demo_data, line, methods=METHODS), tmp_path)
+        pretend_done(plan)
+        path = plan.runs[0].folder / "config.json"
+        content = json.loads(path.read_text())
+        content["arguments"]["eval_every"] = 5
+        path.write_text(json.dumps(content))
+        if done:
+            assert state_of(plan.runs[0]).kind == "done"
+            continue
+        with pytest.raises(UserError, match="--eval-every was 5, is 3 in the plan"):
+            state_of(plan.runs[0])
+
+
 def test_masks_that_a_teacher_wrote_are_no_truth(tmp_path, demo_data, monkeypatch, capsys):
     plan = read_plan(write_plan(tmp_path, demo_data, methods="[methods.baseline]\n"), tmp_path)
     monkeypatch.setattr(teacher_masks, "unmended", lambda masks: list(masks)[:1])

@@ -18,6 +18,7 @@ from tests.test_train import arguments, assert_same_run
 from train_kd import get_args_parser, main
 from training import timeshare
 from training.arguments import Arguments
+from training.pace import epochs_between_validations
 from training.state import Progress
 from training.timeshare import scoring_time, time_line, time_shares, timed_batches
 
@@ -180,6 +181,26 @@ def test_shares_are_of_all_the_time_and_the_line_says_what_to_change(monkeypatch
     assert scored.endswith("all else; less scoring: --eval-every 4") and "faster" not in scored
     well = time_line(Progress(elapsed_s=100, data_s=9, step_s=80, scoring_s=10), args, CPU)
     assert well.endswith("1 % all else")
+
+
+@pytest.mark.parametrize(
+    ("device", "images", "val_images", "given", "expected"),
+    [
+        (CPU, 1464, 1449, {}, 1),
+        (GPU, 1464, 1449, {"epochs": 60}, 5),  # 1,449 scored beside 7,320 trained on: a fifth
+        (GPU, 1464, 1449, {"epochs": 30}, 3),  # ten validations
+        (GPU, 1464, 1449, {"epochs": 6}, 1),
+        (GPU, 10582, 1449, {"epochs": 60}, 1),
+        (GPU, 100, 1449, {"time_budget": 600.0}, 73),  # of as many epochs as there will be
+        (GPU, 1464, 1449, {"epochs": 60, "patience": 10}, 1),
+        (GPU, 1464, 1449, {"epochs": 60, "eval_every": 2}, 2),
+    ],
+)
+def test_a_gpu_validates_as_often_as_it_is_cheap(device, images, val_images, given, expected):
+    args = Arguments()
+    for name, value in given.items():
+        setattr(args, name, value)
+    assert epochs_between_validations(args, device, images, val_images) == expected
 
 
 def test_a_run_ends_with_that_line(demo_data, tmp_path, capsys):

@@ -250,7 +250,17 @@ class Arguments(argparse.Namespace):
     name: str | None = flag(
         "run", "run", None, "run folder below --output-dir; made from the arguments by default", may_change=True
     )
-    eval_every: int = flag("run", "budget", 1, "epochs between validations (1)", may_change=True, least=1, metavar="N")
+    eval_every: int | None = flag(
+        "run",
+        "budget",
+        None,
+        "epochs between validations (auto: 1; on an NVIDIA GPU so many that they take no more than a fifth of the "
+        "pictures read, but ten validations a run; 1 with --patience)",
+        may_change=True,
+        least=1,
+        parse=number_or_auto,
+        metavar="auto|N",
+    )
     eval_batch_size: int | None = flag(
         "run", "machine", None, SCORING_HELP, may_change=True, least=1, parse=number_or_auto, metavar="auto|N"
     )

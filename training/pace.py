@@ -2,13 +2,35 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
+
+import torch
 
 from basics import distributed
 from training.arguments import Arguments
 from training.stages import Stages
 from training.state import Progress
+
+# On a GPU reading sets the pace, and a picture costs about the same to score as to train on.
+MOST_SCORED, LEAST_VALIDATIONS = 0.2, 10
+
+
+def epochs_between_validations(args: Arguments, device: torch.device, images: int, val_images: int) -> int:
+    """As asked by --eval-every; otherwise 1, or on a GPU what keeps validation cheap. Clocks have no say in it.
+
+    Args:
+        images: of an epoch.
+        val_images: of the validation split.
+    """
+    if args.eval_every is not None:
+        return args.eval_every
+    if device.type != "cuda" or args.patience:  # which counts validations
+        return 1
+    cheap = math.ceil(val_images / (MOST_SCORED * images))
+    most = cheap if args.time_budget is not None else args.epochs // LEAST_VALIDATIONS
+    return max(1, min(cheap, most))
 
 
 class Pace:

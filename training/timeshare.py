@@ -70,7 +70,7 @@ def time_line(progress: Progress, args: Arguments, device: torch.device) -> str:
     if shares["pictures"] >= MUCH_WAITING:
         advice.append(_faster_pictures(args, device))
     if shares["scoring"] >= MUCH_SCORING:
-        advice.append(f"less scoring: --eval-every {2 * args.eval_every}")
+        advice.append(f"less scoring: --eval-every {2 * (args.eval_every or 1)}")
     return f"time {clock(progress.elapsed_s)}: {line}" + "".join(f"; {each}" for each in advice)
 
 

@@ -35,7 +35,7 @@ from training.arguments import Arguments
 from training.build import build_models, build_optimization, locate_run, made_from, open_log, written_at
 from training.data import build_data, fit_recipe
 from training.failures import LossWatch, refuse_non_finite
-from training.pace import Pace
+from training.pace import Pace, epochs_between_validations
 from training.recipe import settle
 from training.report import best_line, epoch_line, epoch_row, report_sections
 from training.runlog import RunLog
@@ -69,6 +69,7 @@ class Trainer:
         self.data = build_data(args, resumed=self.resume_from is not None)
         self.recipe = recipe = fit_recipe(recipe, self.data)
         self.stages = Stages(args, len(self.data.train_set))
+        args.eval_every = epochs_between_validations(args, self.device, self.stages.images, len(self.data.val_set))
         self.models = build_models(args, recipe, self.data, self.device)
         self.student, self.distiller = self.models.student, self.models.distiller
         self.progress = Progress()
@@ -125,6 +126,7 @@ class Trainer:
         """Train and score an epoch, or what is left of it; raises `Stopped` after a signal, with all saved."""
         progress, args = self.progress, self.args
         complete = self.train_epoch(stop)
+        assert args.eval_every is not None  # filled in when the trainer was built
         evaluate = self.pace.is_last_epoch() or (progress.epoch + 1) % args.eval_every == 0
         if evaluate or stop.agreed:
             self.save_last()  # scoring may take long: it must not cost the epoch
