@@ -25,13 +25,13 @@ from tqdm import tqdm
 
 from basics.batch import normalize
 from basics.errors import UserError, run_cli
+from basics.optional_packages import need
 from datachecks import teacher_masks
 from dataset import add_data_arguments, build_split
 from deploy.arguments import add_form_arguments, check_output, make_deployed
 from deploy.calibration import quantize_calibrated
 from deploy.int8_files import SUFFIXES, require_int8, write_int8
 from deploy.int8_score import RealPictures
-from deploy.optional_packages import need
 from deploy.quantized import GraphModel, load_fake_quant
 from networks.base import SegmentationModel
 from networks.model_file import ModelFile

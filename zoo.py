@@ -129,7 +129,6 @@ def create_model(
     num_classes: int,
     weights: str = "none",
     class_names: Sequence[str] | None = None,
-    **model_args: object,
 ) -> SegmentationModel:
     """A model to be trained.
 
@@ -142,7 +141,6 @@ def create_model(
             is printed.
         class_names: of the data set. Of a network for other classes than these, or for these in another order, the
             backbone alone is taken, too: its outputs would bear the wrong names.
-        model_args: the model's own arguments; by default those in a checkpoint that is given.
 
     Raises:
         UserError: unknown name, download failed, or a file that does not belong to this model.
@@ -152,13 +150,12 @@ def create_model(
         return sources.create(name, num_classes, weights, class_names, file)
     spec = choose(MODELS, name, "model")
     if weights in ("none", "default"):
-        model = build_model(name, num_classes, **model_args)
+        model = build_model(name, num_classes)
         if weights == "default":
             spec.start_student(model, name, class_names)
         return model
     file = _read_for(name, weights)
-    kept = (file.checkpoint or {}).get("model_args", {})
-    model = build_model(name, num_classes, **{**kept, **model_args})
+    model = build_model(name, num_classes, **(file.checkpoint or {}).get("model_args", {}))
     state = unwrap(model, file)
     whole = is_whole(model, state)
     if whole and file.class_names and class_names is not None:

@@ -15,6 +15,7 @@ import torch
 
 from basics.errors import UserError
 from basics.files import replacing
+from basics.optional_packages import need
 
 POINTER = b"version https://git-lfs"
 # How a tensor of an .onnx says in which file it lies: protobuf's pair of the strings "location" and, behind its length
@@ -112,12 +113,9 @@ def load_file(path: str | Path) -> dict:
 
 
 def _load_safetensors(path: Path) -> dict:
+    safetensors = need("safetensors.torch", "safetensors", str(path))
     try:
-        from safetensors.torch import load_file as load_tensors
-    except ImportError as error:
-        raise UserError(f"{path}: needs a package that is absent: pip install safetensors") from error
-    try:
-        return dict(load_tensors(path))
+        return dict(safetensors.load_file(path))
     except Exception as error:  # a class of its own for what is malformed, the system's for the rest
         raise UserError(f"{path}: not a safetensors file, or a damaged one ({type(error).__name__})") from error
 

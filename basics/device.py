@@ -7,6 +7,7 @@ import contextlib
 import functools
 import os
 import sys
+from collections.abc import Iterator
 
 import torch
 
@@ -68,6 +69,21 @@ def tune_kernels(on: bool) -> None:
     It is left alone where results must be the same at every run.
     """
     torch.backends.cudnn.benchmark = on and not torch.are_deterministic_algorithms_enabled()
+
+
+@contextlib.contextmanager
+def scoring_kernels() -> Iterator[None]:
+    """Inside, cuDNN tries nothing, for pictures have many sizes, and rounds no factor of a float32 convolution to TF32.
+
+    That is what PyTorch lets it do by default; matrix products are exact by default.
+    """
+    cudnn = torch.backends.cudnn
+    before = cudnn.benchmark, cudnn.allow_tf32
+    cudnn.benchmark, cudnn.allow_tf32 = False, False
+    try:
+        yield
+    finally:
+        cudnn.benchmark, cudnn.allow_tf32 = before
 
 
 def make_deterministic() -> None:

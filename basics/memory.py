@@ -19,7 +19,8 @@ from basics.errors import UserError
 NO_MEMORY = (
     *("out of memory", "can't allocate memory", "not enough memory", "cannot allocate memory", "bad_alloc"),
     "paging file",  # of Windows: "is too small for this operation to complete"
-    *("cublas_status_alloc_failed", "cudnn_status_alloc_failed", "unable to find an engine"),  # on a nearly full card
+    # On a nearly full card; cuDNN 9 says CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED.
+    *("cublas_status_alloc_failed", "cudnn_status_alloc_failed", "allocation_failed", "unable to find an engine"),
 )
 NO_SHARED_MEMORY = ("shared memory", "shared file mapping", "bus error", "shm_open", "/dev/shm")
 KILLED_WORKER = ("exited unexpectedly", "is killed by signal")

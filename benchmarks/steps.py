@@ -130,8 +130,9 @@ def bench_steps(
     count = max(len(data) // batch_size, 1)
     samples = [[data[(batch * batch_size + n) % len(data), n] for n in range(batch_size)] for batch in range(count)]
     torch.manual_seed(0)
-    teacher = build_model(TEACHER, data.num_classes).to(device)
-    live = LiveTeacher(fold_batchnorm(teacher))
+    teacher = build_model(TEACHER, data.num_classes)
+    live = LiveTeacher(fold_batchnorm(teacher).to(device))  # folded on the CPU, as in training
+    teacher.to(device)
     # The second reads the first's file.
     cached = {name: _open_cache(folder, teacher, data, name, device) for name in (CACHED_FEATURES, CACHED)}
     teachers: dict[str, Teacher | None] = {PLAIN: None, LIVE: live, **cached}

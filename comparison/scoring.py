@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache, partial
 from pathlib import Path
@@ -26,7 +26,7 @@ from deploy.segmenter import load_segmenter
 from deploy.teachers import FittedTeacher, MappedNetwork, load_teacher_for
 from kd.teacher_cache import weights_sha256
 from networks import user_file
-from networks.cost import count_macs, count_parameters, measure_latency
+from networks.cost import count_macs, count_parameters, measure_latencies
 from networks.onnx_teacher import OnnxTeacher
 from networks.sources import is_source
 from networks.working_size import working_size_of
@@ -120,16 +120,15 @@ class Comparison:
 class ImageScores:
     """A `scoring.protocol.Watcher` that takes each prediction's mIoU."""
 
-    def __init__(self, dataset: SegmentationDataset):
-        self.dataset = dataset
+    def __init__(self, num_classes: int):
+        self.num_classes = num_classes
         self.images: dict[str, float] = {}
 
-    def update(self, indices: torch.Tensor, prediction: torch.Tensor) -> None:
-        for index, mask in zip(indices.tolist(), prediction.cpu(), strict=True):
-            sample = self.dataset[index]
-            score = image_miou(mask, sample["mask"], self.dataset.num_classes)
+    def update(self, batch: Mapping[str, Any], prediction: torch.Tensor) -> None:
+        for name, truth, mask in zip(batch["id"], batch["mask"], prediction, strict=True):
+            score = image_miou(mask, truth, self.num_classes)
             if not math.isnan(score):
-                self.images[sample["id"]] = score
+                self.images[name] = score
 
 
 def gather(plan: Plan, finished: list[Run]) -> Comparison:
@@ -209,7 +208,7 @@ def _score(
         return Scored(known["row"], known["images"])
     name, model, parameters = load()
     print(f"scoring {label} on {dataset.name}/{dataset.split}", flush=True)
-    images = ImageScores(dataset)
+    images = ImageScores(dataset.num_classes)
     device = pick_device(run.args.device)
     batch_size = scoring_batch(run.args.eval_batch_size, device)
     tile = 0 if working_size_of(model) else run.args.eval_tile  # of a teacher, where the students are cut
@@ -265,12 +264,13 @@ def measure_costs(comparison: Comparison) -> None:
             f"{name} {weights}{_version(name, weights)}",
             partial(load_any_teacher, name, weights, classes),
         )
-    for label, (title, load) in wanted.items():
-        key = f"{title}, {plan.report.size} pixels, {device_name(device)}, torch {torch.__version__}"
-        if key not in known:
-            known[key] = asdict(_measure(load().eval(), plan.report.size, device))
-            write_text(path, json.dumps(known, indent=1) + "\n")
-        comparison.costs[label] = Cost(**known[key])
+    measured_on = f"{plan.report.size} pixels, {device_name(device)}, torch {torch.__version__}"
+    keys = {label: f"{title}, {measured_on}" for label, (title, _) in wanted.items()}
+    if not known.keys() >= set(keys.values()):  # all of them in turn: they stand in one column
+        costs = _measure([load().eval() for _, load in wanted.values()], plan.report.size, device)
+        known |= {key: asdict(cost) for key, cost in zip(keys.values(), costs, strict=True)}
+        write_text(path, json.dumps(known, indent=1) + "\n")
+    comparison.costs.update({label: Cost(**known[key]) for label, key in keys.items()})
 
 
 def _version(name: str, weights: str = "default") -> str:
@@ -280,10 +280,14 @@ def _version(name: str, weights: str = "default") -> str:
     return "".join(f" {_digest(path)[:12]}" for path in files)
 
 
-def _measure(model: nn.Module, size: int, device: str) -> Cost:
-    return Cost(
-        parameters=count_parameters(model),
-        macs=None if isinstance(model, OnnxTeacher) else count_macs(model, size),
-        ms=measure_latency(model, size, pick_device(device)),
-        device=device_name(device),
-    )
+def _measure(models: Sequence[nn.Module], size: int, device: str) -> list[Cost]:
+    times = measure_latencies(models, size, pick_device(device))
+    return [
+        Cost(
+            parameters=count_parameters(model),
+            macs=None if isinstance(model, OnnxTeacher) else count_macs(model, size),
+            ms=ms,
+            device=device_name(device),
+        )
+        for model, ms in zip(models, times, strict=True)
+    ]

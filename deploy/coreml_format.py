@@ -12,10 +12,10 @@ import torch
 from torch.export import ExportedProgram
 
 from basics.errors import UserError, reason_of
+from basics.optional_packages import need
 from deploy.exported import ExportedModel, fixed_size
 from deploy.exporting import ExportOptions, example_images, quiet, without_aliases
 from deploy.model_card import ModelCard
-from deploy.optional_packages import need
 
 
 def save_coreml(program: ExportedProgram, card: ModelCard, path: Path, options: ExportOptions) -> None:

@@ -9,10 +9,10 @@ import torch
 from torch.export import ExportedProgram
 
 from basics.errors import UserError, reason_of
+from basics.optional_packages import need
 from deploy.exported import ExportedModel, fixed_size
 from deploy.exporting import ExportOptions, quiet
 from deploy.model_card import ModelCard
-from deploy.optional_packages import need
 
 CARD_METHOD = "card"  # a method without arguments that returns a constant: ExecuTorch's way to keep metadata
 

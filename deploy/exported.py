@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from basics.batch import MEAN, STD
 from deploy.exporting import Size
 from deploy.model_card import ModelCard
+from networks.working_size import resize
 
 
 class ExportedModel(nn.Module, ABC):
@@ -59,7 +60,7 @@ class ExportedModel(nn.Module, ABC):
         scale = min(size[0] / own[0], size[1] / own[1])
         height, width = (min(whole, max(1, round(scale * side))) for side, whole in zip(own, size, strict=True))
         if (height, width) != own:
-            image = F.interpolate(image, (height, width), mode="bilinear", align_corners=False, antialias=True)
+            image = resize(image, (height, width))
         padded = F.pad(image, (0, size[1] - width, 0, size[0] - height))
         logits = self._logits(padded)[..., :height, :width]
         if (height, width) != own:

@@ -9,12 +9,12 @@ import torch
 from torch.export import ExportedProgram
 
 from basics.errors import UserError, reason_of
+from basics.optional_packages import need
 from deploy.exported import ExportedModel, fixed_size
 from deploy.exporting import ExportOptions, quiet
 from deploy.model_card import ModelCard
 from deploy.onnx_lowering import EXPORTER_OPSET, OLDEST_OPSET, check_opset, lower_opset, spell_out_hard_sigmoid
-from deploy.optional_packages import need
-from networks.onnx_session import executed_operators, integer_layers, open_session
+from networks.onnx_session import CUDA, executed_operators, integer_layers, open_session
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -123,7 +123,7 @@ class OnnxModel(ExportedModel):
     def __init__(self, path: str | Path, device: torch.device) -> None:
         session = open_session(path, device=device.type)
         card = ModelCard.from_metadata(session.get_modelmeta().custom_metadata_map, str(path))
-        on_gpu = "CUDAExecutionProvider" in session.get_providers()
+        on_gpu = CUDA in session.get_providers()
         (images,) = session.get_inputs()
         super().__init__(card, device if on_gpu else torch.device("cpu"), fixed_size(images.shape))
         self.path, self.session, self.input_name = path, session, images.name

@@ -11,11 +11,11 @@ import torch
 from torch.export import ExportedProgram
 
 from basics.errors import UserError
+from basics.optional_packages import need
 from deploy.exported import ExportedModel
 from deploy.exporting import ExportOptions, Size
 from deploy.model_card import ModelCard
 from deploy.onnx_format import save_onnx
-from deploy.optional_packages import need
 
 CARD = "model_info"  # where OpenVINO's own tools keep what a file says about itself
 INTEGERS = ("u8", "i8")  # as its executed graph calls them

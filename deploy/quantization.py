@@ -15,7 +15,6 @@ normalised map reaches far below, and its steps are better spent above.
 from __future__ import annotations
 
 import copy
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeGuard
 
@@ -23,15 +22,13 @@ import torch
 from torch.fx import GraphModule, Node
 from torch.fx.node import Argument
 
-from basics.errors import UserError
+from basics.optional_packages import need, quiet_tree_log
 from deploy import torch_internals
 from deploy.graphs import first_result, list_at, node_at, number_at, set_argument, tensor_of
 
 aten = torch.ops.aten
-_tree_log = logging.getLogger("torch.utils._pytree")
-_level = _tree_log.level
-_tree_log.setLevel(logging.ERROR)  # torchao registers enums in a way that torch warns about
-try:
+with quiet_tree_log():
+    need("torchao.quantization.pt2e.quantize_pt2e", "torchao", "INT8")
     from torchao.quantization.pt2e import (
         FakeQuantize,
         FusedMovingAvgObsFakeQuantize,
@@ -43,10 +40,6 @@ try:
     )
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e, prepare_qat_pt2e
     from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, QuantizationSpec, Quantizer
-except ImportError as error:
-    raise UserError("INT8 needs the package torchao: pip install torchao (see requirements-extra.txt)") from error
-finally:
-    _tree_log.setLevel(_level)
 
 LAYERS = (
     aten.conv2d.default, aten.conv2d.padding, aten.conv_transpose2d.input, aten.linear.default,

@@ -287,6 +287,14 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     return found
 
 
+def refuse_other(folder: Path, found: list[str]) -> None:
+    """A `UserError` about a cache of which these `differences` were found."""
+    raise UserError(
+        f"the teacher cache {folder} was made from something else: {'; '.join(found)}; remove that folder or name "
+        "another --cache-dir"
+    )
+
+
 def is_blurred(made_from: Mapping[str, Any]) -> bool:
     """Whether a cache's feature maps, if it has any, are averaged to stride 16 and cut to 64 dimensions, as of old."""
     return made_from.get("projection") == {"kind": "mean and principal components", "dims": 64, "images": 48}

@@ -226,11 +226,13 @@ def measure_agreement(
     count = min(AGREEMENT_CROPS, len(dataset))
     indices = [position * len(dataset) // count for position in range(count)]
     cells = agreed = 0
-    distance, seconds = 0.0, []
+    distance, seconds = 0.0, list[float]()
     for start in range(0, count, batch_size):
         crops = [dataset[index, index] for index in indices[start : start + batch_size]]  # seeded: always the same
         for one_size in _by_size(crops):
             batch = pad_batch(prepare_batch(default_collate(one_size), device), cached.stride)
+            if not seconds:
+                live(batch)  # the first pass warms up
             synchronize(device)
             begin = time.perf_counter()
             p_live = live(batch).logits.float().softmax(1)

@@ -60,14 +60,6 @@ def file_megabytes(model: nn.Module) -> float:
 
 
 @torch.inference_mode()
-def measure_latency(
-    model: nn.Module, size: int, device: torch.device, *, warmup: int = 5, repeats: int = 30, limit_s: float = 10
-) -> float:
-    """As `measure_latencies`, of one network, which nothing is compared with."""
-    return measure_latencies([model], size, device, warmup=warmup, repeats=repeats, limit_s=limit_s)[0]
-
-
-@torch.inference_mode()
 def measure_latencies(
     models: Sequence[nn.Module],
     size: int,

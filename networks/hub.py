@@ -57,6 +57,16 @@ class Repository:
                 raise UserError(f"{self.spec}: cannot be loaded: {reason_of(error)[:300]}") from error
             raise UserError(f"cannot download {self.spec} ({reason_of(error)[:300]}); {self._way_on}") from error
 
+    @contextlib.contextmanager
+    def built(self) -> Iterator[None]:
+        """As `explained`, of what is done with the files once they are there: that is no failed download."""
+        try:
+            yield
+        except UserError:
+            raise
+        except Exception as error:  # of whatever its layers are
+            raise UserError(f"{self.spec}: cannot be used here: {reason_of(error)[:300]}") from error
+
     @property
     def _way_on(self) -> str:
         prefix = self.spec.partition(":")[0]

@@ -13,7 +13,6 @@ transformer; ``decoder`` what the classifier reads, before its ReLU. Code from a
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any, cast
@@ -22,6 +21,7 @@ import torch
 from torch import nn
 
 from basics.errors import UserError
+from basics.optional_packages import need, quiet_tree_log
 from networks.class_lists import same_names
 from networks.class_names import named_classes
 from networks.hub import Repository, find_repository
@@ -41,18 +41,9 @@ TASK = "the task is semantic"  # what OneFormer is told
 @cache
 def import_transformers() -> ModuleType:
     """The package, or a `UserError` that says how to install it; quiet, for we say ourselves what is loaded."""
-    noisy = logging.getLogger("torch.utils._pytree")  # about torchao, which transformers imports where it is installed
-    level = noisy.level
-    noisy.setLevel(logging.ERROR)
-    try:
-        import transformers
-        import transformers.modeling_utils  # the package itself imports nothing until it is asked
-    except ImportError as error:
-        raise UserError(
-            "hf: networks need the package transformers: pip install transformers (see requirements-extra.txt)"
-        ) from error
-    finally:
-        noisy.setLevel(level)
+    with quiet_tree_log():
+        transformers = need("transformers", "transformers", "a network of hf:")
+        need("transformers.modeling_utils", "transformers", "a network of hf:")  # the package itself imports nothing
     if int(transformers.__version__.partition(".")[0]) < OLDEST:
         raise UserError(
             f"transformers {transformers.__version__} is too old for hf: networks: pip install --upgrade transformers"
@@ -208,7 +199,8 @@ def _load(repository: Repository, config: Any) -> tuple[HuggingFaceModel, list[s
             ignore_mismatched_sizes=True,  # what does not fit is named below
             **repository.options,
         )
-        _refuse_mismatch(info["mismatched_keys"], config, repository)
+    _refuse_mismatch(info["mismatched_keys"], config, repository)
+    with repository.built():
         model = HuggingFaceModel(network, settings, names).eval()
     spare = ("num_batches_tracked", "criterion.empty_weight")
     missing = sorted(name for name in info["missing_keys"] if not name.endswith(spare))
@@ -246,7 +238,8 @@ def load_for(
     config = read_config(repository)
     if not weights:
         settings = read_settings(repository, config)
-        return _build(plain_config(config), settings, num_classes)
+        with repository.built():
+            return _build(plain_config(config), settings, num_classes)
     published, missing = _load(repository, config)
     if not missing and published.num_classes == num_classes and same_names(published.class_names, class_names):
         print(f"{spec}: all weights, for the same {num_classes} classes")

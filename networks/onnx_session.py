@@ -7,18 +7,20 @@ import tempfile
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from basics.checkpoint import external_data, refuse_pointer
 from basics.errors import UserError, reason_of
+from basics.optional_packages import need
 
 if TYPE_CHECKING:  # an optional package
     from onnxruntime import InferenceSession
 
 # Kernels that multiply integers, after ONNX Runtime has optimised a graph.
 INTEGER_KERNELS = ("QLinearConv", "QLinearMatMul", "MatMulIntegerToFloat", "QGemm", "ConvInteger", "MatMulInteger")
+CUDA = "CUDAExecutionProvider"
 LAYER_KERNELS = (*INTEGER_KERNELS, "Conv", "FusedConv", "ConvTranspose", "MatMul", "FusedMatMul", "Gemm", "FusedGemm")
 
 
@@ -44,12 +46,7 @@ def open_session(
     Raises:
         UserError: onnxruntime is not installed, or the file is missing or damaged.
     """
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise UserError(
-            f"{path}: ONNX files need ONNX Runtime: pip install onnxruntime (see requirements-extra.txt)"
-        ) from error
+    onnxruntime = need("onnxruntime", "onnxruntime", f"{path}: an ONNX file")
     if not Path(path).is_file():
         raise UserError(f"{path}: no such file")
     for part in (Path(path), *external_data(Path(path))):
@@ -64,8 +61,11 @@ def open_session(
     options.add_session_config_entry("session.x64quantprecision", "1" if exact else "0")
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)
-    wanted = ("CPUExecutionProvider",) if device == "cpu" else ("CUDAExecutionProvider", "CPUExecutionProvider")
-    providers = [name for name in wanted if name in onnxruntime.get_available_providers()]
+    providers: list[Any] = ["CPUExecutionProvider"]
+    if device != "cpu" and CUDA in onnxruntime.get_available_providers():
+        card = torch.cuda.current_device() if torch.cuda.is_available() else 0  # of this rank
+        # Its default tries all algorithms of a convolution for each size of picture.
+        providers.insert(0, (CUDA, {"device_id": card, "cudnn_conv_algo_search": "HEURISTIC"}))
     try:
         try:
             return onnxruntime.InferenceSession(content or str(path), options, providers=providers)

@@ -37,6 +37,7 @@ from networks.onnx_input import PROBE, OnnxInput, noise
 from networks.onnx_metadata import OnnxMetadata
 from networks.onnx_session import open_session
 from networks.output_names import by_preference, is_main
+from networks.working_size import resize
 
 if TYPE_CHECKING:  # an optional package
     from onnxruntime import InferenceSession
@@ -253,9 +254,9 @@ class OnnxTeacher(SegmentationModel):
         if self._renormalise:
             own = own * self._renormalise[0] + self._renormalise[1]
         size = self._input.size or (height, width)
-        fit = _resize if self._input.size else _fit
+        fit = resize if self._input.size else _fit
         if self._input.size:
-            own = _resize(own, size)
+            own = resize(own, size)
         logits, *taps = (
             torch.from_numpy(values) for values in self._run(own.numpy(), [self._logits, *self._taps.values()])
         )
@@ -264,7 +265,7 @@ class OnnxTeacher(SegmentationModel):
         elif self._cell == 1:  # the mean of each cell; as many as there are whole ones
             logits = F.adaptive_avg_pool2d(logits, (size[0] // self.logit_stride, size[1] // self.logit_stride))
         if self._input.size:
-            logits = _resize(logits, (height // self.logit_stride, width // self.logit_stride))
+            logits = resize(logits, (height // self.logit_stride, width // self.logit_stride))
         fitted = {}
         for (tap, stride), values in zip(self.tap_strides.items(), taps, strict=True):
             fitted[tap] = fit(values, (height // stride, width // stride)).to(images.device)
@@ -338,13 +339,6 @@ def nearest_stride(shape: tuple[int, ...], size: tuple[int, int]) -> int | None:
         return None
     stride, other = (2 ** round(math.log2(side / cells)) for side, cells in zip(size, shape[2:], strict=True))
     return stride if stride == other else None
-
-
-def _resize(values: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Images or maps (N, D, h, w) that cover all of a picture, on another grid (H, W) that does."""
-    if tuple(values.shape[-2:]) == size:
-        return values
-    return F.interpolate(values, size=size, mode="bilinear", align_corners=False, antialias=True)
 
 
 def _fit(values: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

@@ -22,6 +22,7 @@ from torch import nn
 
 from basics.checkpoint import load_file
 from basics.errors import UserError, reason_of
+from basics.optional_packages import need
 from networks.class_lists import published_classes, same_names
 from networks.foreign import (
     PROBE,
@@ -47,14 +48,7 @@ NOT_KEPT = {"classes", "encoder_weights", "aux_params", "activation"}  # of a ne
 
 def import_smp() -> ModuleType:
     """The package, or a `UserError` that says how to install it."""
-    try:
-        import segmentation_models_pytorch as smp
-    except ImportError as error:
-        raise UserError(
-            "this model needs the package segmentation-models-pytorch: "
-            "pip install segmentation-models-pytorch (see requirements-extra.txt)"
-        ) from error
-    return smp
+    return need("segmentation_models_pytorch", "segmentation-models-pytorch", "this model")
 
 
 # -- the model -------------------------------------------------------------------------------------
@@ -293,8 +287,10 @@ def load(spec: str) -> SmpModel:
     """
     repository, arguments, classes = _read(spec)
     with repository.explained():
+        tensors = _tensors(repository)
+    with repository.built():
         model = rebuild(classes, **arguments)
-        state = {name: value for name, value in _tensors(repository).items() if not name.startswith("classification_")}
+        state = {name: value for name, value in tensors.items() if not name.startswith("classification_")}
         model.load_state_dict({_own_name(name): value for name, value in state.items()})
     model.class_names = repository.check_listed(classes) or published_classes(repository.source, classes)
     return model.eval()

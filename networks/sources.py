@@ -133,6 +133,7 @@ def _load_with(name: str, num_classes: int | None, file: WeightsFile) -> Segment
     count = len(names) if names else None if user_file.is_spec(name) else num_classes
     model = build_counted(build_for, count, load_into, fixed=bool(names))
     model.class_names = list(names) if names else model.class_names
+    model.input_size = (file.checkpoint or {}).get("input_size", 0)
     return model
 
 
@@ -164,6 +165,7 @@ def _load_file(
         if file.class_names and class_names and not same_names(file.class_names, class_names):
             raise ClassCountError(f"{file.origin}: made for {class_difference(file.class_names, class_names)}")
         load_whole(model, state, file.origin)
+        model.input_size = (file.checkpoint or {}).get("input_size", 0)
         print(f"{name}: all weights from {file.origin}")
     except ClassCountError as error:
         head = model.head_names()

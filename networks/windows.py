@@ -14,6 +14,9 @@ from dataclasses import asdict, dataclass
 import torch
 from torch.nn import functional as F
 
+from basics.device import constant_on
+from networks.working_size import resize
+
 MODES = ("split", "pad", "squash")
 
 
@@ -43,7 +46,7 @@ class Windows:
         height, width = images.shape[-2:]
         resized = self._resized(height, width)
         if resized != (height, width):
-            images = F.interpolate(images, size=resized, mode="bilinear", align_corners=False, antialias=True)
+            images = resize(images, resized)
         starts = [0]
         if self.mode == "split":
             longer = max(resized)
@@ -54,7 +57,7 @@ class Windows:
             images = torch.cat([images.narrow(dim, start, self.size) for start in starts])
         elif self.mode == "pad":
             padding = (0, self.size - resized[1], 0, self.size - resized[0])
-            level = images.new_tensor(black).view(3, 1, 1)
+            level = constant_on(images.device, tuple(black), images.dtype).view(3, 1, 1)
             images = F.pad(images - level, padding) + level
         return Cut(images, self.size, (height, width), resized, starts)
 
@@ -103,8 +106,9 @@ class Cut:
         for start, part in zip(self.starts, maps.chunk(len(self.starts)), strict=True):
             own = [axis - start if number == longer else axis for number, axis in enumerate(centres)]
             y, x = torch.meshgrid(*(2 * axis / self.side - 1 for axis in own), indexing="ij")
-            grid = torch.stack([x, y], dim=-1).to(maps.dtype).expand(len(part), -1, -1, -1)
+            grid = torch.stack([x, y], dim=-1).expand(len(part), -1, -1, -1)  # float32: half a cell matters
             inside = ((x.abs() <= 1) & (y.abs() <= 1)).to(maps.dtype)
-            total = total + inside * F.grid_sample(part, grid, padding_mode="border", align_corners=False)
+            found = F.grid_sample(part.float(), grid, padding_mode="border", align_corners=False)
+            total = total + inside * found.to(maps.dtype)
             windows = windows + inside
         return total / windows.clamp(min=1)

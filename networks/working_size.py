@@ -98,7 +98,7 @@ def fitted_size_of(model: nn.Module) -> tuple[int, int] | None:
 
 
 def resize(images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Float ``images`` (N, 3, H, W) -> (N, 3, *size), bilinearly with antialiasing."""
+    """Float ``images``, or maps, (N, D, H, W) -> (N, D, *size), bilinearly with antialiasing."""
     if images.shape[-2:] == size:
         return images
     at_home = images.cpu() if images.device.type == "mps" else images  # which may lack the kernel

@@ -10,9 +10,9 @@ import math
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from basics import distributed
 from basics.batch import VOID, prepare_batch
-from basics.device import autocast, exact_dtype, synchronize, tune_kernels
+from basics.device import autocast, exact_dtype, scoring_kernels, synchronize
 from basics.errors import UserError
 from basics.signals import Stopped, StopSignal, ignore_stop_signals
 from basics.tiling import blended_bands, fits
@@ -82,8 +82,8 @@ class Evaluation:
 class Watcher(Protocol):
     """Is shown every prediction while a split is scored."""
 
-    def update(self, indices: torch.Tensor, prediction: torch.Tensor) -> None:
-        """Take in the predictions (N, H, W) for the images of these indices (N,)."""
+    def update(self, batch: Mapping[str, Any], prediction: torch.Tensor) -> None:
+        """Take in the predictions (N, H, W) for a batch of a data set, on the device."""
 
 
 class Agreement:
@@ -100,8 +100,8 @@ class Agreement:
         """Another network follows."""
         self.same = self.pixels = 0
 
-    def update(self, indices: torch.Tensor, prediction: torch.Tensor) -> None:
-        for index, mask in zip(indices.tolist(), prediction.to("cpu", torch.uint8), strict=True):
+    def update(self, batch: Mapping[str, Any], prediction: torch.Tensor) -> None:
+        for index, mask in zip(batch["index"].tolist(), prediction.to("cpu", torch.uint8), strict=True):
             self.same += int((self.first.setdefault(index, mask) == mask).sum())
             self.pixels += mask.numel()
 
@@ -164,22 +164,23 @@ def evaluate_model(
     amp = "off" if any(getattr(part, "computes_itself", False) for part in model.modules()) else amp
     protocol, was_training = protocol_text(tile, working_size_of(model), fitted_size_of(model), amp), model.training
     model.eval()
-    tuned = torch.backends.cudnn.benchmark
-    tune_kernels(on=False)  # pictures have many sizes
     loader = loader or scoring_loader(dataset, device, batch_size, workers)
     network, counts = _TimedNetwork(model, device, amp), _Counts(dataset.num_classes, device)
     quiet = not (progress and distributed.is_main())
-    for batch in tqdm(loader, desc=f"evaluate {dataset.split}", leave=False, disable=quiet or None, unit="batch"):
-        if stop is not None and stop.requested:
-            break
-        batch = prepare_batch(batch, device)
-        bands = network.bands(batch["image"], tile)
-        prediction = torch.cat([counts.add(batch, top, logits) for top, logits in bands], dim=1)
-        network.end_batch(len(prediction))
-        if watcher is not None:
-            watcher.update(batch["index"], prediction)
-    model.train(was_training)
-    tune_kernels(on=tuned)
+    batches = tqdm(loader, desc=f"evaluate {dataset.split}", leave=False, disable=quiet or None, unit="batch")
+    try:
+        with scoring_kernels():
+            for batch in batches:
+                if stop is not None and stop.requested:
+                    break
+                batch = prepare_batch(batch, device)
+                bands = network.bands(batch["image"], tile)
+                prediction = torch.cat([counts.add(batch, top, logits) for top, logits in bands], dim=1)
+                network.end_batch(len(prediction))
+                if watcher is not None:
+                    watcher.update(batch, prediction)
+    finally:
+        model.train(was_training)
     if stop is not None and stop.poll():
         raise Stopped
     scores, loss, broken = counts.of_all_ranks()

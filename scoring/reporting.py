@@ -14,7 +14,6 @@ from basics.machine import WORKERS_HELP, loader_processes, number_or_auto
 from basics.memory import explain_memory
 from basics.tiling import check_tile
 from dataset import SegmentationDataset, add_data_arguments
-from networks.cost import count_parameters
 from networks.working_size import working_size_of
 from scoring.memory import memory_advice
 from scoring.protocol import Agreement, check_untiled, evaluate_model
@@ -42,8 +41,8 @@ def report(
     dataset: SegmentationDataset,
     args: argparse.Namespace,
     *,
+    parameters: int | None,
     device: torch.device | None = None,
-    parameters: int | None = None,
     file_mb: float | None = None,
     agreement: Agreement | None = None,
 ) -> SummaryRow:
@@ -53,8 +52,8 @@ def report(
         label: the model as the user named it.
         name: its architecture.
         model: images (N, 3, H, W) -> logits (N, C, H, W), on ``device``.
+        parameters: of the network; None: not known.
         device: where another than --device was taken.
-        parameters: where they cannot be counted in ``model``.
         file_mb: size of its file in MB of 10^6 bytes, for the row.
         agreement: is shown its predictions; the row gets the share.
 
@@ -83,7 +82,7 @@ def report(
     return summary_row(
         label,
         name,
-        count_parameters(model) if parameters is None else parameters,
+        parameters,
         evaluation,
         dataset.class_names,
         file_mb=file_mb,

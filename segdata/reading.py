@@ -201,7 +201,7 @@ def _decode_pillow(header: Image.Image, mode: str | None, path: Path) -> np.ndar
     try:
         image = upright(header)
         return np.array(image.convert(mode) if mode else image, dtype=np.uint8)
-    except (OSError, SyntaxError, ValueError, EOFError, OverflowError) as error:
+    except PARSE_FAULTS as error:
         raise DataError(f"{path}: truncated or damaged image: {error}") from None
 
 
@@ -271,7 +271,7 @@ def load_mask(path: Path) -> Image.Image:
         raise DataError(f"{path}: mask of mode {image.mode}; save class numbers as an 8-bit palette or grey PNG")
     try:
         return upright(image)
-    except (OSError, SyntaxError, ValueError, EOFError, OverflowError) as error:
+    except PARSE_FAULTS as error:
         raise DataError(f"{path}: truncated or damaged image: {error}") from None
 
 

@@ -17,6 +17,7 @@ from PIL import Image, ImageOps
 
 from basics.errors import UserError
 from basics.files import replacing
+from basics.optional_packages import need
 from segdata.reading import DataError
 
 if TYPE_CHECKING:
@@ -45,11 +46,7 @@ Time = TypeVar("Time", int, Fraction)  # in units or in seconds
 
 def import_av(shown: str | Path) -> ModuleType:
     """PyAV, or a `DataError` that says how to install it: pictures beside the video can be read without."""
-    try:
-        import av
-    except ImportError as error:
-        raise DataError(f"{shown}: video needs the package av: pip install av (see requirements-extra.txt)") from error
-    return av
+    return need("av", "av", f"{shown}: video", DataError)
 
 
 @dataclass(frozen=True)

@@ -726,7 +726,7 @@ def test_a_comparison_from_end_to_end(tmp_path, demo_data, demo_checkpoint, monk
         raise AssertionError("computed a second time")
 
     monkeypatch.setattr(scoring, "evaluate_model", refuse)
-    monkeypatch.setattr(scoring, "measure_latency", refuse)
+    monkeypatch.setattr(scoring, "measure_latencies", refuse)
     before = (folder / "results.csv").read_text()
     call("--report-only")
     call()

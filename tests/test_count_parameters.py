@@ -9,7 +9,7 @@ from torch import nn
 import count_parameters as script
 from basics.checkpoint import save_atomic
 from basics.errors import UserError
-from networks.cost import count_macs, file_megabytes, measure_latency, parameters_by_part
+from networks.cost import count_macs, file_megabytes, measure_latencies, parameters_by_part
 from tests.conftest import assert_one_line_error
 from zoo import build_model
 
@@ -104,13 +104,13 @@ def test_latency_is_of_warm_eval_mode_runs(monkeypatch):
 
     monkeypatch.setattr("basics.timing.time.perf_counter", read)
     model = Slow().train()
-    assert measure_latency(model, 32, CPU, warmup=2, repeats=5, limit_s=100) == pytest.approx(2.0)
+    assert measure_latencies([model], 32, CPU, warmup=2, repeats=5, limit_s=100) == pytest.approx([2.0])
     assert model.calls == [((1, 3, 32, 32), False, True)] * 7
 
 
 def test_latency_ends_in_time():
     model = Counting()
-    assert measure_latency(model, 32, CPU, warmup=5, repeats=10_000, limit_s=0) >= 0
+    assert measure_latencies([model], 32, CPU, warmup=5, repeats=10_000, limit_s=0)[0] >= 0
     assert len(model.calls) == 2
 
 

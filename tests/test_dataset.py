@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import io
 import os
@@ -372,6 +373,15 @@ NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 50, 3), d
 INDEXED = NOISE.convert("L").point(lambda value: value % 5)
 TURNED = NOISE.rotate(180)
 
+# A directory of tags that Pillow's parser reads as text: it raises a TypeError, long after the header was fine.
+DAMAGED_TIFF = base64.b64decode(
+    "SUkqAPoAAAB4nC2QCQ6EMAwDc9r5/4t3ihYJURLXVzt85cqoGlfP1LbJt51SX89OWOub8maG7K5rbq0GwK5iikOqtOzVoVgGExHdGguO3Wa5"
+    "Sg7KqxPImY1JRM+l6riTgHrymv3GLnrvU1PncyQblGMaHpz2m3gaOixji/uqSCiLT8yLoiuA6rX/CIHmWYzq/YPVw9XV3C0C9AHvh+DqOtpZ"
+    "0KgSp1eINKZM5siLxvttkS2dxnBxthnGwoUf+qUr0r6I9Sp8jVITEJ1zz92EI26ePgvmjZhorL4WrzKpnWw8GG2bNvc1iVgo8Zz1zzA3PQZ3"
+    "+QM8xwevAAsAAAEDAAEAAAAUAAAAAQEDAAEAAAAYAAAAAgEDAAEAAAAIAAAAAwElAAEAAAAIAAAABgEDAAEAAAABAAAADgECABAAAACEAQAA"
+    "EQECAAEAAAAIAAAAEgEDAAEAAAAGAAAAFgEDAAEAAAAYAAAAFwEEAAEAAADxAAAAHAEDAAEAAAABAAAAAAAAAGFiY2FiY2FiY2FiY2FiYwA="
+)
+
 BAD_IMAGES = {
     "empty": (b"", "is empty"),
     "text": (b"<html>not found</html>", "not an image"),
@@ -389,6 +399,7 @@ BAD_IMAGES = {
     "smaller bomb": (bare_png(11_000, 11_000), "bomb"),
     "zero size": (bare_png(0, 5), "not an image"),
     "no pixels": (bare_png(50, 40), "truncated or damaged"),
+    "tiff": (DAMAGED_TIFF, "truncated or damaged"),
 }
 BAD_MASKS = {
     "empty": (b"", "is empty"),
@@ -396,6 +407,7 @@ BAD_MASKS = {
     "16 bit": (encode(Image.fromarray(np.zeros((40, 50), np.uint16)), "PNG"), "mode I;16"),
     "jpeg": (encode(INDEXED, "JPEG"), "lossy compression"),
     "truncated": (encode(INDEXED, "PNG")[:-100], "truncated or damaged"),
+    "tiff": (DAMAGED_TIFF, "truncated or damaged"),
     "bomb": (bare_png(100_000, 100_000, 3), "bomb"),
     "animated": (encode(INDEXED, "PNG", save_all=True, append_images=[INDEXED.rotate(180)]), "animated"),
     "stray labels": (encode(INDEXED.point(lambda value: value + 20), "PNG"), "labels 21, 22, 23, 24 are neither"),

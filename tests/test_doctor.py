@@ -20,6 +20,8 @@ from tests.tiny import TinyModel
 from train_kd import main
 from training import doctor
 
+WEIGHTS = Path(__file__).resolve().parent.parent.parent / "shared" / "weights"
+REAL_TEACHER = WEIGHTS / "teacher_deeplabv3_mobilenetv2_voc.onnx"
 Usage = namedtuple("Usage", "total used free")
 
 
@@ -117,6 +119,15 @@ def test_missing_data_do_not_hide_bad_weights(dry_run, tmp_path):
     status, lines = dry_run("--dataset", "voc", "--student-weights", bad, data_dir=tmp_path / "nowhere")
     assert status == 1
     assert any("nowhere" in line for line in wrong(lines)) and any("bad.pth" in line for line in wrong(lines))
+
+
+@pytest.mark.skipif(not REAL_TEACHER.exists(), reason=f"{REAL_TEACHER} is not here")
+def test_missing_data_do_not_blame_an_onnx_teacher(dry_run, tmp_path):
+    status, lines = dry_run(
+        "--dataset", "voc", "--alpha", "1", "--teacher-weights", REAL_TEACHER, data_dir=tmp_path / "nowhere"
+    )
+    assert status == 1 and not any("onnx" in line for line in wrong(lines))
+    assert any("teacher" in line and line.startswith("ok") for line in lines)
 
 
 def test_a_damaged_mask_is_found(dry_run, demo_data, tmp_path):

@@ -475,3 +475,13 @@ def test_train_evaluate_export(saved, demo_data, tmp_path, run_script):
     again = run_script("evaluate.py", tmp_path / "net.onnx", *data).stdout
     scores = [re.findall(r"hf:\S+ +([\d.]+) +([\d.]+)", text) for text in (scored, again)]
     assert scores[0] and scores[0] == scores[1]
+
+
+def test_a_network_that_cannot_be_used_is_no_failed_download(saved, monkeypatch):
+    def refuse(*args):
+        raise ValueError("its patches of 14 pixels have no common grid with other networks")
+
+    monkeypatch.setattr(huggingface, "HuggingFaceModel", refuse)
+    for load in (load_any_teacher, lambda name: create_model(name, 3, "none")):
+        with pytest.raises(UserError, match=r"cannot be used here: its patches of 14 pixels"):
+            load(f"hf:{saved('segformer')}")

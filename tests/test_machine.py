@@ -9,7 +9,7 @@ import torch
 
 from basics import machine
 from basics.checkpoint import load_file
-from basics.device import settle_amp, tune_kernels
+from basics.device import scoring_kernels, settle_amp, tune_kernels
 from basics.errors import UserError
 from basics.machine import available_cores, loader_processes
 from scoring.protocol import scoring_batch
@@ -235,6 +235,11 @@ def test_kernels_are_tuned_for_crops_alone(monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
     tune_kernels(on=True)
     assert torch.backends.cudnn.benchmark
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    with pytest.raises(ZeroDivisionError), scoring_kernels():
+        assert not torch.backends.cudnn.benchmark and not torch.backends.cudnn.allow_tf32
+        raise ZeroDivisionError
+    assert torch.backends.cudnn.benchmark and torch.backends.cudnn.allow_tf32
     monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
     tune_kernels(on=True)
     assert not torch.backends.cudnn.benchmark

@@ -61,10 +61,13 @@ def test_momentum_begins_at_nothing_even_if_the_first_step_is_left_out():
     torch.testing.assert_close(model.a.detach(), torch.tensor([1 - 0.1 * 1.9 * 3, 1.0]))  # Nesterov's first
 
 
+@pytest.mark.parametrize("fused", [True, False])  # as on Apple's GPUs
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
 @pytest.mark.parametrize("norm", [math.nan, math.inf])
-def test_a_step_of_gradients_that_are_not_finite_changes_nothing(name, norm):
+def test_a_step_of_gradients_that_are_not_finite_changes_nothing(name, norm, fused):
     model, optimization = make(name)
+    for settings in (optimization.optimizer.defaults, *optimization.optimizer.param_groups):
+        settings["fused"] = fused
     optimization.step(optimization.clip(None))
     weights, moments = model.a.detach().clone(), [value.clone() for value in optimization.moments]
     model.a.grad[1] = norm

@@ -534,9 +534,10 @@ class TestUserFile:
         file = user("net")
         name = f"{file}:build"
         model = create_model(name, len(NAMES), "default").eval()
-        save_atomic(model_file_dict(name, model, Labels), tmp_path / "model.pth")
+        save_atomic(model_file_dict(name, model, Labels, input_size=64), tmp_path / "model.pth")
         teacher = load_any_teacher(name, str(tmp_path / "model.pth"))
-        assert teacher.class_names == NAMES
+        assert teacher.class_names == NAMES and teacher.input_size == 64
+        assert create_model(name, len(NAMES), str(tmp_path / "model.pth"), NAMES).input_size == 64
         monkeypatch.chdir(tmp_path)
         again, _ = load_checkpoint_model(tmp_path / "model.pth")
         images = torch.randn(1, 3, 64, 64)

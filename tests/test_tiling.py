@@ -112,8 +112,8 @@ class Kept:
     def __init__(self):
         self.masks = {}
 
-    def update(self, indices, prediction):
-        self.masks |= dict(zip(indices.tolist(), prediction.to(torch.uint8), strict=True))
+    def update(self, batch, prediction):
+        self.masks |= dict(zip(batch["index"].tolist(), prediction.to(torch.uint8), strict=True))
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])

@@ -31,7 +31,7 @@ from basics.machine import loader_processes
 from basics.memory import explain_memory, free_memory
 from datachecks.check import invitation, look_at
 from dataset import SegmentationDataset, build_split
-from deploy.teachers import TeacherChoice, load_teacher_for
+from deploy.teachers import TeacherChoice, load_alone, load_teacher_for
 from kd.mapped_teacher import MappedTeacher
 from networks.weights import read_weights
 from networks.working_size import at_working_size
@@ -47,7 +47,7 @@ from training.recipe import make_recipe, name_run
 from training.runlog import METRICS, read_metrics
 from training.stages import Stages
 from training.trainer import Trainer
-from zoo import create_model, load_any_teacher
+from zoo import VOC_CLASS_COUNT, create_model
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -251,7 +251,7 @@ def classes_of(weights: str, dataset: SegmentationDataset | None) -> int:
     if dataset is not None:
         return dataset.num_classes
     names = read_weights(weights).class_names if weights not in ("default", "none") else None
-    return len(names) if names else 21
+    return len(names) if names else VOC_CLASS_COUNT
 
 
 def check_student(args: Arguments, dataset: SegmentationDataset | None) -> str:
@@ -262,7 +262,7 @@ def check_student(args: Arguments, dataset: SegmentationDataset | None) -> str:
 
 def check_teacher(args: Arguments, dataset: SegmentationDataset | None) -> str:
     if dataset is None:
-        load_any_teacher(args.teacher, args.teacher_weights, classes_of(args.teacher_weights, None))
+        load_alone(TeacherChoice.of(args), VOC_CLASS_COUNT)
     else:
         load_teacher_for(TeacherChoice.of(args), dataset)
     return f"{args.teacher}, weights {args.teacher_weights}"

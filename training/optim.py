@@ -49,9 +49,10 @@ def make_optimizer(
             {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0, "lr": rate},
         ]
     groups = [group for group in groups if group["params"]]
+    fused = all(parameter.device.type != "mps" for parameter in module.parameters())  # see `Optimization.step`
     if name == "adamw":
-        return torch.optim.AdamW(groups, lr=lr, fused=True)
-    sgd = torch.optim.SGD(groups, lr=lr, momentum=0.9, nesterov=True, fused=True)
+        return torch.optim.AdamW(groups, lr=lr, fused=fused)
+    sgd = torch.optim.SGD(groups, lr=lr, momentum=0.9, nesterov=True, fused=fused)
     # PyTorch makes these at the first step and leaves them as memory is where the scaler of fp16 skips that step.
     for parameter in module.parameters():
         sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
@@ -119,13 +120,16 @@ class Optimization:
     def step(self, norm: torch.Tensor) -> None:
         """A step of optimizer and schedule; the weights stay as they are if the gradients' ``norm`` is not finite.
 
-        That is left to the device, as the loss scaler does it: asking for the norm would wait for a GPU.
+        That is left to the device, as the loss scaler does it: asking for the norm would wait for a GPU. Apple's fused
+        kernels pass ``found_inf`` over; there the norm is asked for.
         """
         if self.scaler.is_enabled():
             self.scaler.step(self.optimizer)
             self.update_scale()
-        else:
+        elif self.optimizer.defaults["fused"]:
             self.optimizer.found_inf = (~norm.isfinite()).to(torch.float32)  # type: ignore[attr-defined]
+            self.optimizer.step()
+        elif norm.isfinite():
             self.optimizer.step()
         self.scheduler.step()
 

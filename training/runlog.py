@@ -16,7 +16,7 @@ import contextlib
 import csv
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -24,6 +24,7 @@ from typing import Any
 from basics.errors import UserError
 from basics.files import replacing, write_text
 from basics.machine import describe_start
+from basics.optional_packages import need
 from basics.text import csv_text, format_report
 from training.curves import draw_curves
 
@@ -63,9 +64,9 @@ class RunLog:
                 f"{self.folder} already holds a run of {len(self._rows)} epochs: "
                 "pass --resume auto to go on with it, or another --name"
             )
-        self._writer_class = _import_tensorboard() if tensorboard else None
+        self._tensorboard = need("torch.utils.tensorboard", "tensorboard", "--tensorboard") if tensorboard else None
         self._writer: Any = None
-        wandb_module = _import_wandb() if wandb else None
+        wandb_module = need("wandb", "wandb", "--wandb") if wandb else None
         self.config: dict[str, Any] = {key: _jsonable(value) for key, value in config.items()}
         starts = self._earlier_starts() if resume else []
         self.starts = [*starts, describe_start(str(self.config.get("device", "auto")))]
@@ -85,8 +86,8 @@ class RunLog:
         self._rows.append(row)
         self._write_metrics()
         numbers = {key: value for key, value in row.items() if isinstance(value, int | float)}
-        if self._writer_class:
-            self._log_tensorboard(self._writer_class, numbers)
+        if self._tensorboard:
+            self._log_tensorboard(self._tensorboard, numbers)
         if self._wandb_run:
             self._wandb_run.log(numbers, step=row["epoch"])
 
@@ -152,11 +153,11 @@ class RunLog:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path} is not a run's configuration ({error}): mend or remove it") from error
 
-    def _log_tensorboard(self, writer_class: Callable[..., Any], numbers: Mapping[str, float]) -> None:
+    def _log_tensorboard(self, module: ModuleType, numbers: Mapping[str, float]) -> None:
         epoch = numbers["epoch"]
         if self._writer is None:
             # Events of epochs that a killed run logged beyond its checkpoint are purged.
-            self._writer = writer_class(str(self.folder / "tensorboard"), purge_step=epoch)
+            self._writer = module.SummaryWriter(str(self.folder / "tensorboard"), purge_step=epoch)
         for key, value in numbers.items():
             if key != "epoch":
                 self._writer.add_scalar(key, value, epoch)
@@ -222,19 +223,3 @@ def _jsonable(value: object) -> object:
     if value is None or isinstance(value, str | bool | int | float):
         return value
     return str(value)
-
-
-def _import_tensorboard() -> Callable[..., Any]:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise UserError("--tensorboard needs a package that is absent: pip install tensorboard") from error
-    return SummaryWriter
-
-
-def _import_wandb() -> ModuleType:
-    try:
-        import wandb
-    except ImportError as error:
-        raise UserError("--wandb needs a package that is absent: pip install wandb") from error
-    return wandb
