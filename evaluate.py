@@ -55,7 +55,7 @@ def main(args: argparse.Namespace) -> None:
         return write_submission(args)
     dataset = build_split(args, args.val_split)
     dataset.require_masks()
-    teacher_masks.warn(f"{dataset.name}/{dataset.split}", dataset.files.masks or [], len(dataset))
+    teacher_masks.warn(dataset)
     check_arguments(args, dataset)
     others = [row for path in args.beside for row in read_rows(path)]
     rows: list[SummaryRow] = []
@@ -91,8 +91,9 @@ def check_arguments(args: argparse.Namespace, dataset: SegmentationDataset) -> N
     """A `UserError` for what would only be found out after everything is scored."""
     if args.chart is not None:
         check_chart(args.chart)
-    if fault := next(filter(None, (fault_of_size("--input-size", size) for size in args.input_size or ())), None):
-        raise UserError(fault)
+    for size in args.input_size or ():
+        if fault := fault_of_size("--input-size", size):
+            raise UserError(fault)
     for name in args.mean_over:
         if name not in dataset.class_names:
             raise UserError(f"--mean-over {name}: no such class; there are {', '.join(dataset.class_names)}")

@@ -24,7 +24,8 @@ from pathlib import Path
 from basics.errors import run_cli
 from dataset import add_data_arguments
 from deploy.arguments import add_form_arguments
-from deploy.export_run import ALL, check_arguments, export_all, export_one, parse_size
+from deploy.export_run import ALL, check_arguments, export_all, export_one
+from deploy.exporting import parse_size
 from deploy.formats import FORMATS, choose_format
 
 

@@ -30,11 +30,12 @@ from pathlib import Path
 from basics.device import add_device_argument
 from basics.errors import UserError, run_cli
 from basics.tiling import check_tile
+from deploy.exporting import parse_size
 from deploy.labelling import add_label_arguments, check_label_arguments, make_labeller
 from deploy.predictor import Options, Predictor
 from deploy.results import KINDS
 from deploy.segmenter import load_segmenter
-from deploy.speed import parse_size, print_speed
+from deploy.speed import print_speed
 
 DEFAULT_STUDENT = Path(__file__).resolve().parent / "checkpoints" / "animals" / "student.pth"
 

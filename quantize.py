@@ -65,7 +65,7 @@ def real_pictures(network: SegmentationModel, checkpoint: ModelFile, args: argpa
     try:
         dataset = build_split(args, args.val_split)
         check_classes(str(args.checkpoint), checkpoint["class_names"], dataset)
-        teacher_masks.warn(f"{dataset.name}/{dataset.split}", dataset.files.masks or [], len(dataset))
+        teacher_masks.warn(dataset)
         return RealPictures(network, dataset, args.score_images, checkpoint["input_size"])
     except UserError as error:
         if args.max_drop is not None:

@@ -37,7 +37,7 @@ def get_args_parser() -> argparse.ArgumentParser:
 def main(args: argparse.Namespace) -> None:
     dataset = build_split(args, args.val_split)
     dataset.require_masks()
-    teacher_masks.warn(f"{dataset.name}/{dataset.split}", dataset.files.masks or [], len(dataset))
+    teacher_masks.warn(dataset)
     teacher = load_teacher_for(TeacherChoice.of(args), dataset)
     label = teacher.label if args.teacher_weights == "default" else args.teacher_weights
     network, parameters = teacher.as_network().to(pick_device(args.device)), count_parameters(teacher.model)

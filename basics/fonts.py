@@ -16,6 +16,8 @@ from matplotlib.ft2font import FT2Font
 REGULAR = (400, "normal", "regular", "book")
 PLACEHOLDERS = "Last Resort"  # fonts with a box for every character there is
 
+_said = False
+
 
 @contextlib.contextmanager
 def fonts_for(texts: Iterable[str]) -> Iterator[None]:
@@ -24,7 +26,7 @@ def fonts_for(texts: Iterable[str]) -> Iterator[None]:
     Characters that none has are printed, those of the first text that has some alone; a box stands for each.
     """
     families, missing = _families(frozenset("".join(texts)))
-    if missing and not _say.cache_info().currsize:  # a folder of pictures has a name a picture
+    if missing and not _said:  # once: a folder of pictures has a name a picture
         _say(missing)
     family = [*matplotlib.rcParams["font.family"], *families]
     with matplotlib.rc_context({"font.family": family}), warnings.catch_warnings():
@@ -75,8 +77,9 @@ def _learn_new_fonts() -> None:
                 font_manager.fontManager.addfont(path)
 
 
-@functools.lru_cache(maxsize=64)
 def _say(missing: frozenset[str]) -> None:
+    global _said
+    _said = True
     listed = "".join(sorted(missing)[:10]) + ("..." if len(missing) > 10 else "")
     print(
         f"no font on this machine has the characters {listed}: boxes stand for them in pictures; install one that has "

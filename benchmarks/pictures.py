@@ -18,7 +18,7 @@ from basics.batch import VOID
 from datalayouts.published import VOC_CLASSES
 from dataset import SegmentationDataset
 from segdata.layouts import LISTS
-from segdata.palettes import voc_palette
+from segdata.palettes import palette_image, voc_palette
 
 JPEG_QUALITY = 82
 COLOUR = 0.3  # with it a file has 93 kB, the mean of VOC's own
@@ -37,14 +37,11 @@ def make_pictures(root: Path, count: int, size: tuple[int, int] = (375, 500), se
     split ``train``, in the layout of the data set ``folder``."""
     for folder in ("JPEGImages", "SegmentationClass", LISTS):
         (root / folder).mkdir(parents=True)
-    palette = np.array(voc_palette(256), np.uint8)
     names = [f"picture_{number:04d}" for number in range(count)]
     for number, name in enumerate(names):
         rng = np.random.default_rng([seed, number])
         Image.fromarray(_photograph(rng, size)).save(root / "JPEGImages" / f"{name}.jpg", quality=JPEG_QUALITY)
-        mask = Image.fromarray(_mask(rng, size), mode="P")
-        mask.putpalette(palette.tobytes())
-        mask.save(root / "SegmentationClass" / f"{name}.png")
+        palette_image(_mask(rng, size), voc_palette(256)).save(root / "SegmentationClass" / f"{name}.png")
     (root / LISTS / "train.txt").write_text("".join(f"{name}\n" for name in names))
     (root / "classes.txt").write_text("".join(f"{name}\n" for name in VOC_CLASSES))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import torch
 import torchvision
 
-from basics.machine import cpu_name
+from basics.machine import available_cores, cpu_name
 from basics.text import text_table
 
 # What a machine with 2 CPU cores, crops of 256 pixels and batches of 8 must reach: at most, or at least.
@@ -41,7 +40,7 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
     """The machine and the libraries, by name."""
     return {
         "processor": cpu_name(),
-        "cores": os.cpu_count(),
+        "cores": available_cores(),
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
         "system": f"{platform.system()} {platform.machine()}",

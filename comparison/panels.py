@@ -16,7 +16,8 @@ from comparison.scoring import Comparison, Result
 from comparison.statistics import Line
 from dataset import SegmentationDataset
 from deploy.columns import Column, checkpoint_column, teacher_column
-from segdata.drawing import Palette, colorize
+from segdata.drawing import Palette
+from segdata.palettes import palette_image
 
 SIDE = 300  # pixels of a picture's longer side
 MOST = 24  # pictures of a kind, so that the file stays small
@@ -133,10 +134,8 @@ def _photo(photo: np.ndarray, name: str) -> Picture:
 
 
 def _mask(mask: np.ndarray, palette: Palette, title: str, note: str, alt: str) -> Picture:
-    image = Image.fromarray(mask.astype(np.uint8))
-    image = _fit(image, Image.Resampling.NEAREST)
-    # 256 entries of the palette, void included, so that the file holds indices: a tenth of the colours' size.
-    image.putpalette(colorize(np.arange(256)[None], palette).tobytes())
+    # Indices, not colours: a tenth of the size.
+    image = _fit(palette_image(mask.astype(np.uint8), palette), Image.Resampling.NEAREST)
     return Picture(title, note, _uri(image, "png", optimize=True), alt, image.size)
 
 

@@ -225,14 +225,14 @@ def check_files(plan: Plan) -> None:
     for split in (args.train_split, args.val_split):
         dataset = build_split(args, split)
     dataset.require_masks()  # the last is that of validation
-    said, split = teacher_masks.unmended(dataset.files.masks or []), f"{dataset.name}/{dataset.split}"
+    said = teacher_masks.unmended(dataset.files.masks or [])
     if said and len(said) == len(dataset):
         raise UserError(
-            f"{plan.path}: all masks of {split} are a teacher's own: scores would be agreement with it, no mIoU; mend "
-            "some and name them in a split of their own (val_split)"
+            f"{plan.path}: all masks of {dataset.name}/{dataset.split} are a teacher's own: scores would be agreement "
+            "with it, no mIoU; mend some and name them in a split of their own (val_split)"
         )
     if said:
-        print(teacher_masks.warning(split, len(said), len(dataset)))
+        print(teacher_masks.warning(dataset, len(said)))
     _check_pictures(plan, dataset)
     for run in plan.runs:
         make_recipe(run.args).require_classes(dataset.num_classes)

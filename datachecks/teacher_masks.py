@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
+from typing import Protocol
 
 from basics.checkpoint import file_sha256
 from basics.errors import UserError
@@ -20,6 +21,23 @@ from segdata.parallel import map_in_order
 FILE = "masks_of_the_teacher.json"  # beside classes.txt: name of each mask's file -> sha256
 JOURNAL = "masks_of_the_teacher.jsonl"  # what is not yet in FILE, a line a mask: a process that is killed leaves it
 CHECKED = "checked.txt"  # names of pictures, one a line, whose masks a person has found right
+
+
+class Files(Protocol):
+    @property
+    def masks(self) -> Sequence[Path] | None: ...
+
+
+class Split(Protocol):
+    """A split of a data set."""
+
+    name: str
+    split: str
+
+    @property
+    def files(self) -> Files: ...
+
+    def __len__(self) -> int: ...
 
 
 def written_masks(folder: Path) -> dict[str, str]:
@@ -91,16 +109,16 @@ def unmended(paths: Iterable[Path]) -> list[Path]:
     return [path for path, changed in zip(suspects, mended, strict=True) if not changed]
 
 
-def warning(where: str, count: int, total: int) -> str:
-    """What to say of a score against ``total`` masks of which ``count`` are as a teacher wrote them."""
+def warning(split: Split, count: int) -> str:
+    """What to say of a score against a split's masks, of which ``count`` are as a teacher wrote them."""
     return (
-        f"warning: {where}: {count:,} of {total:,} masks are as a teacher wrote them; as far as these go the score"
-        " is agreement with the teacher, and no mIoU; mend them, or name those that are right in "
-        f"{CHECKED}, and list both in val.txt"
+        f"warning: {split.name}/{split.split}: {count:,} of {len(split):,} masks are as a teacher wrote them; as "
+        "far as these go the score is agreement with the teacher, and no mIoU; mend them, or name those that are right "
+        f"in {CHECKED}, and list both in val.txt"
     )
 
 
-def warn(where: str, masks: Iterable[Path], total: int) -> None:
-    """Print the `warning` of a score against ``total`` masks, if any of ``masks`` is as a teacher wrote it."""
-    if said := unmended(masks):
-        print(warning(where, len(said), total))
+def warn(split: Split) -> None:
+    """Print the `warning` of a score against a split's masks, if any of them is as a teacher wrote it."""
+    if said := unmended(split.files.masks or []):
+        print(warning(split, len(said)))

@@ -20,8 +20,7 @@ from basics.batch import VOID
 from datalayouts.folders import folder_layout
 from segdata.borders import find_borders
 from segdata.layouts import LISTS, Layout
-from segdata.palettes import colour_table, distinct_palette
-from segdata.pictures import palette_image
+from segdata.palettes import colour_table, distinct_palette, palette_image
 from segdata.reading import DataError
 
 CLASSES = ("background", "disk", "square", "triangle", "star", "ring", "cross")

@@ -9,9 +9,8 @@ import numpy as np
 from datalayouts.annotations import Annotations, Findings, Item, Picture
 from datalayouts.shapes import Region, paint
 from segdata.orientation import SIDEWAYS
-from segdata.palettes import colour_table, distinct_palette
+from segdata.palettes import colour_table, distinct_palette, palette_image
 from segdata.parallel import map_in_order
-from segdata.pictures import palette_image
 from segdata.reading import DataError, read_header
 
 SLACK = 1.0  # pixels beyond the picture's edge that nobody needs to hear of

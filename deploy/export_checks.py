@@ -36,7 +36,7 @@ class Difference:
     agreement: float
 
     def __str__(self) -> str:
-        size = f"{self.images} x {self.width}x{self.height}"
+        size = f"{self.images} x {self.height}x{self.width}"
         return f"{size:>14}  max |delta logit| {self.delta:.2e}  argmax agreement {100 * self.agreement:.3f} %"
 
 

@@ -11,7 +11,7 @@ from datachecks import teacher_masks
 from dataset import build_split
 from deploy.arguments import make_deployed
 from deploy.export_checks import Difference, compare, require_agreement
-from deploy.exporting import LARGEST_SIZE, LEAST_SIZE, Deployed, ExportOptions, Size, export_program
+from deploy.exporting import Deployed, ExportOptions, Size, export_program
 from deploy.format_table import Made, format_table
 from deploy.formats import FORMATS, Format, load_exported, require_format, stored_bytes, writing_exported
 from deploy.int8_files import SUFFIXES
@@ -26,16 +26,6 @@ from zoo import load_checkpoint_model
 ALL = "all"
 LEAST_AGREEMENT = 0.999
 MOST_DELTA = 1e-3  # of a logit; float32 kernels that add in another order differ by some 1e-5
-
-
-def parse_size(text: str) -> Size:
-    """``256`` or ``HEIGHTxWIDTH`` -> (height, width)."""
-    sides = text.lower().split("x")
-    if len(sides) > 2 or not all(side.isdecimal() and LEAST_SIZE <= int(side) <= LARGEST_SIZE for side in sides):
-        raise argparse.ArgumentTypeError(
-            f"{text!r}: give HEIGHTxWIDTH in pixels, from {LEAST_SIZE} to {LARGEST_SIZE} a side, such as 256x384"
-        )
-    return int(sides[0]), int(sides[-1])
 
 
 def check_arguments(args: argparse.Namespace, kind: Format | None) -> None:
@@ -169,7 +159,7 @@ def export_all(args: argparse.Namespace) -> None:
     if dataset is not None:
         check_classes(str(args.checkpoint), checkpoint["class_names"], dataset)
         dataset.require_masks()
-        teacher_masks.warn(f"{dataset.name}/{dataset.split}", dataset.files.masks or [], len(dataset))
+        teacher_masks.warn(dataset)
     deployed = make_deployed(network, checkpoint, args)
     left_out: list[str] = []
     int8 = int8_files(args.int8, deployed, left_out)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import io
 import logging
@@ -20,6 +21,16 @@ from deploy.model_card import ModelCard
 LEAST_SIZE, LARGEST_SIZE = 32, 16384  # pixels a side that an exported network takes
 
 Size = tuple[int, int]  # height, width
+
+
+def parse_size(text: str) -> Size:
+    """``256`` or ``HEIGHTxWIDTH`` -> (height, width)."""
+    sides = text.lower().split("x")
+    if len(sides) > 2 or not all(side.isdecimal() and LEAST_SIZE <= int(side) <= LARGEST_SIZE for side in sides):
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: give a side, or HEIGHTxWIDTH, such as 256x384, in pixels from {LEAST_SIZE} to {LARGEST_SIZE}"
+        )
+    return int(sides[0]), int(sides[-1])
 
 
 @dataclass(frozen=True)

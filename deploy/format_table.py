@@ -71,7 +71,7 @@ def format_table(
         lines.append(f"mIoU, and decisions as the checkpoint's: {pictures.name}; agreement: made-up pictures")
     height, width = size
     lines.append(
-        f"ms: one picture of {width}x{height}, median of {rounds} runs in turn, "
+        f"ms: one picture of {height}x{width}, median of {rounds} runs in turn, "
         f"{torch.get_num_threads()} threads, on {device_name('cpu')}"
     )
     return "\n".join([text_table(titles, rows), *lines, *size_alone([times])])

@@ -75,13 +75,9 @@ class PictureFolder:
     def write(self, name: PurePath, size: tuple[int, int], rows: Iterable[np.ndarray]) -> None:
         """Put a picture of ``size`` (H, W) in, as the network saw it: uint8 (some rows, W, 3), from top to bottom."""
         path = self.folder / f"{name}.png"
-        with replacing(path) as temporary:
-            png = PngRows(temporary, *size, rgb=True)
-            try:
-                for some in rows:
-                    png.write(some)
-            finally:
-                png.close()
+        with replacing(path) as temporary, PngRows(temporary, *size, rgb=True) as png:
+            for some in rows:
+                png.write(some)
         self._there[name.name.lower()].append(path)
 
 

@@ -76,7 +76,9 @@ def write_results(
     with contextlib.ExitStack() as stack:
         files = {kind: stack.enter_context(replacing(path)) for kind, path in paths.items()}
         pngs = {
-            kind: stack.enter_context(_png(path, size, look.palette if kind == "mask" else None, rgb=kind == "overlay"))
+            kind: stack.enter_context(
+                PngRows(path, *size, look.palette if kind == "mask" else None, rgb=kind == "overlay")
+            )
             for kind, path in files.items()
             if kind != "panel"
         }
@@ -102,17 +104,6 @@ def write_results(
             row = PanelRow(title, *small.joined())
             panel([row], ["Input", "Prediction"], look.class_names, look.palette, files["panel"])
     return areas
-
-
-@contextlib.contextmanager
-def _png(path: Path, size: tuple[int, int], palette: Palette | None, rgb: bool) -> Iterator[PngRows]:
-    png = PngRows(path, *size, palette, rgb)
-    whole = False
-    try:
-        yield png
-        whole = True
-    finally:
-        png.close(whole)
 
 
 class _Painter:

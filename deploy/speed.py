@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from basics.machine import device_name
 from basics.text import text_table
 from basics.timing import interleave
 from deploy.export_checks import smooth_pictures
-from deploy.exporting import LEAST_SIZE, Deployed, Size
+from deploy.exporting import Deployed, Size
 from deploy.formats import load_exported, require_format, stored_bytes
 from deploy.segmenter import Segmenter
 
@@ -21,14 +20,6 @@ TIMED_RUNS, WARMUP_RUNS = 50, 5  # of a picture
 WARMUP_ROUNDS = 3  # of files in turn
 AHEAD = 3  # untimed runs of a file before each timed one: a device, too, looks at one picture after the other
 FILE_SIZES = ((256, 256), (512, 512))  # height, width of the pictures that files are timed with
-
-
-def parse_size(text: str) -> tuple[int, int]:
-    """``512`` or ``WIDTHxHEIGHT`` -> (height, width)."""
-    sides = text.lower().split("x")
-    if len(sides) > 2 or not all(side.isdigit() and int(side) >= LEAST_SIZE for side in sides):
-        raise argparse.ArgumentTypeError(f"{text!r}: give a side or WIDTHxHEIGHT in pixels, at least {LEAST_SIZE}")
-    return int(sides[-1]), int(sides[0])
 
 
 def latencies(segmenter: Segmenter, height: int, width: int, runs: int = TIMED_RUNS) -> list[float]:
@@ -43,7 +34,7 @@ def size_table(segmenter: Segmenter, sizes: Sequence[tuple[int, int]]) -> str:
     for height, width in sizes:
         seconds = latencies(segmenter, height, width)
         median, p95 = statistics.median(seconds), statistics.quantiles(seconds, n=20)[-1]
-        rows.append([f"{width}x{height}", f"{1000 * median:.1f}", f"{1000 * p95:.1f}", f"{1 / median:.1f}"])
+        rows.append([f"{height}x{width}", f"{1000 * median:.1f}", f"{1000 * p95:.1f}", f"{1 / median:.1f}"])
     return text_table([f"{'size':>11}", "median ms", f"{'p95 ms':>8}", "frames/s"], rows, left=0)
 
 
@@ -87,7 +78,7 @@ def file_table(
     columns = [milliseconds(runs, size, deployed.card.input == "uint8", rounds) for size in sizes]
     titles = ["one image, batch 1", "file MB"]
     for height, width in sizes:
-        at = str(width) if height == width else f"{width}x{height}"
+        at = str(width) if height == width else f"{height}x{width}"
         titles += [f"{f'ms at {at}':>9}", "speed-up"]
     rows = []
     for title, path in paths.items():

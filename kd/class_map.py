@@ -69,8 +69,10 @@ class ClassMap:
     @property
     def groups(self) -> dict[str, list[str]]:
         """The teacher's classes by the student's class that they mean; none for one that the teacher cannot say."""
-        members = {index: self._members(index) for index in range(len(self.student_names))}
-        return {name: [self.teacher_names[place] for place in members[i]] for i, name in enumerate(self.student_names)}
+        return {
+            name: [self.teacher_names[place] for place in self._members(index)]
+            for index, name in enumerate(self.student_names)
+        }
 
     @property
     def unknown(self) -> list[str]:

@@ -135,9 +135,8 @@ class LiveTeacher:
         parts = images.split(CPU_IMAGES) if images.device.type == "cpu" else [images]
         with autocast(images.device, self.amp):
             outputs = [self.forward_taps(part) for part in parts]
-        if (
-            not self.first_word.seen and parts[0].isfinite().all()
-        ):  # else it is not the teacher's fault, and the loss tells
+        # Of images that are not finite it is not the teacher's fault, and the loss tells.
+        if not self.first_word.seen and parts[0].isfinite().all():
             self.first_word.look(outputs[0][0], batch.get("id", ())[: len(parts[0])])
         if len(outputs) == 1:
             return TeacherOutput(*outputs[0])

@@ -171,11 +171,8 @@ class Recipe:
         object.__setattr__(self, "weights", {name: w for name, w in weights.items() if w != 0})
         if not self.weights:
             raise UserError("no loss is left: give ce, focal, dice, or a loss with a teacher, a weight above 0")
-        if self.heads and all(loss_of(name).taps for name in self.names("hard", "logits")):
-            raise UserError(
-                f"{' and '.join(self.weights)}: no loss looks at what the student itself says, only at auxiliary heads "
-                "that are dropped in the end: give ce, or kl (--alpha), a weight above 0"
-            )
+        if self.heads:  # they are dropped in the end
+            self.require_output()
 
     def require_output(self) -> None:
         """A `UserError` where no term looks at what the student itself says: nothing would train its classifier."""

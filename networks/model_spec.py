@@ -68,7 +68,8 @@ class ModelSpec:
             UserError: it cannot be fetched.
         """
         way_on = "pass --student-weights PATH with a file you have, or --student-weights none"
-        fits = class_names is not None and self._is_for(model.num_classes, class_names)
+        fits = class_names is not None and len(self.whole_classes) == model.num_classes
+        fits = fits and same_names(self.whole_classes, class_names)
         if self.whole_starts_students and self.whole_weights and fits:
             load_whole(model, fetch(f"the weights of {name}", self.whole_weights, way_on), "the library")
             print(f"{name}: all weights from the library, for the same {model.num_classes} classes")
@@ -77,9 +78,6 @@ class ModelSpec:
             load_backbone(model, backbone, "the library")
         else:
             print(f"{name}: nobody publishes pretrained weights; starting from random ones")
-
-    def _is_for(self, num_classes: int, class_names: Sequence[str] | None) -> bool:
-        return len(self.whole_classes) == num_classes and same_names(self.whole_classes, class_names)
 
 
 def torchvision_weights(weights: tv.WeightsEnum) -> Callable[[], StateDict]:

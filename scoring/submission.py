@@ -16,7 +16,7 @@ from basics.errors import UserError
 from basics.files import replacing
 from datalayouts.published import VOC_CLASSES
 from dataset import SegmentationDataset
-from segdata.pictures import palette_image
+from segdata.palettes import palette_image
 
 # comp6: trained with any data. comp5, VOC's own data alone, does not allow ImageNet weights.
 FOLDER = "results/VOC2012/Segmentation/comp6_test_cls"

@@ -39,10 +39,13 @@ ANY = "*"  # in the place of a colour
 
 _BETWEEN = r"[\s,;:=(\[]+"
 _RGB = r"(?P<r>\d{1,3})[\s,;]+(?P<g>\d{1,3})[\s,;]+(?P<b>\d{1,3})"
+_HEX = re.compile(
+    rf"(?P<name>\S.*?){_BETWEEN}#(?P<r>[0-9a-f]{{2}})(?P<g>[0-9a-f]{{2}})(?P<b>[0-9a-f]{{2}})", re.IGNORECASE
+)
 _LINES = (
     re.compile(rf"(?P<name>\S.*?){_BETWEEN}{_RGB}[\s)\]]*"),
     re.compile(rf"[(\[]?{_RGB}[\s,;:)\]]+(?P<name>[^\s\d].*)"),
-    re.compile(rf"(?P<name>\S.*?){_BETWEEN}#(?P<r>[0-9a-f]{{2}})(?P<g>[0-9a-f]{{2}})(?P<b>[0-9a-f]{{2}})", re.I),
+    _HEX,
     re.compile(r"(?P<name>\S.*?)[\s,;:=]+(?P<any>\*)"),
 )
 _NUMBERED = re.compile(r"(?P<number>\d+)(\s*[:,]\s*|\s+)(?P<name>\S.*)")  # `3d object` has no number of a class
@@ -166,7 +169,7 @@ def _line_entries(path: Path, numbered: list[tuple[int, str]]) -> Iterator[Entry
             )
         groups = match.groupdict()
         words = [groups[key] for key in ("r", "g", "b", "any") if groups.get(key)]
-        if "#" in line and len(words[0]) == 2 and match.re is _LINES[2]:
+        if match.re is _HEX:
             words = [str(int(word, 16)) for word in words]
         yield Entry(number, match["name"].strip(), _colour(words, path, number))
 

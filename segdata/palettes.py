@@ -6,6 +6,7 @@ import colorsys
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+from PIL import Image
 
 from basics.batch import VOID
 
@@ -40,12 +41,19 @@ def distinct_palette(class_names: list[str]) -> list[Color]:
     return [(0, 0, 0) if name.lower() == "background" else next(colours) for name in class_names]
 
 
-def colour_table(palette: Sequence[Sequence[int]]) -> np.ndarray:
+def colour_table(palette: Sequence[Sequence[int]] | np.ndarray) -> np.ndarray:
     """uint8 (256, 3) RGB to index with a mask: the classes' colours and that of void; black for all else."""
     table = np.zeros((256, 3), np.uint8)
     table[: len(palette)] = palette
     table[VOID] = VOID_COLOR
     return table
+
+
+def palette_image(mask: np.ndarray, palette: Sequence[Sequence[int]] | np.ndarray) -> Image.Image:
+    """Class numbers (H, W) as an image whose pixel values they are, shown in the colours of ``palette``."""
+    image = Image.fromarray(mask)
+    image.putpalette(colour_table(palette).tobytes())
+    return image
 
 
 def _endless_colours() -> Iterator[Color]:

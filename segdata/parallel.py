@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -10,13 +9,15 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
+from basics.machine import available_cores
+
 T = TypeVar("T")
 R = TypeVar("R")
 
 
 def map_in_order(function: Callable[[T], R], items: Iterable[T], desc: str, total: int) -> Iterator[R]:
     """Yield ``function(item)`` in order, with a progress bar and a bounded number of results in memory."""
-    workers = min(16, os.cpu_count() or 1)
+    workers = min(16, available_cores())
     with (
         ThreadPoolExecutor(workers) as pool,
         tqdm(total=total, desc=desc, unit="img", leave=False, disable=None) as bar,

@@ -11,7 +11,7 @@ import contextlib
 import functools
 import importlib
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -309,12 +309,3 @@ def _to_rgb(image: Image.Image, depth: Depth) -> np.ndarray:
 
 def _is_transparent(image: Image.Image) -> bool:
     return "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "La", "RGBa")
-
-
-def palette_image(mask: np.ndarray, palette: Sequence[Sequence[int]] | np.ndarray) -> Image.Image:
-    """Class numbers (H, W) as an image whose pixel values they are, shown in the colours of ``palette``."""
-    table = np.zeros((256, 3), np.uint8)
-    table[: len(palette)] = palette
-    image = Image.fromarray(mask)
-    image.putpalette(table.tobytes())
-    return image

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from segdata.palettes import colour_table
+
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 GREY, RGB, PALETTE = 0, 2, 3  # colour types
 NO_FILTER, SUBTRACT_ABOVE = 0, 2
@@ -37,9 +39,7 @@ class PngRows:
         self.file.write(SIGNATURE)
         self._write_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, kind, 0, 0, 0))
         if palette is not None:
-            table = np.zeros((256, 3), np.uint8)
-            table[: len(palette)] = palette
-            self._write_chunk(b"PLTE", table.tobytes())
+            self._write_chunk(b"PLTE", colour_table(palette).tobytes())
 
     def write(self, rows: np.ndarray) -> None:
         """Append uint8 (rows, W), or (rows, W, 3)."""
@@ -53,10 +53,13 @@ class PngRows:
         if len(self._waiting) >= CHUNK:
             self._flush()
 
-    def close(self, whole: bool = True) -> None:
+    def __enter__(self) -> PngRows:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Write the end of the file, if all rows have come."""
         try:
-            if whole:
+            if kind is None:
                 self._waiting += self._zlib.flush()
                 self._flush()
                 self._write_chunk(b"IEND", b"")

@@ -13,7 +13,7 @@ from PIL import Image
 from basics.checkpoint import save_atomic
 from deploy.export_checks import smooth_pictures
 from networks.working_size import WorkingSize
-from segdata.pictures import palette_image
+from segdata.palettes import palette_image
 from tests.small import CLASS_NAMES, PALETTE, in_zoo, small_checkpoint
 from tests.test_export import by_hand, run_export
 

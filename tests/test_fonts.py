@@ -20,13 +20,12 @@ FISH, SHRIMP, KOREAN = "魚", "虾", "물"
 
 
 @pytest.fixture(autouse=True)
-def forget():
+def forget(monkeypatch):
     """Nothing is remembered from other tests, no font of this machine beside matplotlib's own is known."""
-    for cached in (fonts._families, fonts._say):
-        cached.cache_clear()
+    monkeypatch.setattr(fonts, "_said", False)
+    fonts._families.cache_clear()
     yield
-    for cached in (fonts._families, fonts._say):
-        cached.cache_clear()
+    fonts._families.cache_clear()
 
 
 @pytest.fixture

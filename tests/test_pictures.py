@@ -480,10 +480,9 @@ def test_png_row_by_row(tmp_path, kind):
     image = random_picture(101, 37).permute(1, 2, 0).numpy()
     image = image if kind == "rgb" else image[..., 0] % 3
     palette = [[1, 2, 3], [4, 5, 6], [7, 8, 9]] if kind == "palette" else None
-    png = PngRows(tmp_path / "a.png", 101, 37, palette, rgb=kind == "rgb")
-    for top, bottom in ((0, 1), (1, 60), (60, 101)):
-        png.write(image[top:bottom])
-    png.close()
+    with PngRows(tmp_path / "a.png", 101, 37, palette, rgb=kind == "rgb") as png:
+        for top, bottom in ((0, 1), (1, 60), (60, 101)):
+            png.write(image[top:bottom])
     with Image.open(tmp_path / "a.png") as read:
         read.verify()
     with Image.open(tmp_path / "a.png") as read:

@@ -15,8 +15,9 @@ import predict
 from basics.checkpoint import save_atomic
 from basics.errors import UserError
 from basics.tiling import fade, tile_starts
+from deploy.exporting import parse_size
 from deploy.segmenter import Segmenter, load_segmenter
-from deploy.speed import latencies, parse_size
+from deploy.speed import latencies
 from segdata.inputs import find_sources
 from segdata.pictures import read_picture
 from segdata.reading import DataError
@@ -347,7 +348,7 @@ def test_fps(run, capsys):
 def test_fps_runs_at_the_size_asked_for():
     model = Local()
     segmenter = Segmenter(model, "local", CLASS_NAMES, PALETTE, 0, 0, torch.device("cpu"))
-    assert parse_size("96x48") == (48, 96)
+    assert parse_size("48x96") == (48, 96)
     assert len(latencies(segmenter, 48, 96, runs=3)) == 3
     assert model.sizes == {(48, 96)}
 

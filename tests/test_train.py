@@ -15,7 +15,7 @@ import dataset
 from basics.checkpoint import load_file
 from basics.errors import UserError
 from basics.signals import Stopped
-from segdata.pictures import palette_image
+from segdata.palettes import palette_image
 from tests.conftest import assert_one_line_error
 from train_kd import get_args_parser, main, make_recipe, name_run
 from training import build, pace

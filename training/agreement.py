@@ -24,7 +24,7 @@ from kd.distiller import Teacher, TeacherOutput, pad_batch
 from networks.working_size import resize_rows
 from segdata.labels import IndexLabels
 from segdata.layouts import SplitFiles
-from segdata.pictures import palette_image
+from segdata.palettes import palette_image
 
 
 @torch.inference_mode()

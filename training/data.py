@@ -149,7 +149,7 @@ def build_data(args: Arguments, *, resumed: bool) -> Data:
     if said and len(said) == len(val_set):
         data.score_against(val_set)
     elif said and distributed.is_main():
-        print(teacher_masks.warning(f"{val_set.name}/{val_set.split}", len(said), len(val_set)))
+        print(teacher_masks.warning(val_set, len(said)))
     return data
 
 
