@@ -16,7 +16,7 @@ from torch import nn
 
 from networks.base import SegmentationModel
 from networks.normalisation import Normalisation
-from networks.onnx_teacher import choose_taps, exact_stride
+from networks.taps import choose_taps, exact_stride
 
 T = TypeVar("T")
 
@@ -174,8 +174,9 @@ def pick_maps(maps: Sequence[torch.Tensor], size: tuple[int, int]) -> dict[str, 
 
     A plain transformer has all of them at one stride: its first, middle and last one are taken.
     """
-    strides = [exact_stride(tuple(values.shape), size) for values in maps]
+    shapes = [tuple(values.shape) for values in maps]
+    strides = [exact_stride(shape, size) for shape in shapes]
     if maps and None not in strides and len(set(strides)) == 1 and len(maps) >= 3:
         return {"low": 0, "mid": (len(maps) - 1) // 2, "high": len(maps) - 1}
-    names = {str(place): values for place, values in enumerate(maps) if exact_stride(tuple(values.shape), size)}
-    return {tap: int(name) for tap, name in choose_taps(names, size).items()}  # type: ignore[arg-type]
+    grids = {str(place): shape for place, shape in enumerate(shapes) if strides[place]}
+    return {tap: int(name) for tap, name in choose_taps(grids, size).items()}

@@ -37,6 +37,7 @@ from networks.onnx_input import PROBE, OnnxInput, noise
 from networks.onnx_metadata import OnnxMetadata
 from networks.onnx_session import open_session
 from networks.output_names import by_preference, is_main
+from networks.taps import choose_taps, exact_stride, nearest_stride
 from networks.working_size import resize
 
 if TYPE_CHECKING:  # an optional package
@@ -231,7 +232,7 @@ class OnnxTeacher(SegmentationModel):
         session = open_session(self.path, onnx_graph.with_outputs(model, names), share_cores=True)
         probe = self._input.probe
         probed = dict(zip(names, self._run(noise(probe), names, session), strict=True))
-        taps = choose_taps({name: probed[name] for name in blocks}, probe)
+        taps = choose_taps({name: probed[name].shape for name in blocks}, probe)
         if taps:
             if last and exact_stride(probed[last].shape, probe):
                 taps["decoder"] = last
@@ -305,40 +306,6 @@ def sample_corner_grid(cells: torch.Tensor, cell: int, stride: int, size: tuple[
     y, x = torch.meshgrid(*axes, indexing="ij")
     grid = torch.stack([x, y], dim=-1).expand(len(cells), -1, -1, -1)
     return F.grid_sample(cells, grid, mode="bilinear", padding_mode="border", align_corners=True)
-
-
-def choose_taps(blocks: Mapping[str, np.ndarray], size: tuple[int, int]) -> dict[str, str]:
-    """Tap name -> tensor name, from what the encoder's blocks give for an image of ``size``, in their order.
-
-    ``low`` and ``mid`` are the last blocks at strides 4 and 8, ``high`` the encoder's last. In an encoder that ends
-    at stride 8 (dilated) ``mid`` is the first block there.
-    """
-    strides = {name: exact_stride(values.shape, size) for name, values in blocks.items()}
-    if not strides or None in strides.values():
-        return {}
-    names = list(strides)
-    taps, deepest = {}, strides[names[-1]]
-    for tap, stride in (("low", 4), ("mid", 8)):
-        found = [name for name in names if strides[name] == stride]
-        if found:
-            taps[tap] = found[0] if stride == deepest else found[-1]
-    return taps | {"high": names[-1]}
-
-
-def exact_stride(shape: tuple[int, ...], size: tuple[int, int]) -> int | None:
-    """Pixels a cell of a map (N, C, h, w) of an image of ``size``; None if it is no such map."""
-    if len(shape) != 4 or not shape[2] or not shape[3] or size[0] % shape[2] or size[1] % shape[3]:
-        return None
-    stride = size[0] // shape[2]
-    return stride if stride == size[1] // shape[3] else None
-
-
-def nearest_stride(shape: tuple[int, ...], size: tuple[int, int]) -> int | None:
-    """As `exact_stride`, for a map that may be a cell larger or smaller: the power of two that is nearest."""
-    if len(shape) != 4 or not 1 < shape[2] <= size[0] or not 1 < shape[3] <= size[1]:
-        return None
-    stride, other = (2 ** round(math.log2(side / cells)) for side, cells in zip(size, shape[2:], strict=True))
-    return stride if stride == other else None
 
 
 def _fit(values: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

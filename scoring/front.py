@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from basics.fonts import fonts_for
 from scoring.tables import SummaryRow, mean_over
 
 CHARTS = (".png", ".svg", ".pdf", ".jpg", ".webp")
+SIZE = re.compile(r" at (\d+(?:x\d+)?)$")  # of a segmenter's name
 
 
 def read_rows(path: Path) -> list[SummaryRow]:
@@ -100,7 +102,7 @@ def draw_front(rows: Sequence[SummaryRow], path: Path, classes: Sequence[str] = 
     lines: dict[str, list[Point]] = {}
     for row in rows:
         score = mean_over(row, classes) if classes else row["miou"]
-        size = row["model"].partition(" at ")[2] or "native"
+        size = match[1] if (match := SIZE.search(row["model"])) else "native"
         if score is not None:
             lines.setdefault(row["checkpoint"], []).append(Point(row["ms_per_image"], 100 * score, size))
     names = short_names(list(lines))

@@ -25,7 +25,8 @@ from dataset import build_dataset  # noqa: E402
 from kd.distiller import DistilledStudent, Distiller, LiveTeacher, Recipe  # noqa: E402
 from kd.teacher_cache import open_teacher_cache  # noqa: E402
 from networks.cost import count_parameters  # noqa: E402
-from networks.onnx_teacher import choose_taps, load_onnx_teacher, sample_corner_grid  # noqa: E402
+from networks.onnx_teacher import load_onnx_teacher, sample_corner_grid  # noqa: E402
+from networks.taps import choose_taps  # noqa: E402
 from scoring.protocol import evaluate_model  # noqa: E402
 from segdata.transforms import TrainTransform  # noqa: E402
 from student_model import StudentNet  # noqa: E402
@@ -175,9 +176,9 @@ def test_feature_maps_are_found_by_the_names_of_the_weights(tmp_path):
     ],
 )
 def test_which_blocks_are_taps(strides, expected):
-    blocks = {f"b{n}": np.zeros((1, 8, 128 // stride, 160 // stride)) for n, stride in enumerate(strides)}
+    blocks = {f"b{n}": (1, 8, 128 // stride, 160 // stride) for n, stride in enumerate(strides)}
     assert choose_taps(blocks, (128, 160)) == {tap: f"b{n}" for tap, n in expected.items()}
-    assert choose_taps(blocks | {"tokens": np.zeros((1, 320, 8))}, (128, 160)) == {}
+    assert choose_taps(blocks | {"tokens": (1, 320, 8)}, (128, 160)) == {}
 
 
 def test_outputs_with_a_taps_name_are_taps(tmp_path):
