@@ -16,11 +16,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from basics.errors import UserError, run_cli  # before torch, during whose import Ctrl-C ends quietly then
+
+# isort: split
 import torch
 from torch import nn
 
 from basics.device import add_device_argument, pick_device
-from basics.errors import UserError, run_cli
 from basics.machine import device_name
 from basics.text import text_table
 from networks.cost import count_macs, file_megabytes, measure_latencies, parameters_by_part

@@ -29,11 +29,13 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+from basics.errors import UserError, choose, run_cli  # before torch, during whose import Ctrl-C ends quietly then
+
+# isort: split
 import torch
 from torch.utils.data import Dataset
 
 from basics.batch import VOID
-from basics.errors import UserError, choose, run_cli
 from datachecks.check import check_layout, invitation
 from datachecks.stats import count_classes, frequency_table, save_stats
 from datalayouts.coco import find_coco
@@ -212,6 +214,8 @@ def find_layout(
     Raises:
         UserError: an unknown name, missing data, or classes that are not known or do not fit.
     """
+    if name not in DATASETS and Path(name).is_dir():
+        raise UserError(f"--dataset {name}: a folder; its form goes there: --dataset folder --data-dir {name}")
     layout = choose(DATASETS, name, "data set")(Path(data_dir))
     return with_val_split(with_classes(layout, classes), val_share)
 

@@ -8,9 +8,8 @@
 
 Architecture, classes, normalisation and working size come from the checkpoint. The protocol: native resolution, or
 the checkpoint's working size, one scale, no flip; logits are resized to the mask, never the mask to the logits; only
-255 is left out.
-The column "score" is 4 * mIoU / (1 + millions of parameters), with mIoU in 0..1; ms/image is the median forward time of
-one picture, of 20 spread over the split, all files in turn.
+255 is left out. The column "score" is 4 * mIoU / (1 + millions of parameters), with mIoU in 0..1; ms/image is the
+median forward time of one picture, of 20 spread over the split, all files in turn.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@
     python predict.py clip.mp4 camera:0 rtsp://10.0.0.7/live --checkpoint model.onnx --output-dir out
     python predict.py slides/ --save csv confidence                  # how much of each class, and how sure
     python predict.py huge.tif --checkpoint checkpoints/RUN/best.pth --tile 512
-    python predict.py --fps 256 512 640x480 --checkpoint model.onnx
+    python predict.py --fps 256 512 480x640 --checkpoint model.onnx
     python predict.py photos/ --teacher fcn_resnet50 --save mask confidence    # labels for a training: docs/teachers.md
     python predict.py --checkpoint checkpoints/RUN/best.pth          # asks for pictures, one after the other
 
@@ -15,8 +15,7 @@ DIR/panel (picture and prediction side by side), DIR/confidence (the probability
 with the names and subfolders of what came in, and DIR/areas.csv (pixels of each class). Of a video, overlay and panel
 are videos, mask and confidence a picture a frame. A file that cannot be read is reported and skipped; the exit status
 is then 1. docs/prediction.md says more. --checkpoint takes .pth files of train_kd.py, and whatever export.py and
-quantize.py write (docs/formats.md says which formats run where); without it the small student of checkpoints/animals is
-taken (see the README.md there).
+quantize.py write (docs/formats.md); without it the small student of checkpoints/animals is taken.
 """
 
 from __future__ import annotations
@@ -31,6 +30,7 @@ from basics.device import add_device_argument
 from basics.errors import UserError, run_cli
 from basics.tiling import check_tile
 from deploy.exporting import parse_size
+from deploy.formats import refuse_networks
 from deploy.labelling import add_label_arguments, check_label_arguments, make_labeller
 from deploy.predictor import Options, Predictor
 from deploy.results import KINDS
@@ -59,10 +59,8 @@ def ask(predict: Callable[[str], object]) -> None:
 def get_args_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("inputs", nargs="*", metavar="INPUT", help="picture, folder, glob, video, URL or camera:N")
-    parser.add_argument(
-        "--checkpoint", type=Path, metavar="PATH",
-        help=".pth or exported file, of any format; default: the student in checkpoints/animals",
-    )  # fmt: skip
+    parser.add_argument("--checkpoint", type=Path, metavar="PATH",
+                        help=".pth or exported file; default: the student in checkpoints/animals")  # fmt: skip
     parser.add_argument("--save", nargs="+", choices=KINDS, default=["mask", "overlay"], help="(mask overlay)")
     parser.add_argument("--output-dir", type=Path, metavar="DIR",
                         help="default: predictions/ beside the checkpoint; with --teacher labels_NAME/")  # fmt: skip
@@ -82,6 +80,7 @@ def main(args: argparse.Namespace) -> int | None:
     check_label_arguments(args)
     if args.max_frames is not None and args.max_frames < 1:
         raise UserError(f"--max-frames must be at least 1, not {args.max_frames}")
+    refuse_networks(args.inputs)
     interactive = not args.inputs and args.fps is None
     if interactive and not sys.stdin.isatty():
         raise UserError("no INPUT: give a picture, a folder, a glob, a video or camera:0")
@@ -91,6 +90,8 @@ def main(args: argparse.Namespace) -> int | None:
         predictor: Predictor = make_labeller(args, options)
     else:
         checkpoint = args.checkpoint or DEFAULT_STUDENT
+        if args.checkpoint is None:
+            print(f"network: {checkpoint} (--checkpoint names another)")
         segmenter = load_segmenter(checkpoint, args.device)
         if segmenter.input_size and args.tile:
             print(f"note: {checkpoint} sees every picture at its working size, {segmenter.input_size} pixels on the "

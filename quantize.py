@@ -5,8 +5,8 @@
     python quantize.py checkpoints/QAT/best.pth --output student_qat_int8.onnx               # after training for it
     python evaluate.py checkpoints/RUN/best.pth student_int8.onnx student_qat_int8.onnx --agreement
 
-A checkpoint of an ordinary run is quantized post-training: the ranges of its activations come from images
-of the training split. A checkpoint of a --qat run brings its ranges along and needs no images.
+A checkpoint of an ordinary run is quantized post-training: the ranges of its activations come from images of the
+training split. A checkpoint of a --qat run brings its ranges along and needs no images.
 
 Two files are written: FILE.onnx, which ONNX Runtime executes with integer kernels, and FILE.pt2, which PyTorch executes
 with oneDNN's on x86; with --openvino a third, FILE.xml with its FILE.bin. All are scored on pictures of the validation
@@ -20,11 +20,13 @@ import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
+from basics.errors import UserError, run_cli  # before torch, during whose import Ctrl-C ends quietly then
+
+# isort: split
 import torch
 from tqdm import tqdm
 
 from basics.batch import normalize
-from basics.errors import UserError, run_cli
 from basics.optional_packages import need
 from datachecks import teacher_masks
 from dataset import add_data_arguments, build_split
@@ -106,14 +108,12 @@ def main(args: argparse.Namespace) -> None:
     pictures = real_pictures(load_fake_quant(model, checkpoint) if "qat" in checkpoint else model, checkpoint, args)
     deployed = make_deployed(model, checkpoint, args, int8)
     write_int8(deployed, model, pictures, args.max_drop, files)
-    parameters = deployed.card.parameters
-    fp32 = 4 * parameters / 1e6
+    parameters, fp32 = deployed.card.parameters, 4 * deployed.card.parameters / 1e6
     share = output.stat().st_size / 1e6 / fp32
     print(f"{parameters:,} parameters: {fp32:.2f} MB in float32; {output.name} takes {share:.3f} of that")
     if "qat" not in checkpoint:
-        fp32_file = args.checkpoint.with_suffix(".onnx")
-        print("whether it is faster here, or for size alone, measures "
-              f"python export.py {args.checkpoint} --output {fp32_file} --int8 {output}")  # fmt: skip
+        print("whether it is faster here, or for size alone, measures python export.py "
+              f"{args.checkpoint} --output {args.checkpoint.with_suffix('.onnx')} --int8 {output}")  # fmt: skip
 
 
 if __name__ == "__main__":

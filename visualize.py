@@ -14,10 +14,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from basics.errors import UserError, run_cli  # before torch, during whose import Ctrl-C ends quietly then
+
+# isort: split
 from tqdm import tqdm
 
 from basics.device import add_device_argument
-from basics.errors import UserError, run_cli
 from basics.files import expanded
 from dataset import SegmentationDataset, add_data_arguments, build_split
 from deploy.columns import (

@@ -20,11 +20,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from basics.errors import UserError, choose, run_cli  # before torch, during whose import Ctrl-C ends quietly then
+
+# isort: split
 import torch
 import torchvision.models as tv
 from torchvision.models import segmentation as tvs
 
-from basics.errors import UserError, choose, run_cli
 from basics.text import text_table
 from networks import sources
 from networks.base import SegmentationModel
@@ -148,7 +150,7 @@ def create_model(
     if sources.is_source(name):
         file = None if weights in ("none", "default") else _read_for(name, weights)
         return sources.create(name, num_classes, weights, class_names, file)
-    spec = choose(MODELS, name, "model")
+    spec = _row(name, "model")
     if weights in ("none", "default"):
         model = build_model(name, num_classes)
         if weights == "default":
@@ -207,7 +209,7 @@ def load_any_teacher(name: str, weights: str = "default", num_classes: int | Non
         file = None if weights == "default" else _read_teacher(name, weights)
         with torch.random.fork_rng(devices=[]):
             return sources.load(name, num_classes, file).eval().requires_grad_(False)
-    spec = choose(MODELS, name, "teacher")
+    spec = _row(name, "teacher")
     file = spec.published(name) if weights == "default" else _read_teacher(name, weights)
     count = len(file.class_names) if file.class_names else num_classes
     if count is None:
@@ -215,6 +217,15 @@ def load_any_teacher(name: str, weights: str = "default", num_classes: int | Non
     model = _whole_model(name, count, file, own=not file.class_names)
     model.class_names = file.class_names
     return model
+
+
+def _row(name: str, what: str) -> ModelSpec:
+    """The row of `MODELS`; a `UserError` where there is none."""
+    if name not in MODELS and (Path(name).is_dir() or name.count("/") == 1):
+        raise UserError(
+            f"unknown {what} {name!r}: one of Hugging Face, or its folder, is hf:{name}, one of smp smp:{name}"
+        )
+    return choose(MODELS, name, what)
 
 
 def published_classes_of(name: str, weights: str) -> Sequence[str]:

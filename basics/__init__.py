@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import sys
+from types import TracebackType
 
 NOTEBOOK = "module://"  # as matplotlib's backends that are modules of their own begin
 
@@ -20,4 +22,13 @@ def _forget_a_notebooks_backend() -> None:
             del os.environ["MPLBACKEND"]
 
 
+def _end_quietly(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Ctrl-C while a script still imports torch, which takes seconds; later `basics.errors.run_cli` sees to it."""
+    if issubclass(kind, KeyboardInterrupt):
+        print("interrupted", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, trace)
+
+
 _forget_a_notebooks_backend()
+sys.excepthook = _end_quietly

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from datachecks.census import Census, SplitCensus, open_census
 from datachecks.rules import Finding, judge
-from segdata.layouts import Layout, SplitFiles
+from segdata.layouts import CHECK_LISTS_ALL, Layout, SplitFiles
 from segdata.parallel import map_in_order
 from segdata.reading import DataError, read_image
 
@@ -33,7 +33,7 @@ class Verdict:
     def summary(self) -> Iterator[Finding]:
         """A line for all faulty files together, then the findings."""
         if self.faults:
-            more = f"; and {len(self.faults) - 1} more: `python dataset.py --check` lists them all"
+            more = f"; and {len(self.faults) - 1} more: {CHECK_LISTS_ALL}"
             yield Finding(self.faults[0] + more * (len(self.faults) > 1), stops=True)
         yield from self.findings
 
@@ -96,7 +96,7 @@ class Report:
                 *(f"  {split:<10} {count:6,} images" for split, count in self.images.items()),
                 *(f"remark: {remark}" for remark in self.remarks),
                 *(f"fault: {fault}" for fault in self.faults),
-                f"{len(self.faults)} faults" if self.faults else "no faults",
+                f"{len(self.faults) or 'no'} fault{'s' * (len(self.faults) != 1)}",
             ]
         )
 
@@ -114,7 +114,7 @@ def check_layout(layout: Layout, train: str = "train", val: str = "val") -> Repo
         report.faults += faults
         report.images[split] = len(splits[split].ids)
     if not splits:
-        report.faults.append(f"{layout.root}: no splits; ImageSets/Segmentation/ has no lists")
+        report.faults.append(layout.why_no_splits())
     with open_census(layout, anew=True) as census:
         counted = census.take(splits)
         verdict = _verdict(census, counted, train, val)

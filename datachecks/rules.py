@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from basics.batch import VOID
+from datachecks import teacher_masks
 from datachecks.census import MaskRecord, PictureRecord, SplitCensus
 from segdata.class_tables import VOID_NAMES
 from segdata.layouts import Layout
@@ -49,12 +50,13 @@ def judge(
     if validation is training:
         validation = None
     findings = [*judge_class_list(names)]
+    by_teacher = teacher_masks.are_in(layout.root)
     if training is not None:
         findings += judge_void(training, "learnt")
-        findings += judge_training_labels(names, training, validation)
+        findings += judge_training_labels(names, training, validation, by_teacher)
     if validation is not None:
         findings += judge_void(validation, "scored")
-        findings += judge_validation_labels(names, validation)
+        findings += judge_validation_labels(names, validation, by_teacher)
     if training is not None and train == val:
         findings.append(
             Finding(
@@ -105,13 +107,15 @@ def judge_void(split: SplitCensus, verb: str) -> Iterator[Finding]:
         )
 
 
-def judge_training_labels(names: Sequence[str], train: SplitCensus, val: SplitCensus | None) -> Iterator[Finding]:
+def judge_training_labels(
+    names: Sequence[str], train: SplitCensus, val: SplitCensus | None, by_teacher: bool
+) -> Iterator[Finding]:
     """Classes that no training mask holds, up to all but one of them."""
     present = _present(names, train)
     if not train.is_whole or len(names) < 2 or not present:  # said by other rules
         return
     if len(present) == 1:
-        yield Finding(_one_class(names, train, *present), stops=True)
+        yield Finding(_one_class(names, train, present[0], by_teacher), stops=True)
         return
     absent = [name for name in names if name not in present]
     if absent:
@@ -121,15 +125,16 @@ def judge_training_labels(names: Sequence[str], train: SplitCensus, val: SplitCe
             f"no mask of {train.name} holds {len(absent)} of the {len(names)} classes ({_listed(absent)}){though}: "
             "nothing is learnt of what no mask shows; look at class list and masks if that is not meant"
         )
-    if len(names) == 2:
+    if len(names) == 2 and not by_teacher:  # to whom 255 is what it is not sure of
         yield from _mixed_black_and_white(names, train)
 
 
-def judge_validation_labels(names: Sequence[str], val: SplitCensus) -> Iterator[Finding]:
+def judge_validation_labels(names: Sequence[str], val: SplitCensus, by_teacher: bool) -> Iterator[Finding]:
     """A split to score on in which one class alone is labelled."""
     present = _present(names, val)
     if val.is_whole and len(names) > 1 and len(present) == 1:
-        yield Finding(_one_class(names, val, *present), stops=_is_black_and_white(val))
+        stops = _is_black_and_white(val) and not by_teacher
+        yield Finding(_one_class(names, val, present[0], by_teacher), stops)
 
 
 def _present(names: Sequence[str], split: SplitCensus) -> list[str]:
@@ -143,7 +148,13 @@ def _is_black_and_white(split: SplitCensus) -> bool:
     return set(np.flatnonzero(split.pixels).tolist()) == {0, VOID}
 
 
-def _one_class(names: Sequence[str], split: SplitCensus, present: str) -> str:
+def _one_class(names: Sequence[str], split: SplitCensus, present: str, by_teacher: bool) -> str:
+    if by_teacher:
+        unsure = " or is not sure (255), which a lower --min-confidence makes less of" * bool(split.pixels[VOID])
+        return (
+            f"in all {_count(split.counted, 'mask')} of {split.name} the teacher says {present!r}{unsure}: look at "
+            "what it sees (predict.py --teacher ... --save overlay), at the class map and --teacher-size"
+        )
     if _is_black_and_white(split) and len(names) == 2:
         return (
             f"the masks of {split.name} hold 0 and 255 alone, and 255 means void: none of them holds {names[1]!r}; "

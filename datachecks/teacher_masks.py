@@ -49,7 +49,19 @@ def written_masks(folder: Path) -> dict[str, str]:
     """
     written = _object(folder / FILE) | dict(_journal(folder / JOURNAL))
     checked = _checked(folder / CHECKED)
+    if strange := checked - {PurePosixPath(name).stem for name in written} if written else ():
+        raise UserError(f"{folder / CHECKED}: the teacher labelled no picture of the name {min(strange)!r}")
     return {name: digest for name, digest in written.items() if PurePosixPath(name).stem not in checked}
+
+
+def are_in(folder: Path) -> bool:
+    """Whether a teacher has labelled the data set ``folder``, whoever mended its masks since."""
+    return (folder / FILE).is_file() or (folder / JOURNAL).is_file()
+
+
+def labelled_below(folders: Iterable[Path]) -> list[Path]:
+    """The data sets in ``folders``, at any depth, that a teacher has labelled."""
+    return [path.parent for folder in folders for name in (FILE, JOURNAL) for path in sorted(folder.rglob(name))]
 
 
 def _checked(path: Path) -> set[str]:

@@ -245,11 +245,19 @@ class Search:
         for split in splits:
             if split not in self.lists:
                 self._look_at_pairs(layout, split)
+        if all(split in self.lists for split in splits):  # where one is not, all that lies there was looked at
+            self._look_at_spare_masks(layout, splits[0])
         if not self.tables:
             masks = [path for split in splits for path in layout.pairing(split).masks.values()]
             content = describe_content(masks[:PEEK])
+            above = self.root.resolve().parent
+            deep = meaning(self.root.resolve().name)[1] == "image" and any(
+                (above / name).is_file() for name in CLASS_FILES
+            )
             layout.class_fault = (
-                f"{self.root / CLASS_FILES[0]}: no such file; write the class names there, one a line"
+                f"{self.root / CLASS_FILES[0]}: no such file; {above} has one: --data-dir {above}"
+                if deep
+                else f"{self.root / CLASS_FILES[0]}: no such file; write the class names there, one a line"
                 f"{content and f' ({content})'}, or name a class list by --classes FILE"
             )
         return layout
@@ -300,9 +308,17 @@ class Search:
                 f"{len(alone):,} of {len(pairing.images):,} images in {images} have no mask and are left out, "
                 f"{_some(alone)} (train_kd.py --unlabelled {images} takes them in, for a teacher to speak of)"
             )
-        if pairing.spare and masks in own:
-            spare = [path.name for path in pairing.spare.values()]
-            layout.remarks.append(f"{len(spare):,} masks in {masks} have no image and are left out, {_some(spare)}")
+        if masks in own:
+            self._look_at_spare_masks(layout, split)
+
+    def _look_at_spare_masks(self, layout: Layout, split: str | None) -> None:
+        """Remark on masks without images, such as copies under another name."""
+        spare = [path.name for path in layout.pairing(split).spare.values()]
+        if spare:
+            have = "mask" if len(spare) == 1 else "masks"
+            layout.remarks.append(
+                f"{len(spare):,} {have} in {layout.folders(split)[1]} without an image, left out, {_some(spare)}"
+            )
 
 
 def meaning(folder: str) -> tuple[str | None, str | None]:

@@ -63,6 +63,8 @@ def find_voc(data_dir: Path) -> Layout:
             root = base / folder
             if looks_like_voc(root):
                 return _voc_layout(root)
+    if (Path(data_dir) / "classes.txt").is_file() or (Path(data_dir) / "images").is_dir():
+        raise DataError(f"{data_dir}: no VOC 2012, but a folder with images or classes: --dataset folder")
     raise DataError(
         f"no VOC 2012 below {data_dir} (looked for {', '.join(VOC_FOLDERS[:3])} or JPEGImages/ itself); "
         "`python dataset.py` extracts VOCtrainval_11-May-2012.tar from data/, --download fetches it, "

@@ -147,7 +147,7 @@ def export_one(args: argparse.Namespace, kind: Format) -> None:
     sizes = timed_sizes(size, working_size)
     print("\n" + file_table(deployed, args.checkpoint, files, args.rounds, sizes))
     if len(files) == 1:
-        print(f"for a row of INT8: python quantize.py {args.checkpoint} --output {int8}")
+        print(f"for a row of INT8: python quantize.py {args.checkpoint} --dataset ... --data-dir ... --output {int8}")
 
 
 def export_all(args: argparse.Namespace) -> None:

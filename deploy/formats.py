@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -108,6 +108,15 @@ def format_of(path: Path) -> Format | None:
     if (path / PAGE).is_file():
         return FORMATS["web"]
     return next((known for known in FORMATS.values() if known.suffix and known.suffix == path.suffix), None)
+
+
+def refuse_networks(inputs: Sequence[str]) -> None:
+    """A `UserError` for a network among the pictures, where it would be passed over and another one take its place."""
+    for text in inputs:
+        path = Path(text)
+        exported = path.exists() and path.suffix != ".xml" and format_of(path)  # VOC's outlines end in .xml, too
+        if exported or path.suffix in (".pth", ".pt", ".safetensors"):
+            raise UserError(f"{text} is a network, not a picture: --checkpoint {text}")
 
 
 def require_format(path: Path) -> Format:

@@ -39,7 +39,7 @@ class Cost:
 
     def __str__(self) -> str:
         return (
-            f"mIoU {100 * self.before:.1f} -> {100 * self.after:.1f} % ({-self.drop:+.1f} points), "
+            f"mIoU {100 * self.before:.1f} -> {100 * self.after:.1f} % ({round(-self.drop, 1) + 0.0:+.1f} points), "
             f"{100 * self.agreement:.2f} % of pixels decided alike, on {self.pictures}"
         )
 

@@ -27,10 +27,11 @@ from basics.checkpoint import file_sha256
 from basics.device import pick_device
 from basics.errors import UserError
 from basics.files import write_text
-from datachecks.teacher_masks import is_mended, keep_written, note_written, written_masks
+from datachecks.teacher_masks import is_mended, keep_written, labelled_below, note_written, written_masks
 from datalayouts.folders import meaning
 from deploy.picture_folder import PictureFolder, is_read_alike, is_same_file, rows_of, shows
 from deploy.predictor import Options, Predictor, Tally
+from deploy.results import KINDS
 from deploy.segmenter import Prediction, Segmenter
 from deploy.teachers import (
     TEACHER_SIZE_HELP,
@@ -179,10 +180,14 @@ class Labeller(Predictor):
                 _refuse_other_masks(path, segmenter.class_names)
 
     def results(self, inputs: Sequence[str]) -> list[Path]:
-        """As `Predictor.results`, and the pictures of the data set, unless they are asked for themselves."""
-        images = self.images.folder
-        asked = any(Path(text).resolve() == images.resolve() for text in inputs)
-        return super().results(inputs) + ([] if asked else [images])
+        """As `Predictor.results`, with the pictures of this data set, and those of any that a teacher has labelled in
+        the folders that are given; what is asked for itself is none of them.
+        """
+        asked = {Path(text).resolve() for text in inputs}
+        found = [self.folder, *labelled_below(path for path in asked if path.is_dir())]
+        return [
+            place for folder in found for kind in ("images", *KINDS) if (place := folder / kind).resolve() not in asked
+        ]
 
     @property
     def memory_advice(self) -> str:
@@ -197,7 +202,8 @@ class Labeller(Predictor):
             if self.written:  # also when it was stopped: what is not noted counts as mended
                 keep_written(self.folder, self.written)
         if self.kept:
-            print(f"{self.kept:,} masks are a person's, mended or found right, and were left as they are")
+            are = "mask is" if self.kept == 1 else "masks are"
+            print(f"{self.kept:,} {are} a person's, mended or found right: left as before")
         if renamed := self.images.renamed:
             old, new = next(iter(renamed.items()))
             print(

@@ -51,8 +51,8 @@ class Tally:
     def summary(self, folder: Path) -> str:
         """One line: how much, how fast, where."""
         counts = [
-            f"{number} {what}"
-            for number, what in ((self.pictures, "pictures"), (self.frames, "video frames"))
+            f"{number} {what}{'s' * (number != 1)}"
+            for number, what in ((self.pictures, "picture"), (self.frames, "video frame"))
             if number
         ]
         done = self.pictures + self.frames

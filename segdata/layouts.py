@@ -21,6 +21,7 @@ from segdata.split_lists import LISTS, USUAL_SPLITS, usual_name
 __all__ = ["LISTS", "Layout", "SplitFiles"]
 
 SHOWN = 20  # faults that get a hint: each takes a look at all names
+CHECK_LISTS_ALL = "`python dataset.py --check`, with the same --dataset and --data-dir, lists all"
 
 
 @dataclass
@@ -167,9 +168,16 @@ class Layout:
         """As `scan`, but any fault is a `DataError` that names the first and counts the rest."""
         files, faults = self.scan(split)
         if faults:
-            more = f"; and {len(faults) - 1} more: `python dataset.py --check` lists them all" * (len(faults) > 1)
+            more = f"; and {len(faults) - 1} more: {CHECK_LISTS_ALL}" * (len(faults) > 1)
             raise DataError(faults[0] + more)
         return files
+
+    def why_no_splits(self) -> str:
+        """In a line, where there is none at all."""
+        if self.complete:
+            return f"{self.root}: no splits; {LISTS}/ has no lists"
+        count = len(self.pairing(None).images)
+        return f"{self.root}: no splits: of {count} images none can be kept for val; two are the fewest"
 
     def _known_split(self, split: str) -> str:
         splits = self.splits()
@@ -179,9 +187,12 @@ class Layout:
             hint = ""
             if usual_name(split) == "val" and "train" in splits:
                 hint = ": name one of them with --val-split, or keep a fifth of train for val with --val-share 0.2"
+            if usual_name(split) == "train" and list(splits) == ["val"] and not self.complete:
+                hint = f": {self.split_lists.get('val', 'val')} names all pictures, and none is left to train on"
+            if not splits:
+                raise DataError(self.why_no_splits())
             raise DataError(
-                f"{self.root}: no split {split!r} ({LISTS}/{split}.txt); splits there: "
-                f"{', '.join(splits) or 'none'}{hint}"
+                f"{self.root}: no split {split!r} (a list {split}.txt); splits there: {', '.join(splits)}{hint}"
             )
         return split
 
@@ -230,5 +241,7 @@ class Layout:
             for name in missing:
                 similar = there.similar(name) if len(faults) < SHOWN else None
                 hint = f"; {similar} lies there, and {read}" if similar else ""
+                if similar and not similar.startswith(name) and Path(similar).suffix.lower() in suffixes:
+                    hint = f"; {similar} lies there: write its name as it is, capitals too"
                 faults.append(f"{folder / name}.{suffix}: no such {kind}{listed}{hint}")
         return faults

@@ -56,6 +56,8 @@ class ListReader:
     def _entry(self, line: Line, where: str, faults: list[str]) -> tuple[str, Files] | None:
         if line.bare and (found := self._known(line.text)):
             return found
+        if line.text.startswith("#"):  # a remark
+            return None
         if line.columns:
             image, mask = self._image(line.columns[0]), self._mask(line.columns[1])
             if image and mask:
@@ -94,6 +96,8 @@ class ListReader:
         for pairing in self.pairings:
             if name := pairing.name_of.get(file):
                 return name, (file, pairing.masks.get(name))
+            if file in pairing.masks.values():
+                return self._known(path.name)
         return file.stem, (file, None)
 
     def _mask(self, path: PurePosixPath) -> Path | None:

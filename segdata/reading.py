@@ -266,7 +266,10 @@ def load_mask(path: Path) -> Image.Image:
     data = _load_bytes(path)
     image = _open(io.BytesIO(data), path)
     if _is_lossy(image, data):
-        raise DataError(f"{path}: a {image.format} mask: lossy compression changes class numbers; save it as PNG")
+        raise DataError(
+            f"{path}: a {image.format} mask: lossy compression changes class numbers; save it as PNG (or are "
+            "the folders of images and masks swapped?)"
+        )
     if image.mode not in RGB_LIKE:
         raise DataError(f"{path}: mask of mode {image.mode}; save class numbers as an 8-bit palette or grey PNG")
     try:

@@ -2,12 +2,16 @@
 
 import argparse
 import io
+import os
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from basics.errors import UserError, run_cli
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def test_a_path_that_the_system_refuses_is_one_line(monkeypatch, capsys):
@@ -53,3 +57,17 @@ def test_a_console_that_cannot_show_a_sign_gets_it_spelled_out(monkeypatch):
         stream.flush()
         text = stream.buffer.getvalue().decode("cp1252")
         assert text.startswith(start + r"\u0434\u0430") and text.endswith("\n")
+
+
+@pytest.mark.parametrize("script", sorted(ROOT.glob("*.py")), ids=lambda path: path.stem)
+def test_ctrl_c_during_imports_is_a_line(script, tmp_path):
+    """Importing torch takes seconds, in which people change their mind."""
+    if "run_cli(" not in script.read_text(encoding="utf-8"):
+        pytest.skip("no script")
+    for package in ("torch", "numpy", "tqdm", "matplotlib", "PIL"):
+        (tmp_path / f"{package}.py").write_text("raise KeyboardInterrupt")
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    ended = subprocess.run(
+        [sys.executable, script, "--help"], env=environment, capture_output=True, text=True, check=False
+    )
+    assert ended.stderr == "interrupted\n" and ended.returncode != 0

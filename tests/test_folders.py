@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from basics.errors import UserError
+from datachecks.check import check_layout
 from datalayouts.folders import meaning
 from dataset import SegmentationDataset, build_dataset, find_layout
 from segdata.pairing import IMAGE_SUFFIXES, Listing
@@ -193,7 +194,7 @@ def test_what_has_no_counterpart_is_left_out_and_said(tmp_path):
     (root / "images/005.png").unlink()
     layout = find_layout("folder", root)
     assert any("1 of 9 images in" in remark and "003" in remark for remark in layout.remarks)
-    assert any("1 masks in" in remark and "005_m.png" in remark for remark in layout.remarks)
+    assert any("1 mask in" in remark and "005_m.png" in remark for remark in layout.remarks)
     assert sorted(numbers(root, "train") + numbers(root, "val")) == [0, 1, 2, 4, 6, 7, 8, 9]
 
 
@@ -500,3 +501,61 @@ def test_names_that_meet_when_their_folders_are_joined(tmp_path):
         "seq_2_001": tmp_path / "seq" / "2_001.jpg",
     }
     assert listing.hidden(IMAGE_SUFFIXES) == [(tmp_path / "seq_2" / "001.jpg", tmp_path / "seq" / "2_001.jpg")]
+
+
+# -- slips -------------------------------------------------------------------------------------------
+
+
+def listed(tmp_path, text: str) -> Path:
+    """Pictures 000 to 005 in one folder, and a val.txt."""
+    root = write(tmp_path, "images/{n}.jpg", "masks/{n}.png", ["train"])
+    (root / "val.txt").write_text(text)
+    return root
+
+
+@pytest.mark.parametrize("line", ["masks/001.png", "data/masks/001.png", "001.png", "# mended\n001"])
+def test_a_list_may_name_the_mask_and_hold_remarks(tmp_path, line):
+    assert numbers(listed(tmp_path, f"{line}\n"), "val") == [1]
+
+
+def test_capitals_in_a_list_are_told(tmp_path):
+    root = listed(tmp_path, "img_7\n001\n")
+    draw(7, root / "images" / "IMG_7.jpg", root / "masks" / "IMG_7.png")
+    with pytest.raises(DataError, match=r"img_7.jpg: no such image.*IMG_7.jpg lies there: write its name as it is"):
+        build_dataset("folder", root, "val")
+
+
+def test_a_list_of_everything_leaves_nothing_to_train_on(tmp_path):
+    root = listed(tmp_path, "".join(f"{number:03d}\n" for number in SPLITS["train"]))
+    with pytest.raises(DataError, match=r"no split 'train'.*val.txt names all pictures, and none is left to train on"):
+        build_dataset("folder", root, "train")
+
+
+def test_one_picture_is_too_few(tmp_path):
+    draw(1, tmp_path / "images" / "1.png", tmp_path / "masks" / "1.png")
+    (tmp_path / "classes.txt").write_text("a\nb\n")
+    layout = find_layout("folder", tmp_path)
+    with pytest.raises(DataError, match="of 1 images none can be kept for val; two are the fewest"):
+        layout.files("train")
+    assert "two are the fewest" in check_layout(layout).faults[0]
+
+
+def test_a_copy_of_a_mask_is_told_with_lists_too(tmp_path):
+    """As browsers call what is saved twice: the mended one would be left out without a word."""
+    root = listed(tmp_path, "001\n")
+    draw(1, root / "spare.png", root / "masks" / "001 (1).png")
+    for text in ("001\n", None):
+        if text is None:
+            (root / "val.txt").unlink()
+        remarks = find_layout("folder", root).remarks
+        assert any("1 mask in" in remark and "001 (1).png" in remark for remark in remarks), remarks
+
+
+def test_a_folder_in_the_wrong_place(tmp_path):
+    root = write(tmp_path / "mine", "images/{n}.jpg", "masks/{n}.png")
+    with pytest.raises(UserError, match=r"mine: a folder; its form goes there: --dataset folder --data-dir .*mine"):
+        find_layout(str(root), "data")
+    with pytest.raises(DataError, match=r"mine: no VOC 2012, but a folder with images or classes: --dataset folder"):
+        find_layout("voc", root)
+    with pytest.raises(DataError, match=r"images/classes.txt: no such file; .*mine has one: --data-dir .*mine"):
+        find_layout("folder", root / "images").class_names  # noqa: B018

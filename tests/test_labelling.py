@@ -74,7 +74,7 @@ def test_a_folder_a_day_with_the_same_names(label):
     said = label("day1", "day2").stdout  # together they have the names of their folders
     assert "a person's" not in said
     said = label("day1").stdout
-    assert "1 masks are a person's" in said
+    assert "1 mask is a person's" in said
     label("day2")
     assert Path("out/mask/IMG_1.png").read_bytes() == mended and masks()["IMG_1_2"] == 1
 
@@ -200,6 +200,27 @@ def test_a_mask_that_a_person_found_right_counts_as_one_of_a_person(label):
     Path("out/checked.txt").write_text("\ufeffa.png\r\nb.1\r\n", encoding="utf-8")
     assert teacher_masks.unmended(Path("out/mask").iterdir()) == [Path("out/mask/c.png")]
     assert "2 masks are a person's" in label("photos").stdout
+
+
+def test_a_name_that_is_none_is_not_found_right(label):
+    paint(Path("photos/IMG_1.png"), RED)
+    label("photos")
+    Path("out/checked.txt").write_text("IMG1\n")
+    refused = label("photos", check=False)
+    assert refused.returncode == 2
+    assert "checked.txt: the teacher labelled no picture of the name 'IMG1'" in refused.stderr
+
+
+def test_what_a_teacher_has_labelled_elsewhere_is_no_picture(label, run_script):
+    """Masks and overlays of another labelling, in the folder of the pictures or in one below."""
+    paint(Path("photos/a.png"), RED)
+    args = ["--teacher", "colours.py:build", "--device", "cpu", "--save", "mask", "overlay", "--output-dir"]
+    run_script("predict.py", "photos", *args, "photos")
+    run_script("predict.py", "photos", *args, "photos/first")
+    assert "left out 6 files that lie where results go" in label("photos").stderr
+    assert masks() == {"a": 0}
+    label("photos/first/images")  # asked for itself
+    assert masks() == {"a": 0}
 
 
 def test_a_class_list_of_a_person_stays(label):

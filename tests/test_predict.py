@@ -93,7 +93,7 @@ def test_one_picture_and_all_that_can_be_saved(run, tmp_path, capsys):
     assert (painted[~background] != pixels(45, 83)[~background]).any(axis=-1).mean() > 0.9
     with Image.open(out / "panel" / picture.name) as panel:
         assert panel.width > 2 * 83
-    assert "1 pictures in" in capsys.readouterr().out
+    assert "1 picture in" in capsys.readouterr().out
 
 
 def test_folders_keep_their_subfolders(run, tmp_path):
@@ -527,3 +527,14 @@ def test_the_student_that_comes_along(tmp_path):
     mask = np.array(Image.open(tmp_path / "mask" / "cat.png"))
     assert mask.shape == Image.open(picture).size[::-1]
     assert (mask == 8).mean() > 0.3
+
+
+def test_a_network_among_the_pictures_is_refused(run, tmp_path):
+    """It would be passed over, and the masks be another network's."""
+    picture = save_picture(tmp_path / "a.png")
+    network = tmp_path / "best.pth"
+    network.write_bytes(b"x")
+    with pytest.raises(UserError, match=r"best.pth is a network, not a picture: --checkpoint .*best.pth"):
+        run(network, picture)
+    (tmp_path / "a.xml").write_text("<annotation/>")  # of VOC, as `photos/*` may hold
+    assert run(tmp_path / "a.xml", picture, "--save", "mask") == 1

@@ -23,6 +23,7 @@ import dataset as dataset_script
 import zoo
 from basics.batch import VOID
 from basics.errors import UserError
+from datachecks import teacher_masks
 from datachecks.census import MaskRecord, PictureRecord, SplitCensus
 from datachecks.check import check_layout, invitation, look_at
 from datachecks.rules import Finding, judge
@@ -130,6 +131,21 @@ def test_one_class_in_all_training_masks_stops(tmp_path, label, with_void):
     line = only(findings(make(tmp_path, ("a", "b", "c"), mask)), stops=True)
     assert "the 4 masks of train hold one of 3 classes, '" + "abc"[label] + "'" in line
     assert ("void (255)" in line) is with_void
+
+
+@pytest.mark.parametrize("unsure", [False, True])
+def test_a_teacher_that_says_one_class_is_no_question_of_colours(tmp_path, unsure):
+    """255 is where it is not sure: who wrote colours beside the names would make these the other class."""
+    root = make(tmp_path, masks=lambda number: labels(0, *[VOID] * unsure))
+    (root / teacher_masks.FILE).write_text("{}")
+    train, val = findings(root)
+    assert (train.stops, val.stops) == (True, False)
+    for finding, count in ((train, 4), (val, 2)):
+        assert f"in all {count} masks of" in finding.line and "the teacher says 'background'" in finding.line
+        assert ("--min-confidence" in finding.line) is unsure and "classes.txt" not in finding.line
+    root = make(tmp_path / "some", masks=lambda number: labels(0, VOID) if number == 1 else labels(0, 1))
+    (root / teacher_masks.FILE).write_text("{}")
+    assert findings(root) == []
 
 
 def test_one_class_in_all_validation_masks_is_a_remark(tmp_path):

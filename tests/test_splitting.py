@@ -179,7 +179,7 @@ def test_names_that_no_file_could_list_are_parted_all_the_same(flat, monkeypatch
 def test_one_image_cannot_be_parted(tmp_path):
     add(tmp_path, ["alone"])
     (tmp_path / "classes.txt").write_text("a\nb\n")
-    with pytest.raises(UserError, match="no split 'train'"):
+    with pytest.raises(UserError, match="of 1 images none can be kept for val"):
         build_dataset("folder", tmp_path, "train")
 
 

@@ -94,7 +94,7 @@ def test_a_run_leaves_its_folder(whole_run):
     config = json.loads((whole_run / "config.json").read_text())
     assert config["arguments"]["alpha"] == 0.5
     report = (whole_run / "report.txt").read_text()
-    assert "lab score" in report and "best mIoU" in report
+    assert "score (best)" in report and "best mIoU" in report
     best = load_file(whole_run / "best.pth")
     assert "training" not in best and best["model"] == "compact"
     assert not any("adapter" in key or "teacher" in key for key in best["state_dict"])
@@ -456,7 +456,7 @@ def test_runs_of_different_settings_get_different_folders():
         (["--loss", "kll=1"], ["kll", "cosine"]),
         (["--loss", "kl=x"], ["kl=x", "NAME=WEIGHT"]),
         (["--loss", "cosine@hi=1"], ["cosine@hi", "known: decoder, high, low, mid"]),
-        (["--loss", "ce=0", "--loss", "ce@high=1"], ["ce@high: no loss looks at what the student itself says"]),
+        (["--loss", "ce=0", "--loss", "ce@high=1"], ["ce@high alone: no loss looks at what the student itself says"]),
         (["--loss", "ce@hgih=1"], ["unknown feature map", "high"]),
         (["--preset", "nothing"], ["nothing", "papi"]),
         (["--epochs", "0"], ["--epochs"]),

@@ -294,7 +294,9 @@ def test_pictures_alone_follow_the_teacher_and_are_scored_by_agreement(photos, t
     assert main(photo_arguments(photos, *words)) == 0
     out = capsys.readouterr().out
     assert "no training picture has a mask: the teacher alone is followed (ce left out)" in out
-    assert "warning: folder/val has no masks of people" in out and "mIoU" not in out.replace("that is no mIoU", "")
+    assert "warning: no person has drawn or checked the masks of folder/val" in out and "mIoU" not in out.replace(
+        "that is no mIoU", ""
+    )
     run = photos.parent / "out" / "run"
     best, last = (load_file(run / name) for name in ("best.pth", "last.pth"))
     assert "miou" not in best["info"] and "against what the teacher says" in best["info"]["protocol"]
@@ -320,6 +322,29 @@ def test_feature_losses_alone_would_leave_the_classifier_as_it_was_drawn(photos,
     with pytest.raises(UserError, match="cosine alone"):
         main(photo_arguments(photos, *words, "--loss", "ce=0"))
     assert not (photos.parent / "out").exists()
+
+
+def test_masks_that_no_loss_uses_stop_nothing(tmp_path, demo_data, teacher_file, capsys):
+    """--labels 0 follows the teacher alone, whatever the training masks hold."""
+    data = shutil.copytree(demo_data, tmp_path / "data")
+    layout = find_layout("demo", data)
+    for path in layout.files("train").masks:
+        Image.fromarray(np.zeros(Image.open(path).size[::-1], np.uint8)).save(path)
+    teacher = ["--teacher", "compact", "--teacher-weights", teacher_file, "--alpha", "1", "--max-steps", "1"]
+    with pytest.raises(UserError, match="masks of train hold one of"):
+        main(arguments(data, tmp_path / "out", *teacher))
+    for more in (["--dry-run"], []):
+        assert main(arguments(data, tmp_path / "out", *teacher, "--labels", "0", "--unlabelled", "train", *more)) == 0
+    assert "1 steps at most" in (out := capsys.readouterr().out) and "hold one of" not in out
+
+
+def test_flags_of_a_teacher_that_no_loss_asks_are_told(tmp_path, demo_data, capsys):
+    words = ["--teacher", "nonsense", "--class-map", "nosuch.toml", "--max-steps", "1"]
+    assert main(arguments(demo_data, tmp_path / "out", *words)) == 0
+    said = "remark: no loss asks a teacher, so --class-map, --teacher have no effect: --alpha 1"
+    assert said in capsys.readouterr().out
+    assert main(arguments(demo_data, tmp_path / "other", "--max-steps", "1")) == 0
+    assert "no loss asks" not in capsys.readouterr().out
 
 
 def test_pictures_alone_without_a_teacher_teach_nothing(photos):
@@ -389,7 +414,7 @@ def test_masks_of_a_teacher_make_agreement_until_they_are_mended(photos, run_scr
     out = capsys.readouterr().out
     assert "2 of 3 masks are as a teacher wrote them" in out and "mIoU" in rows_text(photos.parent / "out" / "run")
     again = run_script("predict.py", photos, *words)
-    assert "1 masks are a person's, mended or found right, and were left as they are" in again.stdout
+    assert "1 mask is a person's, mended or found right" in again.stdout
     assert (np.asarray(Image.open(mended)) == pixels).all()
     (labelled / "classes.txt").write_text("a\nb\n")
     refused = run_script("predict.py", photos, *words, check=False)

@@ -390,3 +390,10 @@ def test_parameters_are_torchvisions_less_the_auxiliary_head(name):
         inner = auxiliary // 4
         published -= 9 * auxiliary * inner + 2 * inner + 21 * inner + 21
     assert count_parameters(build_model(name, 21)) == published
+
+
+@pytest.mark.parametrize("load", [load_any_teacher, lambda name: create_model(name, 3, "default")])
+def test_a_hub_without_its_prefix_is_told(load, tmp_path):
+    for name in ("nvidia/segformer-b4-finetuned-ade-512-512", str(tmp_path)):
+        with pytest.raises(UserError, match=rf"unknown .*is hf:{name}, one of smp smp:{name}"):
+            load(name)

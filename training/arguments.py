@@ -92,7 +92,9 @@ class Arguments(argparse.Namespace):
         "models", "teacher", "default", "those published, or a file; .onnx: any network", metavar="default|PATH"
     )
     class_map: str | None = flag("models", "teacher", None, CLASS_MAP_HELP, metavar="FILE|NAME")
-    teacher_size: int = flag("models", "teacher", 0, f"of a cached one: {TEACHER_SIZE_HELP}", least=0, metavar="N")
+    teacher_size: int = flag(
+        "models", "teacher", 0, f"with --cache-teacher alone: {TEACHER_SIZE_HELP}", least=0, metavar="N"
+    )
     min_confidence: float = flag(
         "models",
         "teacher",
@@ -317,6 +319,12 @@ def names_of(*scopes: Scope) -> frozenset[str]:
 
 # What may differ when a run is resumed: where and how it runs, not what is computed.
 MAY_CHANGE = frozenset(each.name for each, about in flags() if about.may_change)
+
+
+def teacher_options(args: Arguments) -> list[str]:
+    """The flags given that say something of a teacher."""
+    defaults = Arguments()
+    return [option_of(name) for name in sorted(names_of("teacher")) if getattr(args, name) != getattr(defaults, name)]
 
 
 def option_of(name: str) -> str:

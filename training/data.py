@@ -24,7 +24,7 @@ from segdata.layouts import SplitFiles
 from segdata.reading import DataError
 from segdata.sampler import Mixture, mix_seed
 from segdata.transforms import TrainTransform
-from training.arguments import Arguments
+from training.arguments import Arguments, teacher_options
 from training.goal import AGREEMENT, MIOU, Goal
 from training.made_from import fingerprint
 from training.stages import Stage
@@ -58,8 +58,9 @@ class Data:
         self.val_set, self.goal, self._val_loader = said, AGREEMENT, None
         if distributed.is_main():
             print(
-                f"warning: {said.name}/{said.split} has no masks of people: scored is the student's agreement with the "
-                "teacher, and best.pth follows it; that is no mIoU, and says nothing of where the teacher errs"
+                f"warning: no person has drawn or checked the masks of {said.name}/{said.split}: scored is the "
+                "student's agreement with the teacher, and best.pth follows it; that is no mIoU, and says nothing of "
+                "where the teacher errs"
             )
 
     def loader(self, stage: Stage, args: Arguments, device: torch.device, distiller: Distiller) -> DataLoader:
@@ -251,10 +252,19 @@ def _of_files(
 # -- what they are good for --------------------------------------------------------------------------
 
 
+def judged_files(args: Arguments, *datasets: SegmentationDataset) -> dict[str, SplitFiles]:
+    """What of the splits is looked at: all that has masks, or the pictures alone where --labels 0 uses no mask."""
+    return {
+        each.split: SplitFiles(each.files.ids, each.files.images, None)
+        if args.labels == 0 and each.split == args.train_split != args.val_split
+        else each.files.labelled
+        for each in datasets
+    }
+
+
 def find_problem(args: Arguments, train_set: SegmentationDataset, val_set: SegmentationDataset) -> str | None:
     """What keeps a run on these data from meaning anything; prints what is remarkable about them."""
-    files = {each.split: each.files.labelled for each in (train_set, val_set)}
-    verdict = look_at(train_set.layout, files, train_set.split, val_set.split)
+    verdict = look_at(train_set.layout, judged_files(args, train_set, val_set), train_set.split, val_set.split)
     for remark in verdict.remarks:
         print(f"remark: {remark}")
     if verdict.is_first:
@@ -262,13 +272,17 @@ def find_problem(args: Arguments, train_set: SegmentationDataset, val_set: Segme
     return verdict.problem
 
 
-def fit_recipe(recipe: Recipe, data: Data) -> Recipe:
+def fit_recipe(args: Arguments, recipe: Recipe, data: Data) -> Recipe:
     """The losses that these pictures allow: without a single mask, those of the teacher alone.
 
     Raises:
         UserError: there is nothing to learn from, or nothing to score against.
     """
     if not recipe.needs_teacher:
+        if unused := teacher_options(args):
+            print(
+                f"remark: no loss asks a teacher, so {', '.join(unused)} have no effect: --alpha 1 gives one a weight"
+            )
         for dataset in (data.train_set, data.val_set):
             if not dataset.has_masks:
                 raise UserError(

@@ -42,7 +42,7 @@ from segdata.parallel import map_in_order
 from segdata.reading import image_size
 from segdata.transforms import TrainTransform
 from training.arguments import Arguments, check_arguments
-from training.data import prefetched, training_split, with_pictures
+from training.data import judged_files, prefetched, training_split, with_pictures
 from training.recipe import make_recipe, name_run
 from training.runlog import METRICS, read_metrics
 from training.stages import Stages
@@ -145,6 +145,7 @@ def examine(args: Arguments) -> int:
         print(f"{findings.wrong} {'thing is' if findings.wrong == 1 else 'things are'} wrong ({seconds:.0f} s)")
         return 1
     budget = f"{args.epochs} epochs" if args.time_budget is None else f"for {args.time_budget:g} s"
+    budget += f", {args.max_steps} steps at most," * (args.max_steps is not None)
     print(f"all is well ({seconds:.0f} s); without --dry-run this trains {budget} into {args.run_folder}")
     return 0
 
@@ -179,8 +180,7 @@ def look_at_labels(findings: Findings, args: Arguments, datasets: list[Segmentat
     """Say what a training would say of the data, a line each; returns whether all their files can be read."""
     if not datasets:
         return True
-    files = {dataset.split: dataset.files.labelled for dataset in datasets}
-    verdict = look_at(datasets[0].layout, files, args.train_split, args.val_split)
+    verdict = look_at(datasets[0].layout, judged_files(args, *datasets), args.train_split, args.val_split)
     for finding in verdict.summary():
         if finding.stops:
             findings.complain("data", finding.line)
@@ -214,7 +214,8 @@ def check_batches(args: Arguments, dataset: SegmentationDataset) -> str | None:
         return None
     stages = Stages(args, len(dataset))
     steps = stages.steps_in(stages.of(args.freeze_epochs))
-    total = f"{stages.total_steps} in all" if args.time_budget is None else f"as many as {args.time_budget:g} s allow"
+    whole = min(stages.total_steps, args.max_steps or stages.total_steps)
+    total = f"{whole} in all" if args.time_budget is None else f"as many as {args.time_budget:g} s allow"
     return f"{steps} steps an epoch, {total}"
 
 

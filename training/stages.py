@@ -57,5 +57,8 @@ class Stages:
             )
         steps = self.images // stage.batch_size
         if steps == 0:
-            raise UserError(f"{flag}: an epoch of {self.args.train_split} has only {self.images} images")
+            option, count = flag.split()[0], f"{self.images} image{'s' * (self.images != 1)}"
+            raise UserError(
+                f"{flag}: an epoch of {self.args.train_split} has only {count}: give {option} {self.images}, or less"
+            )
         return steps

@@ -67,7 +67,7 @@ class Trainer:
         check_amp(self.device, args.amp)
         self.seen, self.resume_from = written_at(args), locate_run(args)
         self.data = build_data(args, resumed=self.resume_from is not None)
-        self.recipe = recipe = fit_recipe(recipe, self.data)
+        self.recipe = recipe = fit_recipe(args, recipe, self.data)
         self.stages = Stages(args, len(self.data.train_set))
         args.eval_every = epochs_between_validations(args, self.device, self.stages.images, len(self.data.val_set))
         self.models = build_models(args, recipe, self.data, self.device)
