@@ -207,8 +207,10 @@ class CacheBuilder:
 
 
 def agreement_line(manifest: dict[str, Any]) -> str:
-    agreement = manifest["agreement"]
+    """How far cache and live teacher are apart, and why, where they see pictures at other sizes."""
+    agreement, size = manifest["agreement"], manifest["made_from"].get("input_size")
     return (
         f"on {agreement['crops']} random crops cached and live teacher agree in "
         f"{100 * agreement['argmax_agreement']:.1f} % of the cells, mean |dp| {agreement['mean_abs_dp']:.4f}"
+        + (f" (live it would see these crops, cached it saw whole pictures at {size} pixels)" if size else "")
     )
