@@ -25,7 +25,7 @@ def need(module: str, package: str, purpose: str, error_type: type[UserError] = 
         return importlib.import_module(module)
     except ImportError as error:
         top = module.partition(".")[0]
-        missing = isinstance(error, ModuleNotFoundError) and error.name in (top, module)
+        missing = isinstance(error, ModuleNotFoundError) and error.name in (top, module, package)
         reason = "" if missing else f", which is there but cannot be imported ({reason_of(error)})"
         raise error_type(f"{purpose} needs the package {package}{reason}: pip install {package}") from error
 

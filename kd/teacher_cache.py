@@ -100,32 +100,32 @@ def open_teacher_cache(
         _check_losses(recipe, model)
     here = describe(model, name, dataset, taps, dtype)
     stem = re.sub(r"[^\w.+-]+", "_", f"{dataset.name}_{dataset.list_name}_{name}_{dtype}")
-    root = Path(cache_dir)
-    folder = root / "_".join([stem, *taps])
-
-    def finished() -> CachedTeacher | None:
-        """One of more images or feature maps than needed serves as well; this run's own name comes first."""
-        for candidate in dict.fromkeys([folder, *(path.parent for path in sorted(root.glob(f"*/{MANIFEST}")))]):
-            load = load_manifest if candidate == folder else other_manifest
-            if (manifest := load(candidate)) is None:
-                continue
-            if not (found := differences(manifest["made_from"], here)):
-                _announce(candidate, manifest, taps)
-                return CachedTeacher(candidate, manifest, taps, dataset.ids)
-            if candidate == folder:
-                refuse_other(folder, found)
-        return None
-
-    if (cached := finished()) is not None:
+    folder = Path(cache_dir) / "_".join([stem, *taps])
+    if (cached := _finished(folder, here, taps, dataset)) is not None:
         return cached
     if not build:
         check_room(folder, _expected_bytes(here, model, taps) - file_bytes(folder / OUTPUTS))
         return None
     with locked(folder / "lock"):
-        if (cached := finished()) is not None:  # another run has built it meanwhile
+        if (cached := _finished(folder, here, taps, dataset)) is not None:  # another run has built it meanwhile
             return cached
         CacheBuilder(folder, here, model, dataset, torch.device(device)).build(batch_size, workers)
         return CachedTeacher(folder, load_manifest(folder) or {}, taps, dataset.ids)
+
+
+def _finished(folder: Path, here: dict[str, Any], taps: Sequence[str], dataset: TrainingSplit) -> CachedTeacher | None:
+    """A cache of more images or feature maps than needed serves as well as that in ``folder``, which comes first."""
+    others = (path.parent for path in sorted(folder.parent.glob(f"*/{MANIFEST}")))
+    for candidate in dict.fromkeys([folder, *others]):
+        load = load_manifest if candidate == folder else other_manifest
+        if (manifest := load(candidate)) is None:
+            continue
+        if not (found := differences(manifest["made_from"], here)):
+            _announce(candidate, manifest, taps)
+            return CachedTeacher(candidate, manifest, taps, dataset.ids)
+        if candidate == folder:
+            refuse_other(folder, found)
+    return None
 
 
 def _announce(folder: Path, manifest: dict[str, Any], taps: Sequence[str]) -> None:

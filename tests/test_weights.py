@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import builtins
+import sys
 
 import pytest
 import torch
@@ -200,14 +200,7 @@ def test_safetensors(state, tmp_path, monkeypatch):
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(UserError, match=r"w\.safetensors: not a safetensors file, or a damaged one"):
         small_teacher(str(path))
-    original = builtins.__import__
-
-    def absent(name, *args):
-        if name.startswith("safetensors"):
-            raise ImportError(name)
-        return original(name, *args)
-
-    monkeypatch.setattr(builtins, "__import__", absent)
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
     with pytest.raises(UserError, match="pip install safetensors"):
         small_teacher(str(path))
 

@@ -31,6 +31,10 @@ from segdata.decode_cache import DEFAULT_FOLDER as DECODED_FOLDER
 from training.flags import Flag, Scope, fault_of_bounds, flag, parser_options
 from training.optim import OPTIMIZERS, SCHEDULES
 
+EVAL_EVERY_HELP = (
+    "epochs between validations (auto: 1; on an NVIDIA GPU so many that they take no more than a fifth of the pictures "
+    "read, but ten validations a run; 1 with --patience)"
+)
 GROUPS = {
     "data": "data",
     "pictures": "pictures with masks and without (docs/unlabelled.md)",
@@ -92,9 +96,7 @@ class Arguments(argparse.Namespace):
         "models", "teacher", "default", "those published, or a file; .onnx: any network", metavar="default|PATH"
     )
     class_map: str | None = flag("models", "teacher", None, CLASS_MAP_HELP, metavar="FILE|NAME")
-    teacher_size: int = flag(
-        "models", "teacher", 0, f"with --cache-teacher alone: {TEACHER_SIZE_HELP}", least=0, metavar="N"
-    )
+    teacher_size: int = flag("models", "teacher", 0, f"if cached: {TEACHER_SIZE_HELP}", least=0, metavar="N")
     min_confidence: float = flag(
         "models",
         "teacher",
@@ -253,15 +255,7 @@ class Arguments(argparse.Namespace):
         "run", "run", None, "run folder below --output-dir; made from the arguments by default", may_change=True
     )
     eval_every: int | None = flag(
-        "run",
-        "budget",
-        None,
-        "epochs between validations (auto: 1; on an NVIDIA GPU so many that they take no more than a fifth of the "
-        "pictures read, but ten validations a run; 1 with --patience)",
-        may_change=True,
-        least=1,
-        parse=number_or_auto,
-        metavar="auto|N",
+        "run", "budget", None, EVAL_EVERY_HELP, may_change=True, least=1, parse=number_or_auto, metavar="auto|N"
     )
     eval_batch_size: int | None = flag(
         "run", "machine", None, SCORING_HELP, may_change=True, least=1, parse=number_or_auto, metavar="auto|N"

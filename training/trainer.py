@@ -124,10 +124,8 @@ class Trainer:
 
     def run_epoch(self, stop: StopSignal) -> None:
         """Train and score an epoch, or what is left of it; raises `Stopped` after a signal, with all saved."""
-        progress, args = self.progress, self.args
         complete = self.train_epoch(stop)
-        assert args.eval_every is not None  # filled in when the trainer was built
-        evaluate = self.pace.is_last_epoch() or (progress.epoch + 1) % args.eval_every == 0
+        evaluate = self.pace.is_last_epoch() or (self.progress.epoch + 1) % (self.args.eval_every or 1) == 0
         if evaluate or stop.agreed:
             self.save_last()  # scoring may take long: it must not cost the epoch
         if stop.agreed:
@@ -241,8 +239,7 @@ class Trainer:
     def keep_best(self, evaluation: Evaluation) -> None:
         """Save the student as best.pth if it scores better than ever before."""
         progress, goal = self.progress, self.data.goal
-        score = goal.of(evaluation.scores)
-        best = self.folder / "best.pth"
+        score, best = goal.of(evaluation.scores), self.folder / "best.pth"
         missing = distributed.any_rank(distributed.is_main() and not best.exists())
         if not score <= progress.best_score or missing:  # a run of old may have kept nan, which nothing exceeds
             progress.best_score, progress.best_epoch, progress.stale_evaluations = score, progress.epoch + 1, 0
