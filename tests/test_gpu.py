@@ -34,6 +34,7 @@ from tests.tiny import TinyModel, tiny_batch
 from train_kd import main
 from training.optim import Optimization, make_optimizer, make_scheduler
 
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic runs want it before CUDA starts
 GPU, CPU = torch.device("cuda"), torch.device("cpu")
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA GPU here")]
 
@@ -132,6 +133,30 @@ def test_a_step_never_waits_for_the_gpu(name, amp):
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert math.isfinite(total.item())
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_gradients_that_are_not_finite_change_no_weight(name):
+    model = TinyModel(4).to(GPU)
+    optimizer = make_optimizer(model, name, 1e-2, 1e-2)
+    scaler = torch.amp.GradScaler("cuda", enabled=False)
+    optimization = Optimization(optimizer, make_scheduler(optimizer, 9, 1, "poly"), scaler, GPU)
+
+    def step(gradient: float) -> list[torch.Tensor]:
+        for parameter in model.parameters():
+            parameter.grad = torch.full_like(parameter, gradient)
+        optimization.step(optimization.clip(None))
+        return [parameter.detach().clone() for parameter in model.parameters()]
+
+    before = step(0.1)
+    assert all(torch.equal(one, other) for one, other in zip(step(math.nan), before, strict=True))
+    assert not all(torch.equal(one, other) for one, other in zip(step(0.1), before, strict=True))
+
+
+def test_training_for_int8(demo_data, tmp_path):
+    pytest.importorskip("torchao")
+    assert main(on_gpu(demo_data, tmp_path, "--qat", "--max-steps", "2")) == 0
+    assert load_file(tmp_path / "run" / "last.pth")["qat"]
 
 
 # -- runs --------------------------------------------------------------------------------------------
