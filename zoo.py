@@ -221,6 +221,10 @@ def load_any_teacher(name: str, weights: str = "default", num_classes: int | Non
 
 def _row(name: str, what: str) -> ModelSpec:
     """The row of `MODELS`; a `UserError` where there is none."""
+    if name not in MODELS and Path(name).suffix in FILES:
+        raise UserError(
+            f"unknown {what} {name!r}: a file of weights goes to --student-weights, beside its network's name"
+        )
     if name not in MODELS and (Path(name).is_dir() or name.count("/") == 1):
         raise UserError(
             f"unknown {what} {name!r}: one of Hugging Face, or its folder, is hf:{name}, one of smp smp:{name}"

@@ -27,8 +27,8 @@ def _end_quietly(kind: type[BaseException], error: BaseException, trace: Traceba
     if issubclass(kind, KeyboardInterrupt):
         print("interrupted", file=sys.stderr)
     else:
-        sys.__excepthook__(kind, error, trace)
+        _excepthook(kind, error, trace)
 
 
 _forget_a_notebooks_backend()
-sys.excepthook = _end_quietly
+_excepthook, sys.excepthook = sys.excepthook, _end_quietly

@@ -63,12 +63,12 @@ def synchronize(device: torch.device) -> None:
         torch.mps.synchronize()
 
 
-def tune_kernels(on: bool) -> None:
+def tune_kernels() -> None:
     """Let cuDNN try its algorithms once for each new size, and take the fastest: worth it where sizes come again.
 
     It is left alone where results must be the same at every run.
     """
-    torch.backends.cudnn.benchmark = on and not torch.are_deterministic_algorithms_enabled()
+    torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()
 
 
 @contextlib.contextmanager

@@ -47,11 +47,17 @@ def written_masks(folder: Path) -> dict[str, str]:
     Raises:
         UserError: the list of those found right cannot be read.
     """
-    written = _object(folder / FILE) | dict(_journal(folder / JOURNAL))
-    checked = _checked(folder / CHECKED)
-    if strange := checked - {PurePosixPath(name).stem for name in written} if written else ():
-        raise UserError(f"{folder / CHECKED}: the teacher labelled no picture of the name {min(strange)!r}")
+    written, checked = all_written(folder), _checked(folder / CHECKED)
+    strange = checked - {PurePosixPath(name).stem for name in written} if written else set()
+    for name in sorted(strange):
+        if not (folder / "mask" / f"{name}.png").is_file():
+            raise UserError(f"{folder / CHECKED}: the teacher labelled no picture of the name {name!r}")
     return {name: digest for name, digest in written.items() if PurePosixPath(name).stem not in checked}
+
+
+def all_written(folder: Path) -> dict[str, str]:
+    """As `written_masks`, with those that a person has found right."""
+    return _object(folder / FILE) | dict(_journal(folder / JOURNAL))
 
 
 def are_in(folder: Path) -> bool:
@@ -61,17 +67,18 @@ def are_in(folder: Path) -> bool:
 
 def labelled_below(folders: Iterable[Path]) -> list[Path]:
     """The data sets in ``folders``, at any depth, that a teacher has labelled."""
-    return [path.parent for folder in folders for name in (FILE, JOURNAL) for path in sorted(folder.rglob(name))]
+    return sorted({path.parent for folder in folders for path in folder.rglob(f"{FILE}*")})  # and JOURNAL
 
 
 def _checked(path: Path) -> set[str]:
-    """The names in the list, without the endings of pictures."""
+    """The names in the list, without the endings of pictures; lines that begin with # are remarks."""
     if not path.exists():
         return set()
     try:
-        names = [PurePosixPath(line.strip().replace("\\", "/")) for line in read_text(path).splitlines()]
+        lines = [line.strip() for line in read_text(path).splitlines()]
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: the list cannot be read: {error}") from None
+    names = [PurePosixPath(line.replace("\\", "/")) for line in lines if line and not line.startswith("#")]
     return {name.stem if name.suffix.lower() in IMAGE_SUFFIXES else name.name for name in names}
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -246,7 +246,8 @@ class Search:
             if split not in self.lists:
                 self._look_at_pairs(layout, split)
         if all(split in self.lists for split in splits):  # where one is not, all that lies there was looked at
-            self._look_at_spare_masks(layout, splits[0])
+            spare = [set(layout.pairing(split).spare.values()) for split in splits]
+            self._remark_spare(layout, set.intersection(*spare))  # another split's masks are not spare
         if not self.tables:
             masks = [path for split in splits for path in layout.pairing(split).masks.values()]
             content = describe_content(masks[:PEEK])
@@ -309,15 +310,15 @@ class Search:
                 f"{_some(alone)} (train_kd.py --unlabelled {images} takes them in, for a teacher to speak of)"
             )
         if masks in own:
-            self._look_at_spare_masks(layout, split)
+            self._remark_spare(layout, pairing.spare.values())
 
-    def _look_at_spare_masks(self, layout: Layout, split: str | None) -> None:
+    def _remark_spare(self, layout: Layout, masks: Collection[Path]) -> None:
         """Remark on masks without images, such as copies under another name."""
-        spare = [path.name for path in layout.pairing(split).spare.values()]
-        if spare:
-            have = "mask" if len(spare) == 1 else "masks"
+        if masks:
+            have, places = "mask" if len(masks) == 1 else "masks", sorted({str(path.parent) for path in masks})
             layout.remarks.append(
-                f"{len(spare):,} {have} in {layout.folders(split)[1]} without an image, left out, {_some(spare)}"
+                f"{len(masks):,} {have} in {places[0]} without an image, left out, "
+                f"{_some(sorted(path.name for path in masks))}"
             )
 
 

@@ -22,7 +22,7 @@ from deploy.model_card import ModelCard
 from deploy.onnx_format import OnnxModel, save_onnx
 from deploy.openvino_format import OpenVinoModel, save_openvino
 from deploy.pt2_format import Pt2Model, save_pt2
-from deploy.web_format import FILES, PAGE, load_web, save_web
+from deploy.web_format import FILES, PAGE, STUDENT, load_web, save_web
 
 
 @dataclass(frozen=True)
@@ -114,8 +114,8 @@ def refuse_networks(inputs: Sequence[str]) -> None:
     """A `UserError` for a network among the pictures, where it would be passed over and another one take its place."""
     for text in inputs:
         path = Path(text)
-        exported = path.exists() and path.suffix != ".xml" and format_of(path)  # VOC's outlines end in .xml, too
-        if exported or path.suffix in (".pth", ".pt", ".safetensors"):
+        kind = format_of(path) if path.is_file() and path.suffix != ".xml" else None  # VOC's outlines end in .xml, too
+        if kind or (path / STUDENT).is_file() or path.suffix in (".pth", ".pt", ".safetensors"):
             raise UserError(f"{text} is a network, not a picture: --checkpoint {text}")
 
 

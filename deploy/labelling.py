@@ -27,7 +27,7 @@ from basics.checkpoint import file_sha256
 from basics.device import pick_device
 from basics.errors import UserError
 from basics.files import write_text
-from datachecks.teacher_masks import is_mended, keep_written, labelled_below, note_written, written_masks
+from datachecks.teacher_masks import all_written, is_mended, keep_written, labelled_below, note_written, written_masks
 from datalayouts.folders import meaning
 from deploy.picture_folder import PictureFolder, is_read_alike, is_same_file, rows_of, shows
 from deploy.predictor import Options, Predictor, Tally
@@ -184,10 +184,13 @@ class Labeller(Predictor):
         the folders that are given; what is asked for itself is none of them.
         """
         asked = {Path(text).resolve() for text in inputs}
+        # A data set that is asked for is its pictures, unless they lie beside as well.
+        asked |= {
+            path / "images" for path in asked if path.is_dir() and not any(map(_may_hold_pictures, path.iterdir()))
+        }
         found = [self.folder, *labelled_below(path for path in asked if path.is_dir())]
-        return [
-            place for folder in found for kind in ("images", *KINDS) if (place := folder / kind).resolve() not in asked
-        ]
+        places = [folder / kind for folder in found for kind in ("images", *KINDS)]
+        return [place for place in places if place.resolve() not in asked]
 
     @property
     def memory_advice(self) -> str:
@@ -200,7 +203,7 @@ class Labeller(Predictor):
             tally = super().predict(inputs)
         finally:
             if self.written:  # also when it was stopped: what is not noted counts as mended
-                keep_written(self.folder, self.written)
+                keep_written(self.folder, all_written(self.folder) | self.written)
         if self.kept:
             are = "mask is" if self.kept == 1 else "masks are"
             print(f"{self.kept:,} {are} a person's, mended or found right: left as before")
@@ -297,6 +300,11 @@ class Labeller(Predictor):
 
     def _mask(self, name: PurePath) -> Path:
         return self.folder / "mask" / f"{name}.png"
+
+
+def _may_hold_pictures(path: Path) -> bool:
+    """Whether it is a picture, or a folder that is no part of a labelled data set."""
+    return path.name not in ("images", *KINDS) if path.is_dir() else path.suffix.lower() in IMAGE_SUFFIXES
 
 
 def _refuse_other_masks(path: Path, names: list[str]) -> None:

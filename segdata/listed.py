@@ -56,8 +56,6 @@ class ListReader:
     def _entry(self, line: Line, where: str, faults: list[str]) -> tuple[str, Files] | None:
         if line.bare and (found := self._known(line.text)):
             return found
-        if line.text.startswith("#"):  # a remark
-            return None
         if line.columns:
             image, mask = self._image(line.columns[0]), self._mask(line.columns[1])
             if image and mask:
@@ -69,6 +67,8 @@ class ListReader:
         alone = self._image(line.path)
         if alone:
             return alone
+        if line.text.startswith("#"):  # a remark
+            return None
         if line.bare and not line.columns:
             return line.text, (None, next((p.spare[line.text] for p in self.pairings if line.text in p.spare), None))
         faults.append(
@@ -96,7 +96,7 @@ class ListReader:
         for pairing in self.pairings:
             if name := pairing.name_of.get(file):
                 return name, (file, pairing.masks.get(name))
-            if file in pairing.masks.values():
+            if file in pairing.mask_files:
                 return self._known(path.name)
         return file.stem, (file, None)
 

@@ -202,6 +202,10 @@ class Pairing:
         """Image file -> its name."""
         return {path: name for name, path in self.images.items()}
 
+    @functools.cached_property
+    def mask_files(self) -> frozenset[Path]:
+        return frozenset(self.masks.values())
+
 
 def pair_folders(
     images: dict[str, Path], masks: dict[str, Path], naming: tuple[Affixes, Affixes] | None = None

@@ -559,3 +559,12 @@ def test_a_folder_in_the_wrong_place(tmp_path):
         find_layout("voc", root)
     with pytest.raises(DataError, match=r"images/classes.txt: no such file; .*mine has one: --data-dir .*mine"):
         find_layout("folder", root / "images").class_names  # noqa: B018
+
+
+def test_masks_that_another_split_uses_are_not_spare(tmp_path):
+    """One folder of masks, a folder of images a split, and lists."""
+    root = write(tmp_path, "images/{s}/{n}.jpg", "masks/{n}.png")
+    for split in ("train", "val"):
+        (root / f"{split}.txt").write_text("".join(f"{number:03d}\n" for number in SPLITS[split]))
+    layout = find_layout("folder", root)
+    assert len(layout.files("val").ids) == len(SPLITS["val"]) and layout.remarks == []

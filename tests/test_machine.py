@@ -233,7 +233,7 @@ def test_on_the_cpu_auto_is_what_was_there_before(demo_data, tmp_path):
 
 def test_kernels_are_tuned_for_crops_alone(monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
-    tune_kernels(on=True)
+    tune_kernels()
     assert torch.backends.cudnn.benchmark
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     with pytest.raises(ZeroDivisionError), scoring_kernels():
@@ -241,5 +241,5 @@ def test_kernels_are_tuned_for_crops_alone(monkeypatch):
         raise ZeroDivisionError
     assert torch.backends.cudnn.benchmark and torch.backends.cudnn.allow_tf32
     monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
-    tune_kernels(on=True)
+    tune_kernels()
     assert not torch.backends.cudnn.benchmark

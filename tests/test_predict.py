@@ -16,6 +16,7 @@ from basics.checkpoint import save_atomic
 from basics.errors import UserError
 from basics.tiling import fade, tile_starts
 from deploy.exporting import parse_size
+from deploy.formats import refuse_networks
 from deploy.segmenter import Segmenter, load_segmenter
 from deploy.speed import latencies
 from segdata.inputs import find_sources
@@ -537,4 +538,6 @@ def test_a_network_among_the_pictures_is_refused(run, tmp_path):
     with pytest.raises(UserError, match=r"best.pth is a network, not a picture: --checkpoint .*best.pth"):
         run(network, picture)
     (tmp_path / "a.xml").write_text("<annotation/>")  # of VOC, as `photos/*` may hold
+    (tmp_path / "index.html").write_text("a gallery")
+    refuse_networks([str(tmp_path)])
     assert run(tmp_path / "a.xml", picture, "--save", "mask") == 1

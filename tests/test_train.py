@@ -537,6 +537,20 @@ def test_resuming_with_other_classes_is_refused(change, words, allow, stopped, t
     assert before == {path: path.read_bytes() for path in folder.iterdir()}
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_a_run_of_another_device_goes_on(optimizer, stopped, tmp_path):
+    """On Apple's GPUs optimizers are not fused, and their state says so."""
+    more = ["--optimizer", optimizer]
+    stopped(*more)
+    last = load_file(tmp_path / "run" / "last.pth")
+    for group in last["training"]["optimizer"]["param_groups"]:
+        group["fused"] = False
+    torch.save(last, tmp_path / "run" / "last.pth")
+    assert main(arguments(tmp_path / "data", tmp_path, "--resume", "auto", "--max-steps", "2", *more)) == 0
+    groups = load_file(tmp_path / "run" / "last.pth")["training"]["optimizer"]["param_groups"]
+    assert all(group["fused"] for group in groups)
+
+
 def test_resuming_with_other_validation_images_is_refused(stopped, tmp_path):
     stopped()
     (val,) = (tmp_path / "data").rglob("Segmentation/val.txt")

@@ -397,3 +397,8 @@ def test_a_hub_without_its_prefix_is_told(load, tmp_path):
     for name in ("nvidia/segformer-b4-finetuned-ade-512-512", str(tmp_path)):
         with pytest.raises(UserError, match=rf"unknown .*is hf:{name}, one of smp smp:{name}"):
             load(name)
+
+
+def test_a_file_in_the_place_of_a_name_is_told(tmp_path):
+    with pytest.raises(UserError, match="a file of weights goes to --student-weights"):
+        create_model("checkpoints/best.pth", 3, "default")

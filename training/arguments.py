@@ -33,7 +33,7 @@ from training.optim import OPTIMIZERS, SCHEDULES
 
 EVAL_EVERY_HELP = (
     "epochs between validations (auto: 1; on an NVIDIA GPU so many that they take no more than a fifth of the pictures "
-    "read, but ten validations a run; 1 with --patience)"
+    "read, but ten validations in --epochs; 1 with --patience)"
 )
 GROUPS = {
     "data": "data",

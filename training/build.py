@@ -159,7 +159,7 @@ class Models:
 
     def enter(self, stage: Stage, device: torch.device, *, compiled: bool) -> None:
         """Set what is trained in the stage, whose batches are all of one size."""
-        tune_kernels(on=True)
+        tune_kernels()
         self.student.backbone.requires_grad_(not stage.frozen)
         model = distributed.wrap(self.model, device)
         # A stage has one size. Left to find that out, the second stage's would be free, and the modulo in the student's

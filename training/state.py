@@ -206,10 +206,11 @@ class RunState:
         except (LookupError, TypeError, ValueError, RuntimeError, AttributeError, ArithmeticError) as error:
             raise UserError(f"{path}: its training state does not fit this run ({error})") from error
         groups = self.optimization.optimizer.param_groups  # loading has made new ones
+        fused = self.optimization.optimizer.defaults["fused"]  # of this device, which may be another
         for index, (rate, decay) in enumerate(given):
             factor = scheduler.lr_lambdas[index](scheduler.last_epoch)
             scheduler.base_lrs[index] = rate
-            groups[index] |= {"initial_lr": rate, "weight_decay": decay, "lr": rate * factor}
+            groups[index] |= {"initial_lr": rate, "weight_decay": decay, "lr": rate * factor, "fused": fused}
         progress = self.progress
         if progress.step_in_epoch and self.made_from.other_steps(saved):
             print(f"epoch {progress.epoch + 1} begins anew: its steps were of another size or other images")
