@@ -341,7 +341,7 @@ def test_masks_that_no_loss_uses_stop_nothing(tmp_path, demo_data, teacher_file,
 def test_flags_of_a_teacher_that_no_loss_asks_are_told(tmp_path, demo_data, capsys):
     words = ["--teacher", "nonsense", "--class-map", "nosuch.toml", "--max-steps", "1"]
     assert main(arguments(demo_data, tmp_path / "out", *words)) == 0
-    said = "remark: no loss asks a teacher, so --class-map, --teacher have no effect: --alpha 1"
+    said = "remark: no loss asks a teacher: without effect are --class-map, --teacher; --alpha 1"
     assert said in capsys.readouterr().out
     assert main(arguments(demo_data, tmp_path / "other", "--max-steps", "1")) == 0
     assert "no loss asks" not in capsys.readouterr().out

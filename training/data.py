@@ -281,7 +281,7 @@ def fit_recipe(args: Arguments, recipe: Recipe, data: Data) -> Recipe:
     if not recipe.needs_teacher:
         if unused := teacher_options(args):
             print(
-                f"remark: no loss asks a teacher, so {', '.join(unused)} have no effect: --alpha 1 gives one a weight"
+                f"remark: no loss asks a teacher: without effect are {', '.join(unused)}; --alpha 1 gives one a weight"
             )
         for dataset in (data.train_set, data.val_set):
             if not dataset.has_masks:
