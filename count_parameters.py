@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from basics.errors import UserError, run_cli  # before torch, during whose import Ctrl-C ends quietly then
+from basics.errors import UserError, run_cli  # first: Ctrl-C while torch is imported ends quietly
 
 # isort: split
 import torch

@@ -29,7 +29,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from basics.errors import UserError, choose, run_cli  # before torch, during whose import Ctrl-C ends quietly then
+from basics.errors import UserError, choose, run_cli  # first: Ctrl-C while torch is imported ends quietly
 
 # isort: split
 import torch

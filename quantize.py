@@ -20,7 +20,7 @@ import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
-from basics.errors import UserError, run_cli  # before torch, during whose import Ctrl-C ends quietly then
+from basics.errors import UserError, run_cli  # first: Ctrl-C while torch is imported ends quietly
 
 # isort: split
 import torch

@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from basics.errors import UserError, run_cli  # before torch, during whose import Ctrl-C ends quietly then
+from basics.errors import UserError, run_cli  # first: Ctrl-C while torch is imported ends quietly
 
 # isort: split
 from tqdm import tqdm

@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from basics.errors import UserError, choose, run_cli  # before torch, during whose import Ctrl-C ends quietly then
+from basics.errors import UserError, choose, run_cli  # first: Ctrl-C while torch is imported ends quietly
 
 # isort: split
 import torch
@@ -222,9 +222,8 @@ def load_any_teacher(name: str, weights: str = "default", num_classes: int | Non
 def _row(name: str, what: str) -> ModelSpec:
     """The row of `MODELS`; a `UserError` where there is none."""
     if name not in MODELS and Path(name).suffix in FILES:
-        raise UserError(
-            f"unknown {what} {name!r}: a file of weights goes to --student-weights, beside its network's name"
-        )
+        option = "--teacher-weights" if what == "teacher" else "--student-weights"
+        raise UserError(f"unknown {what} {name!r}: a file of weights goes to {option}, beside its network's name")
     if name not in MODELS and (Path(name).is_dir() or name.count("/") == 1):
         raise UserError(
             f"unknown {what} {name!r}: one of Hugging Face, or its folder, is hf:{name}, one of smp smp:{name}"

@@ -21,8 +21,15 @@ def need(module: str, package: str, purpose: str, error_type: type[UserError] = 
     Raises:
         UserError: or ``error_type``: it is not installed, or cannot be imported.
     """
-    try:
+    with needing(module, package, purpose, error_type):
         return importlib.import_module(module)
+
+
+@contextlib.contextmanager
+def needing(module: str, package: str, purpose: str, error_type: type[UserError] = UserError) -> Iterator[None]:
+    """As `need`, around import statements: for names that type checkers are to see."""
+    try:
+        yield
     except ImportError as error:
         top = module.partition(".")[0]
         missing = isinstance(error, ModuleNotFoundError) and error.name in (top, module, package)

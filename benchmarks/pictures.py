@@ -37,11 +37,12 @@ def make_pictures(root: Path, count: int, size: tuple[int, int] = (375, 500), se
     split ``train``, in the layout of the data set ``folder``."""
     for folder in ("JPEGImages", "SegmentationClass", LISTS):
         (root / folder).mkdir(parents=True)
+    palette = voc_palette(256)
     names = [f"picture_{number:04d}" for number in range(count)]
     for number, name in enumerate(names):
         rng = np.random.default_rng([seed, number])
         Image.fromarray(_photograph(rng, size)).save(root / "JPEGImages" / f"{name}.jpg", quality=JPEG_QUALITY)
-        palette_image(_mask(rng, size), voc_palette(256)).save(root / "SegmentationClass" / f"{name}.png")
+        palette_image(_mask(rng, size), palette).save(root / "SegmentationClass" / f"{name}.png")
     (root / LISTS / "train.txt").write_text("".join(f"{name}\n" for name in names))
     (root / "classes.txt").write_text("".join(f"{name}\n" for name in VOC_CLASSES))
 

@@ -59,8 +59,7 @@ class ExportedModel(nn.Module, ABC):
         own = image.shape[-2:]
         scale = min(size[0] / own[0], size[1] / own[1])
         height, width = (min(whole, max(1, round(scale * side))) for side, whole in zip(own, size, strict=True))
-        if (height, width) != own:
-            image = resize(image, (height, width))
+        image = resize(image, (height, width))
         padded = F.pad(image, (0, size[1] - width, 0, size[0] - height))
         logits = self._logits(padded)[..., :height, :width]
         if (height, width) != own:

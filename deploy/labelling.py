@@ -185,10 +185,9 @@ class Labeller(Predictor):
         """
         asked = {Path(text).resolve() for text in inputs}
         # A data set that is asked for is its pictures, unless they lie beside as well.
-        asked |= {
-            path / "images" for path in asked if path.is_dir() and not any(map(_may_hold_pictures, path.iterdir()))
-        }
-        found = [self.folder, *labelled_below(path for path in asked if path.is_dir())]
+        folders = [path for path in asked if path.is_dir()]
+        asked |= {folder / "images" for folder in folders if not any(map(_may_hold_pictures, folder.iterdir()))}
+        found = [self.folder, *labelled_below(folders)]
         places = [folder / kind for folder in found for kind in ("images", *KINDS)]
         return [place for place in places if place.resolve() not in asked]
 

@@ -22,13 +22,12 @@ import torch
 from torch.fx import GraphModule, Node
 from torch.fx.node import Argument
 
-from basics.optional_packages import need, quiet_tree_log
+from basics.optional_packages import needing, quiet_tree_log
 from deploy import torch_internals
 from deploy.graphs import first_result, list_at, node_at, number_at, set_argument, tensor_of
 
 aten = torch.ops.aten
-with quiet_tree_log():
-    need("torchao.quantization.pt2e.quantize_pt2e", "torchao", "INT8")
+with quiet_tree_log(), needing("torchao.quantization.pt2e", "torchao", "INT8"):
     from torchao.quantization.pt2e import (
         FakeQuantize,
         FusedMovingAvgObsFakeQuantize,

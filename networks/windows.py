@@ -45,8 +45,7 @@ class Windows:
         """``images`` (N, 3, H, W) in the network's statistics, in which ``black`` is what black is."""
         height, width = images.shape[-2:]
         resized = self._resized(height, width)
-        if resized != (height, width):
-            images = resize(images, resized)
+        images = resize(images, resized)
         starts = [0]
         if self.mode == "split":
             longer = max(resized)

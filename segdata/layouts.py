@@ -184,13 +184,13 @@ class Layout:
         if split not in splits and usual_name(split) in splits:
             return usual_name(split)
         if split not in splits:
+            if not splits:
+                raise DataError(self.why_no_splits())
             hint = ""
             if usual_name(split) == "val" and "train" in splits:
                 hint = ": name one of them with --val-split, or keep a fifth of train for val with --val-share 0.2"
             if usual_name(split) == "train" and list(splits) == ["val"] and not self.complete:
                 hint = f": {self.split_lists.get('val', 'val')} names all pictures, and none is left to train on"
-            if not splits:
-                raise DataError(self.why_no_splits())
             raise DataError(
                 f"{self.root}: no split {split!r} (a list {split}.txt); splits there: {', '.join(splits)}{hint}"
             )

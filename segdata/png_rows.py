@@ -19,7 +19,8 @@ CHUNK = 1 << 20  # bytes of compressed pixels that are written at once
 
 
 class PngRows:
-    """A picture of known size, whose rows come from the top to the bottom.
+    """A picture of known size, whose rows come from the top to the bottom within a ``with``, at the end of which it is
+    whole.
 
     Args:
         palette: colours of class numbers; without it, rows are grey values or RGB.

@@ -50,14 +50,15 @@ class Stages:
     def steps_in(self, stage: Stage) -> int:
         """Optimizer steps an epoch; what is left over of the split is seen in another epoch's order."""
         of_freeze = stage.frozen and self.args.freeze_batch_size
-        flag = f"--{'freeze-' if of_freeze else ''}batch-size {stage.batch_size}"
+        option = f"--{'freeze-' if of_freeze else ''}batch-size"
+        flag = f"{option} {stage.batch_size}"
         if stage.batch_size % distributed.world_size():
             raise UserError(
                 f"{flag} is what all {distributed.world_size()} processes share: give a multiple of their number"
             )
         steps = self.images // stage.batch_size
         if steps == 0:
-            option, count = flag.split()[0], f"{self.images} image{'s' * (self.images != 1)}"
+            count = f"{self.images} image{'s' * (self.images != 1)}"
             raise UserError(
                 f"{flag}: an epoch of {self.args.train_split} has only {count}: give {option} {self.images}, or less"
             )
