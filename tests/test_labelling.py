@@ -202,6 +202,8 @@ def test_a_mask_that_a_person_found_right_counts_as_one_of_a_person(label):
     for _ in range(3):  # to label again changes nothing about that
         assert teacher_masks.unmended(Path("out/mask").iterdir()) == [Path("out/mask/c.png")]
         assert "2 masks are a person's" in label("photos").stdout
+    Path("out/checked.txt").unlink()
+    assert len(teacher_masks.unmended(Path("out/mask").iterdir())) == 3, "what the teacher wrote is not forgotten"
 
 
 def test_a_name_that_is_none_is_not_found_right(label):
