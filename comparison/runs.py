@@ -73,10 +73,9 @@ def check_config(run: Run) -> None:
     free -= PACE if run.args.time_budget is not None else frozenset()
     planned, defaults = run.args.as_plain(), Arguments().as_plain()  # of arguments that are younger than the run
     was, now = argparse.Namespace(**defaults | saved), argparse.Namespace(**planned)
-    if now.amp == "auto":  # as the machine chose that trained the run; this one, which may only score it, has no say
-        now.amp = was.amp
-    if now.eval_every is None:
-        now.eval_every = was.eval_every
+    for name, auto in (("amp", "auto"), ("eval_every", None)):
+        if getattr(now, name) == auto:  # as the machine chose that trained the run; this one may only score it
+            setattr(now, name, getattr(was, name))
     for arguments in (was, now):  # a run keeps what it settled on
         settle(arguments, pick_device(run.args.device))
     changed = [

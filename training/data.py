@@ -254,12 +254,14 @@ def _of_files(
 
 def judged_files(args: Arguments, *datasets: SegmentationDataset) -> dict[str, SplitFiles]:
     """What of the splits is looked at: all that has masks, or the pictures alone where --labels 0 uses no mask."""
-    return {
-        each.split: SplitFiles(each.files.ids, each.files.images, None)
-        if args.labels == 0 and each.split == args.train_split != args.val_split
-        else each.files.labelled
-        for each in datasets
-    }
+    judged = {each.split: each.files.labelled for each in datasets}
+    if args.labels == 0 and args.train_split != args.val_split:
+        judged |= {
+            each.split: SplitFiles(each.files.ids, each.files.images, None)
+            for each in datasets
+            if each.split == args.train_split
+        }
+    return judged
 
 
 def find_problem(args: Arguments, train_set: SegmentationDataset, val_set: SegmentationDataset) -> str | None:
