@@ -93,6 +93,8 @@ def replacing_folder(path: str | Path) -> Iterator[Path]:
         raise UserError(f"cannot write the folder {path}: a file of that name is there; name another place")
     fresh, old = (path.with_name(f".{path.stem}.{word}{path.suffix}") for word in ("tmp", "old"))
     try:
+        if old.exists() and not path.exists():  # a process was killed between the two renames below
+            old.replace(path)
         for folder in (fresh, old):
             shutil.rmtree(folder, ignore_errors=True)
         fresh.mkdir(parents=True)
@@ -240,8 +242,11 @@ def try_lock(file: IO) -> bool:
     return True
 
 
-def lock_folder(folder: Path) -> IO:
-    """Keep other processes from writing a run into ``folder``, as long as this one lives and the file is open.
+def lock_folder(folder: Path, way_out: str = "name another run with --name") -> IO:
+    """Keep other processes from writing into ``folder``, as long as this one lives and the file is open.
+
+    Args:
+        way_out: what else to do than to wait for the other process.
 
     Where the file system knows no locks, nothing is kept.
 
@@ -258,8 +263,26 @@ def lock_folder(folder: Path) -> IO:
         locked = try_lock(file)
     if not locked:
         file.close()
-        raise UserError(f"another process is at work in {folder}: wait for it, or name another run with --name")
+        raise UserError(f"another process is at work in {folder}: wait for it, or {way_out}")
     return file
+
+
+@contextlib.contextmanager
+def folder_locked(folder: Path, way_out: str) -> Iterator[None]:
+    """As `lock_folder`, for a block, after which nothing is left of it: the folder may be one of a person's."""
+    is_new = not folder.exists()
+    lock = lock_folder(folder, way_out)
+    try:
+        yield
+    finally:
+        if sys.platform == "win32":  # where nothing that is open can be removed, by anybody
+            lock.close()
+        with contextlib.suppress(OSError):
+            Path(lock.name).unlink()
+        lock.close()
+        if is_new:
+            with contextlib.suppress(OSError):  # something was written
+                folder.rmdir()
 
 
 def digest_of_ends(path: Path, size: int = 16384) -> str:

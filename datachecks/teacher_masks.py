@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Protocol
@@ -18,7 +19,9 @@ from basics.files import read_text, write_text
 from segdata.pairing import IMAGE_SUFFIXES
 from segdata.parallel import map_in_order
 
-FILE = "masks_of_the_teacher.json"  # beside classes.txt: name of each mask's file -> sha256
+Written = dict[str, set[str]]  # sha256 by name of the mask's file; several where one was written over another
+
+FILE = "masks_of_the_teacher.json"  # beside classes.txt: name of each mask's file -> sha256, or a list of them
 JOURNAL = "masks_of_the_teacher.jsonl"  # what is not yet in FILE, a line a mask: a process that is killed leaves it
 CHECKED = "checked.txt"  # names of pictures, one a line, whose masks a person has found right
 
@@ -40,7 +43,7 @@ class Split(Protocol):
     def __len__(self) -> int: ...
 
 
-def written_masks(folder: Path) -> dict[str, str]:
+def written_masks(folder: Path) -> Written:
     """Hashes of the masks that a teacher wrote in the data set ``folder``, and that no person has found right, by file
     name; {} where there are none.
 
@@ -52,12 +55,15 @@ def written_masks(folder: Path) -> dict[str, str]:
     for name in sorted(strange):
         if not (folder / "mask" / f"{name}.png").is_file():
             raise UserError(f"{folder / CHECKED}: the teacher labelled no picture of the name {name!r}")
-    return {name: digest for name, digest in written.items() if PurePosixPath(name).stem not in checked}
+    return {name: digests for name, digests in written.items() if PurePosixPath(name).stem not in checked}
 
 
-def all_written(folder: Path) -> dict[str, str]:
+def all_written(folder: Path) -> Written:
     """As `written_masks`, with those that a person has found right."""
-    return _object(folder / FILE) | dict(_journal(folder / JOURNAL))
+    written = _object(folder / FILE)
+    for name, digest in _journal(folder / JOURNAL):
+        written.setdefault(name, set()).add(digest)
+    return written
 
 
 def are_in(folder: Path) -> bool:
@@ -82,12 +88,13 @@ def _checked(path: Path) -> set[str]:
     return {name.stem if name.suffix.lower() in IMAGE_SUFFIXES else name.name for name in names}
 
 
-def _object(path: Path) -> dict[str, str]:
+def _object(path: Path) -> Written:
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
-    return {str(name): str(digest) for name, digest in kept.items()} if isinstance(kept, dict) else {}
+    items = kept.items() if isinstance(kept, dict) else ()
+    return {name: set(map(str, said)) if isinstance(said, list) else {str(said)} for name, said in items}
 
 
 def _journal(path: Path) -> Iterator[tuple[str, str]]:
@@ -95,26 +102,31 @@ def _journal(path: Path) -> Iterator[tuple[str, str]]:
     if not path.is_file():
         return
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, TypeError, RecursionError):
             name, digest = json.loads(line)
             yield str(name), str(digest)
 
 
 def note_written(folder: Path, name: str, digest: str) -> None:
-    """Add a mask to the journal at once; a process that is killed later leaves it known."""
+    """Add a mask to the journal, before it gets its name: whenever a process is killed, none is unknown."""
     with (folder / JOURNAL).open("a", encoding="utf-8", newline="\n") as file:
         file.write(json.dumps([name, digest]) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
 
 
-def keep_written(folder: Path, masks: dict[str, str]) -> None:
-    """Write down the hashes of the teacher's masks, all of them; the journal is done with."""
-    write_text(folder / FILE, json.dumps(masks, indent=0, sort_keys=True) + "\n")
-    (folder / JOURNAL).unlink(missing_ok=True)
+def keep_written(folder: Path) -> None:
+    """Bring what the journal has, if there is one, into the list of all masks."""
+    if (folder / JOURNAL).is_file():
+        masks = {name: sorted(digests) for name, digests in all_written(folder).items()}
+        plain = {name: digests[0] if len(digests) == 1 else digests for name, digests in masks.items()}
+        write_text(folder / FILE, json.dumps(plain, indent=0, sort_keys=True) + "\n")
+        (folder / JOURNAL).unlink(missing_ok=True)
 
 
-def is_mended(path: Path, masks: dict[str, str]) -> bool:
+def is_mended(path: Path, masks: Written) -> bool:
     """Whether a mask that is there is not, or no longer, as a teacher wrote it."""
-    return path.is_file() and masks.get(path.name) != file_sha256(path)
+    return path.is_file() and file_sha256(path) not in masks.get(path.name, ())
 
 
 def unmended(paths: Iterable[Path]) -> list[Path]:

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
 import itertools
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -27,11 +29,11 @@ from basics.checkpoint import file_sha256
 from basics.device import pick_device
 from basics.errors import UserError
 from basics.files import write_text
-from datachecks.teacher_masks import all_written, is_mended, keep_written, labelled_below, note_written, written_masks
+from datachecks.teacher_masks import is_mended, keep_written, labelled_below, note_written, written_masks
 from datalayouts.folders import meaning
 from deploy.picture_folder import PictureFolder, is_read_alike, is_same_file, rows_of, shows
 from deploy.predictor import Options, Predictor, Tally
-from deploy.results import KINDS
+from deploy.results import KINDS, PICTURED
 from deploy.segmenter import Prediction, Segmenter
 from deploy.teachers import (
     TEACHER_SIZE_HELP,
@@ -42,7 +44,8 @@ from deploy.teachers import (
     refuse_without_teacher,
 )
 from kd.class_map import NEVER, ClassMap
-from kd.class_matching import read_groups
+from kd.class_matching import map_file, read_groups
+from kd.teacher_cache import weights_sha256
 from networks.cost import count_parameters
 from networks.working_size import at_working_size
 from segdata.class_tables import CLASS_FILES, class_list, read_class_table
@@ -51,7 +54,8 @@ from segdata.inputs import Source
 from segdata.pairing import IMAGE_SUFFIXES
 from segdata.palettes import distinct_palette
 from segdata.pictures import Picture, PictureFile
-from segdata.reading import read_mask
+from segdata.png_rows import source_of
+from segdata.reading import MAX_PIXELS, TOO_LARGE, DataError, read_mask
 from segdata.video import Frame
 
 LARGE = 4_000_000  # pixels: a phone has 12 million, the data sets of public teachers less than 1
@@ -104,8 +108,11 @@ def load_labeller(choice: TeacherChoice, min_confidence: float = 0.0, device: st
     network = at_working_size(said, teacher.model.input_size)  # the few classes are enlarged, not the teacher's many
     palette = colour_table(distinct_palette(names)).tolist()  # 256 of them, so that void has its own, too
     parameters = count_parameters(teacher.model) or 0
+    said_by = [weights_sha256(teacher.model), teacher.model.input_size, min_confidence, names]
+    said_by += [file_sha256(map_file(choice.class_map)) if choice.class_map else ""]
+    source = hashlib.sha256(json.dumps(said_by).encode()).hexdigest()[:16]
     return LabellingSegmenter(
-        network.to(target).eval(), choice.label, names, palette, parameters, 0, target, min_confidence
+        network.to(target).eval(), choice.label, names, palette, parameters, 0, target, min_confidence, source
     )
 
 
@@ -143,9 +150,11 @@ class LabellingSegmenter(Segmenter):
 
     Attributes:
         min_confidence: those whose class has less probability are.
+        source: a digest of the teacher, its size, the classes and the above: all that decides a label, but tiles.
     """
 
     min_confidence: float = 0.0
+    source: str = ""
 
     def bands(
         self,
@@ -169,12 +178,14 @@ class Labeller(Predictor):
     Nothing of another's is lost: a picture of the same name stays with its mask, and so does a mask that people mended.
     """
 
-    def __init__(self, segmenter: Segmenter, folder: Path, options: Options) -> None:
+    def __init__(self, segmenter: LabellingSegmenter, folder: Path, options: Options) -> None:
         super().__init__(segmenter, folder, options)
+        self.source = f"labels {segmenter.source} tile {options.tile}"
         self.images = PictureFolder(folder / "images")
         self.written = written_masks(folder)
         self.remarked = False
         self.kept = 0  # masks that people have mended
+        self.done = 0  # masks that were there before, of this teacher in this form
         if "mask" in self.files and folder.is_dir():
             for path in sorted(folder.iterdir()):
                 _refuse_other_masks(path, segmenter.class_names)
@@ -201,8 +212,10 @@ class Labeller(Predictor):
         try:
             tally = super().predict(inputs)
         finally:
-            if self.written:  # also when it was stopped: what is not noted counts as mended
-                keep_written(self.folder, all_written(self.folder) | self.written)
+            keep_written(self.folder)
+        if self.done:
+            were = "mask was" if self.done == 1 else "masks were"
+            print(f"{self.done:,} {were} there already, of this teacher in this form: not made again")
         if self.kept:
             are = "mask is" if self.kept == 1 else "masks are"
             print(f"{self.kept:,} {are} a person's, mended or found right: left as before")
@@ -218,6 +231,8 @@ class Labeller(Predictor):
 
     def _write(self, source: Source, name: PurePath, picture: Picture, number: int | None = None) -> None:
         path = Path(source.path)
+        if "mask" in self.files and picture.height * picture.width > MAX_PIXELS:  # before hours of tiles
+            raise DataError(f"{source.shown}: {picture.width}x{picture.height} pixels; {TOO_LARGE}")
 
         def is_same(other: Path) -> bool:
             if number is None and is_same_file(path, other):
@@ -226,15 +241,12 @@ class Labeller(Predictor):
                 return shows(other, (own.height, own.width), rows_of(own))
 
         name = self._name_for(name, is_same)
-        if self._is_mended(name):
-            self._add_mended(source, name, number, None)
-            return
-        self._remark_size(source, picture)
-        super()._write(source, name, picture, number)
-        if "mask" not in self.files:
-            return
-        self._note(name)
-        if self.images.holds(name):
+        if self._is_mended(name) or self._is_done(name, path, self.files):
+            self._add_known(source, name, number, None)
+        else:
+            self._remark_size(source, picture)
+            super()._write(source, name, picture, number)
+        if "mask" not in self.files or self.images.holds(name):
             return
         if number is None and path.suffix.lower() in IMAGE_SUFFIXES and is_read_alike(path):
             self.images.link(path, name)
@@ -245,15 +257,18 @@ class Labeller(Predictor):
     def _write_frame(self, source: Source, name: PurePath, frame: Frame, number: int) -> np.ndarray:
         height, width = frame.pixels.shape[:2]
         name = self._name_for(name, lambda other: shows(other, (height, width), [frame.pixels]))
+        still = [kind for kind in self.files if kind not in PICTURED]
         if self._is_mended(name):  # the teacher's own goes on in the overlay's video
-            self._add_mended(source, name, number, frame)
+            self._add_known(source, name, number, frame)
             image = torch.from_numpy(frame.pixels).permute(2, 0, 1)
-            return self.segmenter.predict(image, self.options.tile).mask.numpy()
-        mask = super()._write_frame(source, name, frame, number)
-        if "mask" in self.files:
-            self._note(name)
-            if not self.images.holds(name):
-                self.images.write(name, (height, width), [frame.pixels])
+            mask = self.segmenter.predict(image, self.options.tile).mask.numpy()
+        elif self._is_done(name, Path(source.path), still):
+            self._add_known(source, name, number, frame)
+            mask = read_mask(self._mask(name))
+        else:
+            mask = super()._write_frame(source, name, frame, number)
+        if "mask" in self.files and not self.images.holds(name):
+            self.images.write(name, (height, width), [frame.pixels])
         return mask
 
     def _remark_size(self, source: Source, picture: Picture) -> None:
@@ -277,25 +292,40 @@ class Labeller(Predictor):
         self.kept += mended
         return mended
 
-    def _add_mended(self, source: Source, name: PurePath, number: int | None, frame: Frame | None) -> None:
-        """The areas of a mask that a person has worked on; a `DataError` if it is none that a training would read."""
+    def _is_done(self, name: PurePath, original: Path, kinds: Sequence[str]) -> bool:
+        """Whether all that is asked for lies there as this teacher made it, of the picture as it is: a labelling was
+        stopped, or pictures were added. That no person has mended it is known already.
+        """
+        mask = self._mask(name)
+        done = (
+            "mask" in kinds
+            and all((self.folder / kind / f"{name}.png").is_file() for kind in kinds)
+            and source_of(mask) == self.source
+            and original.is_file()
+            and original.stat().st_mtime_ns <= mask.stat().st_mtime_ns
+        )
+        self.done += done
+        return done
+
+    def _add_known(self, source: Source, name: PurePath, number: int | None, frame: Frame | None) -> None:
+        """The areas of a mask that stays; a `DataError` if it is none that a training would read."""
         if "csv" not in self.options.kinds:
             return
         mask = read_mask(self._mask(name))
         areas = np.bincount(mask.ravel(), minlength=256)[: len(self.segmenter.class_names)]
         size = mask.shape[0], mask.shape[1]
-        self.areas.add(source.shown, number, None if frame is None else frame.time, size, areas)
+        self._add_areas(source, number, None if frame is None else frame.time, size, areas)
 
-    def _note(self, name: PurePath) -> None:
-        """Remember the mask that was written: later it shows whether a person has mended it. What it was written for,
-        the classes, is beside it from the first one on.
+    def _note(self, mask: Path, whole: Path) -> None:
+        """Remember the mask, before it is there: later it shows whether a person has mended it. What it was written
+        for, the classes, is beside it from the first one on.
         """
         classes = self.folder / "classes.txt"
         if not classes.is_file():  # the same classes, perhaps in words of a person
             write_text(classes, class_list(self.segmenter.class_names))
-        mask = self._mask(name)
-        self.written[mask.name] = file_sha256(mask)
-        note_written(self.folder, mask.name, self.written[mask.name])
+        digest = file_sha256(whole)
+        note_written(self.folder, mask.name, digest)
+        self.written.setdefault(mask.name, set()).add(digest)
 
     def _mask(self, name: PurePath) -> Path:
         return self.folder / "mask" / f"{name}.png"

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path, PurePath
 
 import numpy as np
@@ -16,7 +18,7 @@ import torch
 from tqdm import tqdm
 
 from basics.errors import UserError
-from basics.files import LONGEST_NAME, free_bytes
+from basics.files import LONGEST_NAME, folder_locked, free_bytes
 from basics.memory import explain_memory
 from deploy.results import KINDS, PICTURED, Areas, Band, Look, write_results
 from deploy.segmenter import Segmenter
@@ -26,7 +28,7 @@ from segdata.pictures import Picture, PictureFile
 from segdata.reading import DataError
 from segdata.video import Frame, VideoReader, open_writer
 
-FIRST_FEW = 8  # inputs after which it is known how much room one takes
+FIRST_FEW, FIRST_FRAMES = 8, 100  # inputs, and a video's frames, after which it is known how much room one takes
 
 
 @dataclass
@@ -96,6 +98,7 @@ class Predictor:
         self.look = Look(segmenter.class_names, segmenter.palette)
         self.files = [kind for kind in options.kinds if kind != "csv"]  # written for each picture
         self.areas = Areas(segmenter.class_names)
+        self.source = ""  # what masks say of theirs
         self.taken: dict[str, str] = {}  # names of results, so that what is asked for later overwrites nothing
 
     def results(self, inputs: Sequence[str]) -> list[Path]:
@@ -121,18 +124,19 @@ class Predictor:
             tally.note(message)
         start, free = time.monotonic(), free_bytes(self.folder)
         bar = tqdm(found.sources, unit="img", desc="predict", disable=len(found.sources) < 2 or None, leave=False)
-        try:
-            for done, source in enumerate(bar):
-                if done == FIRST_FEW:
-                    _remark_room(self.folder, (free - free_bytes(self.folder)) / done, len(found.sources) - done)
-                try:
-                    with explain_memory(self.memory_advice):
-                        (self.video if source.is_video else self.picture)(source, tally)
-                except DataError as error:
-                    tally.fail(error)
-        finally:
-            if "csv" in self.options.kinds and tally.pictures + tally.frames:
-                self.areas.write(self.folder)
+        with folder_locked(self.folder, "give another --output-dir"):
+            try:
+                for done, source in enumerate(bar):
+                    if done == FIRST_FEW:
+                        _remark_room(self.folder, (free - free_bytes(self.folder)) / done, len(found.sources) - done)
+                    try:
+                        with explain_memory(self.memory_advice):
+                            (self.video if source.is_video else self.picture)(source, tally)
+                    except DataError as error:
+                        tally.fail(error)
+            finally:
+                if "csv" in self.options.kinds and tally.pictures + tally.frames:
+                    self.areas.write(self.folder)
         tally.seconds = time.monotonic() - start
         return tally
 
@@ -165,8 +169,22 @@ class Predictor:
     def _write(self, source: Source, name: PurePath, picture: Picture, number: int | None = None) -> None:
         size = picture.height, picture.width
         paths = {kind: self._target(source, name, kind, ".png") for kind in self.files}
-        areas = write_results(paths, size, self._bands(picture, name.name), self.look, name.as_posix())
-        self.areas.add(source.shown, number, None, size, areas)
+        areas = self._save(paths, size, self._bands(picture, name.name), name)
+        self._add_areas(source, number, None, size, areas)
+
+    def _save(self, paths: dict[str, Path], size: tuple[int, int], bands: Iterable[Band], name: PurePath) -> np.ndarray:
+        """As `deploy.results.write_results`, with this network's look."""
+        noted = functools.partial(self._note, paths["mask"]) if "mask" in paths else None
+        return write_results(paths, size, bands, self.look, name.as_posix(), source=self.source, finished=noted)
+
+    def _note(self, mask: Path, whole: Path) -> None:
+        """A mask is whole, as the file ``whole``, and about to get its name."""
+
+    def _add_areas(
+        self, source: Source, number: int | None, seconds: Fraction | None, size: tuple[int, int], areas: np.ndarray
+    ) -> None:
+        if "csv" in self.options.kinds:  # else they would only fill the memory
+            self.areas.add(source.shown, number, seconds, size, areas)
 
     def _bands(self, picture: Picture, name: str) -> Iterator[Band]:
         """What the network says of a picture; a tiled one with a progress bar."""
@@ -220,7 +238,7 @@ class Predictor:
             total = min(filter(None, (reader.frames, limit)), default=None)
             frames = itertools.islice(itertools.chain([first], frames), limit)
             bar = tqdm(frames, total=total, unit="img", desc=source.name.name, leave=False, disable=None)
-            folder = frames_folder(source, self.taken)
+            folder, free = frames_folder(source, self.taken), free_bytes(self.folder)
             # The end of a camera is Ctrl-C, and what it showed until then is kept.
             with contextlib.suppress(KeyboardInterrupt) if source.is_live else contextlib.nullcontext():
                 for number, frame in enumerate(bar, start=1):
@@ -228,6 +246,8 @@ class Predictor:
                     for kind, writer in writers.items():
                         writer.write(Frame(self._moving(kind, frame.pixels, mask), frame.time))
                     tally.frames += 1
+                    if number == FIRST_FRAMES and total:
+                        _remark_room(self.folder, (free - free_bytes(self.folder)) / number, total - number)
         if not source.is_live and number != limit:  # it was seen to its end
             self._remove_beyond(folder, number)
         if reader.damage:
@@ -240,8 +260,8 @@ class Predictor:
         band = Band(None, said.mask.numpy(), None if said.confidence is None else said.confidence.numpy())
         paths = {kind: self._target(source, name, kind, ".png") for kind in self.files if kind not in PICTURED}
         size = band.mask.shape[0], band.mask.shape[1]
-        areas = write_results(paths, size, [band], self.look, name.as_posix())
-        self.areas.add(source.shown, number, frame.time, size, areas)
+        areas = self._save(paths, size, [band], name)
+        self._add_areas(source, number, frame.time, size, areas)
         return band.mask
 
     def _moving(self, kind: str, pixels: np.ndarray, mask: np.ndarray) -> np.ndarray:

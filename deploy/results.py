@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -60,7 +60,14 @@ class Look:
 
 
 def write_results(
-    paths: Mapping[str, Path], size: tuple[int, int], bands: Iterable[Band], look: Look, title: str
+    paths: Mapping[str, Path],
+    size: tuple[int, int],
+    bands: Iterable[Band],
+    look: Look,
+    title: str,
+    *,
+    source: str = "",
+    finished: Callable[[Path], None] | None = None,
 ) -> np.ndarray:
     """Write one picture's results, band by band, from the top to the bottom.
 
@@ -68,6 +75,8 @@ def write_results(
         paths: where to, by kind; all of them appear when all went well, whole.
         size: (H, W).
         title: written above panels.
+        source: what the mask's file says of its source.
+        finished: is given the mask's file, whole, just before it gets its name.
 
     Returns:
         int64 (C,), the area of each class in pixels.
@@ -75,10 +84,10 @@ def write_results(
     areas = np.zeros(len(look.class_names), np.int64)
     with contextlib.ExitStack() as stack:
         files = {kind: stack.enter_context(replacing(path)) for kind, path in paths.items()}
+        if finished is not None and "mask" in files:
+            stack.enter_context(_afterwards(finished, files["mask"]))
         pngs = {
-            kind: stack.enter_context(
-                PngRows(path, *size, look.palette if kind == "mask" else None, rgb=kind == "overlay")
-            )
+            kind: stack.enter_context(_png_of(kind, path, size, look, source))
             for kind, path in files.items()
             if kind != "panel"
         }
@@ -104,6 +113,19 @@ def write_results(
             row = PanelRow(title, *small.joined())
             panel([row], ["Input", "Prediction"], look.class_names, look.palette, files["panel"])
     return areas
+
+
+def _png_of(kind: str, path: Path, size: tuple[int, int], look: Look, source: str) -> PngRows:
+    if kind == "mask":
+        return PngRows(path, *size, look.palette, source=source)
+    return PngRows(path, *size, rgb=kind == "overlay")
+
+
+@contextlib.contextmanager
+def _afterwards(finished: Callable[[Path], None], file: Path) -> Iterator[None]:
+    """Call ``finished`` when the block has ended without an error."""
+    yield
+    finished(file)
 
 
 class _Painter:
@@ -151,7 +173,7 @@ class _Reduced:
 def _read_rows(path: Path, header: list[object]) -> list[list[str]]:
     """The rows of a table of areas; none, if it is not there, or another one."""
     try:
-        first, *rows = csv.reader(io.StringIO(path.read_text(encoding="utf-8")))
+        first, *rows = csv.reader(io.StringIO(path.read_bytes().decode("utf-8"), newline=""))
     except (OSError, ValueError, csv.Error):
         return []
     return [row for row in rows if len(row) == len(header)] if first == header else []
@@ -167,6 +189,7 @@ class Areas:
         self, file: str, frame: int | None, seconds: Fraction | None, size: tuple[int, int], areas: np.ndarray
     ) -> None:
         """A row; ``frame`` counts pages and frames from 1, ``seconds`` is when a video's frame is shown."""
+        file = file.encode("utf-8", "backslashreplace").decode()  # as the table spells a name that is no UTF-8
         time = "" if seconds is None else round(float(seconds), 6)
         number = "" if frame is None else frame
         self.rows.append([file, number, time, size[1], size[0], *areas.tolist()])
@@ -175,7 +198,11 @@ class Areas:
         """Write all rows so far; those of other files stay that an earlier run wrote of the same classes."""
         header, *rows = self.rows
         files = {row[0] for row in rows}
-        kept = [row for row in _read_rows(folder / AREAS, header) if row[0] not in files]
+        kept: list[list[str]] = [row for row in _read_rows(folder / AREAS, header) if row[0] not in files]
         text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows([header, *kept, *rows])
+        plain = csv.writer(text, lineterminator="\n")
+        exact = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)  # a lone \r is quoted by nothing else
+        lines: list[Sequence[object]] = [header, *kept, *rows]
+        for row in lines:
+            (exact if any("\r" in str(cell) for cell in row) else plain).writerow(row)
         write_text(folder / AREAS, text.getvalue())

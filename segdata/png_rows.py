@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import struct
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from segdata.palettes import colour_table
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 GREY, RGB, PALETTE = 0, 2, 3  # colour types
 NO_FILTER, SUBTRACT_ABOVE = 0, 2
+SOURCE = "Source"
 LEVEL = 6  # of zlib's compression
 CHUNK = 1 << 20  # bytes of compressed pixels that are written at once
 
@@ -25,10 +28,17 @@ class PngRows:
     Args:
         palette: colours of class numbers; without it, rows are grey values or RGB.
         rgb: whether rows are RGB.
+        source: said in the file, as PNG's keyword of that name; latin-1.
     """
 
     def __init__(
-        self, path: Path, height: int, width: int, palette: Sequence[Sequence[int]] | None = None, rgb: bool = False
+        self,
+        path: Path,
+        height: int,
+        width: int,
+        palette: Sequence[Sequence[int]] | None = None,
+        rgb: bool = False,
+        source: str = "",
     ) -> None:
         kind = RGB if rgb else GREY if palette is None else PALETTE
         self.file = path.open("wb")
@@ -41,6 +51,8 @@ class PngRows:
         self._write_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, kind, 0, 0, 0))
         if palette is not None:
             self._write_chunk(b"PLTE", colour_table(palette).tobytes())
+        if source:
+            self._write_chunk(b"tEXt", f"{SOURCE}\0{source}".encode("latin-1"))
 
     def write(self, rows: np.ndarray) -> None:
         """Append uint8 (rows, W), or (rows, W, 3)."""
@@ -73,3 +85,10 @@ class PngRows:
 
     def _write_chunk(self, kind: bytes, data: bytes) -> None:
         self.file.write(struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)))
+
+
+def source_of(path: Path) -> str:
+    """What a PNG file says of its source; "" where it says nothing, or cannot be read."""
+    with contextlib.suppress(OSError, SyntaxError, ValueError), Image.open(path) as image:
+        return str(image.info.get(SOURCE, ""))
+    return ""

@@ -462,6 +462,10 @@ def test_an_older_folder_survives_an_error(tmp_path, monkeypatch):
         with pytest.raises(UserError, match="cannot write"), replacing_folder(tmp_path / "page") as folder:
             (folder / "newer").write_text("newer")
     assert [path.name for path in tmp_path.rglob("*")] == ["page", "new"], "Windows refuses to rename what is open"
+    (tmp_path / "page").rename(tmp_path / ".page.old")  # as a kill between the two renames leaves it
+    with pytest.raises(ValueError), replacing_folder(tmp_path / "page"):
+        raise ValueError
+    assert [path.name for path in tmp_path.rglob("*")] == ["page", "new"]
     (tmp_path / "file").write_text(json.dumps(1))
     with pytest.raises(UserError, match="a file of that name"), replacing_folder(tmp_path / "file"):
         pass

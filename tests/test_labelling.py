@@ -274,3 +274,84 @@ def test_class_names_of_a_teacher_can_be_read_back(label, names, read):
     assert read_class_table(Path("out/classes.txt")).names == (read or names)
     assert ("class 2, 'cat', is 'cat 2' here" in said) == (names[2] == "cat")
     label("photos")
+
+
+def test_only_what_is_missing_is_labelled_again(label):
+    """Pictures were added, one was edited; then the teacher changed, or what it is asked."""
+    for name in ("a", "b", "c"):
+        paint(Path(f"photos/{name}.png"), RED)
+    label("photos")
+    first = {name: Path("out/mask", name).stat().st_mtime_ns for name in files("out/mask")}
+    paint(Path("photos/d.png"), BLUE)
+    said = label("photos", kinds=("mask", "csv")).stdout
+    assert "3 masks were there already" in said and masks() == {"a": 0, "b": 0, "c": 0, "d": 2}
+    assert all(Path("out/mask", name).stat().st_mtime_ns == time for name, time in first.items())
+    assert len(Path("out/areas.csv").read_text().splitlines()) == 5, "also of what was there"
+    assert "there already" not in label("photos", kinds=("mask", "confidence")).stdout, "no confidence lay there"
+
+    paint(Path("photos/b.png"), GREEN)  # edits out/images/b.png, too, where it is a link
+    later = Path("out/mask/b.png").stat().st_mtime + 5
+    os.utime("photos/b.png", (later, later))
+    assert "3 masks were there already" in label("photos").stdout and masks()["b"] == 1
+
+    Path("colours.py").write_text(Path("colours.py").read_text().replace("0.1, -0.1", "-9., 9."))
+    said = label("photos").stdout
+    assert "there already" not in said and masks() == {"a": 2, "b": 2, "c": 2, "d": 2}
+    assert "a person's" not in said and len(teacher_masks.unmended(Path("out/mask").iterdir())) == 4
+
+
+WORST_MOMENTS = {
+    "the mask is noted and not there": "labelling, 'note_written'",
+    "the mask is there and its picture not": "picture_folder.PictureFolder, 'link'",
+}
+KILLED_THERE = """
+import os, sys
+import predict
+from deploy import labelling, picture_folder
+
+def killed(owner, name):
+    act, calls = getattr(owner, name), []
+    def stop_at_the_second(*args):
+        calls.append(args)
+        if len(calls) == 2 and name == "link":
+            os._exit(9)
+        act(*args)
+        if len(calls) == 2:
+            os._exit(9)
+    setattr(owner, name, stop_at_the_second)
+
+killed(MOMENT)
+predict.main(predict.get_args_parser().parse_args(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("before", [False, True], ids=["first", "again"])
+@pytest.mark.parametrize("moment", WORST_MOMENTS)
+def test_a_kill_at_the_worst_moment_costs_no_picture_and_makes_no_mask_a_persons(label, moment, before):
+    """Also where other masks of a teacher lay there before."""
+    for number, colour in enumerate((RED, GREEN, BLUE)):
+        paint(Path(f"photos/{number}.png"), colour)
+    if before:
+        colours = Path("colours.py").read_text()
+        Path("colours.py").write_text(colours.replace("0.1, -0.1", "-9., 9."))
+        label("photos")
+        Path("colours.py").write_text(colours)
+        shutil.rmtree("out/images")
+    Path("kill.py").write_text(KILLED_THERE.replace("MOMENT", WORST_MOMENTS[moment]))
+    args = ["photos", "--teacher", "colours.py:build", "--device", "cpu", "--output-dir", "out", "--save", "mask"]
+    environment = os.environ | {"PYTHONPATH": str(Path(deploy.__file__).parent.parent)}
+    assert subprocess.run([sys.executable, "kill.py", *args], env=environment, check=False).returncode == 9
+    there = list(Path("out/mask").glob("[0-9].png"))
+    assert len(there) == (3 if before else 1 + ("noted" not in moment))
+    assert teacher_masks.unmended(there) == there
+    assert "a person's" not in label("photos").stdout
+    assert masks() == {"0": 0, "1": 1, "2": 2}
+    assert [path.stem for path in sorted(Path("out/images").iterdir())] == ["0", "1", "2"]
+
+
+def test_a_picture_that_no_training_reads_is_refused_before_its_tiles(label):
+    paint(Path("photos/a.png"), RED)
+    paint(Path("photos/large.png"), RED, size=(11_000, 10_000))
+    done = label("photos", check=False)
+    assert done.returncode == 1 and "large.png: 11000x10000 pixels; training and scoring take" in done.stderr
+    assert masks() == {"a": 0} and list(files("out/images")) == ["a.png"]

@@ -1,7 +1,9 @@
 """predict.py on pictures as people have them: sizes, modes, folders, broken files, videos, the prompt."""
 
+import csv
 import itertools
 import os
+import subprocess
 import sys
 from fractions import Fraction
 from pathlib import Path
@@ -17,6 +19,8 @@ from basics.errors import UserError
 from basics.tiling import fade, tile_starts
 from deploy.exporting import parse_size
 from deploy.formats import refuse_networks
+from deploy.predictor import Options, Predictor
+from deploy.results import AREAS, Areas
 from deploy.segmenter import Segmenter, load_segmenter
 from deploy.speed import latencies
 from segdata.inputs import find_sources
@@ -541,3 +545,36 @@ def test_a_network_among_the_pictures_is_refused(run, tmp_path):
     (tmp_path / "index.html").write_text("a gallery")
     refuse_networks([str(tmp_path)])
     assert run(tmp_path / "a.xml", picture, "--save", "mask") == 1
+
+
+def test_areas_of_odd_names_are_read_back(tmp_path):
+    """Line ends in names, and names that are no UTF-8: nothing is lost or doubled by the next run."""
+    files = ["x\ry.png", 'a"b,\n.png', "\udcff.png", "plain.png"]
+    for _ in range(2):
+        areas = Areas(["sky\rblue", "b"])
+        for file in files:
+            areas.add(file, None, None, (2, 3), np.array([4, 2]))
+        areas.write(tmp_path)
+    with (tmp_path / AREAS).open(encoding="utf-8", newline="") as file:
+        header, *rows = csv.reader(file)
+    assert header[-2:] == ["sky\rblue", "b"]
+    assert rows == [[name, "", "", "3", "2", "4", "2"] for name in [*files[:2], "\\udcff.png", files[3]]]
+
+
+def test_a_folder_of_results_belongs_to_one_process_at_a_time(checkpoint, tmp_path):
+    """A second one would write into the first one's half files."""
+    root = Path(predict.__file__).parent
+    hold = "import sys; from pathlib import Path; from basics.files import lock_folder; "
+    hold += "lock = lock_folder(Path(sys.argv[1])); print('locked', flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", hold, str(tmp_path / "out")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=root
+    ) as other:
+        assert other.stdout.readline().strip() == b"locked"
+        picture = tmp_path / "a.png"
+        Image.new("RGB", (40, 32)).save(picture)
+        predictor = Predictor(load_segmenter(checkpoint), tmp_path / "out", Options(("mask",)))
+        with pytest.raises(UserError, match=r"another process is at work in .*out: wait for it, or give another --out"):
+            predictor.predict([str(picture)])
+        other.communicate(b"\n")
+    assert predictor.predict([str(picture)]).pictures == 1
+    assert results(tmp_path / "out") == ["mask/a.png"], "no lock is left"
