@@ -19,4 +19,5 @@ def plain_axes(axes: Axes, x: str, y: str = "") -> None:
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(frameon=False, fontsize=9, loc="best")
+        for text in axes.legend(frameon=False, fontsize=9, loc="best").get_texts():
+            text.set_parse_math(False)  # a dollar sign in a name is no formula

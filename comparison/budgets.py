@@ -71,7 +71,7 @@ def _draw(axes: Axes, plan: Plan, student: str, lines: Sequence[Line]) -> None:
     axes.set_ylim(bottom=0)
     plain_axes(axes, "masks of the training split", _title(plan))
     if len(plan.students) > 1:
-        axes.set_title(student, fontsize=11, loc="left")
+        axes.set_title(student, fontsize=11, loc="left", parse_math=False)
 
 
 def _score(plan: Plan, line: Line) -> Spread | None:

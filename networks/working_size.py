@@ -73,6 +73,10 @@ class WorkingSize(nn.Module):
         for top in range(0, height, rows):
             yield top, resize_rows(logits, size, top, min(top + rows, height))
 
+    def bands_of(self, images: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
+        """`bands` of ``images`` (N, 3, H, W) that are in memory: their logits at their own size need not be."""
+        return self.bands(lambda top, bottom: images[..., top:bottom, :], (images.shape[-2], images.shape[-1]))
+
 
 def fault_of_size(option: str, size: int) -> str | None:
     """What is wrong with the ``size`` in pixels that a user gave as ``option``; None of 0, or of enough."""

@@ -33,7 +33,7 @@ def read_rows(path: Path) -> list[SummaryRow]:
         rows = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"--beside {path}: {error.strerror}") from error
-    except ValueError:
+    except (ValueError, RecursionError):
         rows = None
     if not isinstance(rows, list) or not rows or not all(map(_is_row, rows)):
         raise UserError(f"--beside {path}: no results of evaluate.py or test_teacher.py --json: make them again")
@@ -105,7 +105,7 @@ def draw_front(rows: Sequence[SummaryRow], path: Path, classes: Sequence[str] = 
         size = match[1] if (match := SIZE.search(row["model"])) else "native"
         if score is not None:
             lines.setdefault(row["checkpoint"], []).append(Point(row["ms_per_image"], 100 * score, size))
-    names = short_names(list(lines))
+    names = [name.encode("utf-8", "backslashreplace").decode() for name in short_names(list(lines))]
     labels: list[tuple[bool, Point, str]] = []
     figure = Figure(figsize=(7.2, 4.5), layout="constrained", facecolor="white")
     axes = figure.subplots()
@@ -117,7 +117,7 @@ def draw_front(rows: Sequence[SummaryRow], path: Path, classes: Sequence[str] = 
             colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
             points = sorted(points, key=lambda point: point.ms)
             axes.plot([point.ms for point in points], [point.percent for point in points], color=colour,
-                      marker=marker, linewidth=1.5, label=name)  # fmt: skip
+                      marker=marker, linewidth=1.5, label=f" {name}" if name.startswith("_") else name)  # fmt: skip
             labels += [(point not in front, point, colour) for point in points if len(points) > 1]
         plain_axes(axes, "ms an image", f"mIoU over {len(classes)} classes, %" if classes else "mIoU, %")
         axes.set_xscale("log")

@@ -9,11 +9,13 @@ from __future__ import annotations
 import math
 import statistics
 import time
+import zlib
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -28,12 +30,13 @@ from basics.signals import Stopped, StopSignal, ignore_stop_signals
 from basics.tiling import blended_bands, fits
 from dataset import SegmentationDataset
 from networks.class_names import class_difference, list_classes
-from networks.working_size import fitted_size_of, working_size_of
+from networks.working_size import WorkingSize, fitted_size_of, working_size_of
 from scoring.metrics import ConfusionMatrix, Scores
 from segdata.reading import image_size
 
 PROTOCOL = "single scale, no flip, logits resized to the mask, void (255) left out, background counted"
 WARMUP_IMAGES = 3
+T = TypeVar("T")
 SCORING_HELP = "pictures scored at once, if of one size; auto: 4 on a GPU, else 1; does not change the score"
 
 
@@ -89,11 +92,11 @@ class Watcher(Protocol):
 class Agreement:
     """A `Watcher` that counts the pixels, void ones included, at which a network decides as a first network did.
 
-    The first network's masks are kept in memory, a byte a pixel.
+    The first network's masks are kept in memory, compressed: of photographs a small share of a byte a pixel.
     """
 
     def __init__(self) -> None:
-        self.first: dict[int, torch.Tensor] = {}
+        self.first: dict[int, bytes] = {}
         self.same = self.pixels = 0
 
     def restart(self) -> None:
@@ -101,9 +104,13 @@ class Agreement:
         self.same = self.pixels = 0
 
     def update(self, batch: Mapping[str, Any], prediction: torch.Tensor) -> None:
-        for index, mask in zip(batch["index"].tolist(), prediction.to("cpu", torch.uint8), strict=True):
-            self.same += int((self.first.setdefault(index, mask) == mask).sum())
-            self.pixels += mask.numel()
+        masks = prediction.to("cpu", torch.uint8).contiguous().numpy()
+        for index, mask in zip(batch["index"].tolist(), masks, strict=True):
+            if index not in self.first:
+                self.first[index] = zlib.compress(mask, level=1)
+            first = np.frombuffer(zlib.decompress(self.first[index]), np.uint8).reshape(mask.shape)
+            self.same += int((first == mask).sum())
+            self.pixels += mask.size
 
     @property
     def share(self) -> float:
@@ -218,20 +225,29 @@ class _TimedNetwork:
         self._per_image: list[float] = []
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        return self._timed(lambda: self.model(images).float())
+
+    def _timed(self, compute: Callable[[], T]) -> T:
         synchronize(self.device)
         start = time.perf_counter()
         with autocast(self.device, self.amp):
-            logits = self.model(images).float()
+            found = compute()
         synchronize(self.device)
         self._seconds += time.perf_counter() - start
-        return logits
+        return found
 
     def bands(self, images: torch.Tensor, tile: int) -> Iterator[tuple[int, torch.Tensor]]:
-        """First row and logits (N, C, rows, W) of the whole pictures, or of one row of tiles after the other."""
-        if fits(images, tile):
-            yield 0, self(images)
-        else:
+        """First row and logits (N, C, rows, W) of the whole pictures, or of some of their rows after the other: of
+        tiles, or, at a working size, of pictures whose logits would want gigabytes.
+        """
+        if not fits(images, tile):
             yield from blended_bands(self, images, tile)
+        elif isinstance(self.model, WorkingSize):
+            found = self.model.bands_of(images)
+            while (band := self._timed(lambda: next(found, None))) is not None:
+                yield band[0], band[1].float()
+        else:
+            yield 0, self(images)
 
     def end_batch(self, images: int) -> None:
         self._per_image += [self._seconds / images] * images

@@ -24,7 +24,7 @@ from dataset import build_dataset
 from deploy.segmenter import load_segmenter
 from networks.working_size import at_working_size
 from scoring import protocol
-from scoring.front import Point, label_sizes, on_front, short_names
+from scoring.front import Point, draw_front, label_sizes, on_front, short_names
 from scoring.in_turn import InTurn
 from scoring.metrics import ConfusionMatrix
 from scoring.protocol import SameSizeBatches, evaluate_model
@@ -342,6 +342,21 @@ def test_sizes_in_the_chart_cover_neither_each_other_nor_the_legend():
     boxes = [text.get_window_extent() for text in axes.texts] + [axes.get_legend().get_window_extent()]
     assert axes.texts[0].get_text() == "100" and 1 < len(axes.texts) < 9
     assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
+
+
+def test_a_name_in_the_chart_is_no_formula_and_is_not_left_out(tmp_path, monkeypatch):
+    names = ["r/$\\frac$.pth", "r/a$b_{$.pth", "r/_x.pth", "r/\udcff.pth"]
+    rows = [
+        {"checkpoint": name, "model": "small at 64", "ms_per_image": 1.0 + number, "miou": 0.1 * number}
+        for number, name in enumerate(names)
+    ]
+    figures, save = [], Figure.savefig
+    monkeypatch.setattr(
+        Figure, "savefig", lambda self, *args, **more: figures.append(self) or save(self, *args, **more)
+    )
+    draw_front(rows, tmp_path / "front.png")
+    legend = [text.get_text() for text in figures[0].axes[0].get_legend().get_texts()]
+    assert legend == ["none faster is better", "$\\frac$.pth", "a$b_{$.pth", " _x.pth", "\\udcff.pth"]
 
 
 def test_names_in_the_chart_are_as_short_as_they_can_be():

@@ -32,6 +32,7 @@ from networks import working_size
 from networks.base import SegmentationModel
 from networks.model_file import FORMAT, model_file_dict
 from networks.working_size import WorkingSize, at_working_size, resize_rows, working_size_of
+from scoring.memory import scoring_bytes
 from scoring.protocol import evaluate_model, protocol_text
 from segdata.transforms import TrainTransform
 from tests.conftest import assert_one_line_error
@@ -525,3 +526,24 @@ def grown(batch: dict, pad: tuple[int, int, int, int]) -> torch.Tensor:
     height, width = batch["image"].shape[-2:]
     x1, y1 = batch["box"][0, 2:].tolist()
     return torch.tensor([[0, 0, x1 * (width + pad[1]) / width, y1 * (height + pad[3]) / height]])
+
+
+def test_large_pictures_are_scored_in_bands(root, monkeypatch):
+    """As whole ones are, to the last pixel that is not a tie; what that takes does not grow with the classes."""
+    dataset, network = build_dataset("folder", root, "val"), at_working_size(TinyModel(3), 48)
+    whole = evaluate_model(network, dataset, torch.device("cpu"))
+    monkeypatch.setattr(working_size, "BAND_LOGITS", 3 * 90 * 11)
+    monkeypatch.setattr(working_size, "BAND_PIXELS", 90 * 13)
+    bands = evaluate_model(network, dataset, torch.device("cpu"), batch_size=2)
+    assert bands.loss == pytest.approx(whole.loss, rel=1e-5)
+    assert bands.scores.miou == pytest.approx(whole.scores.miou, abs=1e-4)
+    assert bands.scores.pixels == whole.scores.pixels
+
+
+def test_bytes_of_a_phones_picture_do_not_grow_with_the_classes():
+    def needed(classes):
+        return scoring_bytes(at_working_size(torch.nn.Conv2d(3, classes, 1), 256), classes, (3000, 4000), 1, 0)
+
+    picture = 3000 * 4000 * (2 * 8 + 3 * 4)  # masks and image are there whole
+    assert needed(21) < picture + 2e9
+    assert needed(150) < 1.1 * needed(21)
