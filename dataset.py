@@ -235,18 +235,14 @@ def build_dataset(
     return SegmentationDataset(layout, split, transform, decode_cache)
 
 
-def build_split(
-    args: argparse.Namespace, split: str, decode_cache: bool | str | Path | None = None
-) -> SegmentationDataset:
+def layout_of(args: argparse.Namespace) -> Layout:
+    """The data set that the arguments of `add_data_arguments` name; several splits are best made of one layout."""
+    return find_layout(args.dataset, args.data_dir, classes=args.classes, val_share=args.val_share)
+
+
+def build_split(args: argparse.Namespace, split: str) -> SegmentationDataset:
     """A split of the data set that the arguments of `add_data_arguments` name."""
-    return build_dataset(
-        args.dataset,
-        args.data_dir,
-        split,
-        decode_cache=decode_cache,
-        classes=args.classes,
-        val_share=args.val_share,
-    )
+    return SegmentationDataset(layout_of(args), split)
 
 
 def add_data_arguments(parser: argparse.ArgumentParser, *, train: bool = True) -> None:

@@ -51,7 +51,7 @@ from comparison.words import (
     to_words,
 )
 from datachecks import teacher_masks
-from dataset import SegmentationDataset, build_split
+from dataset import SegmentationDataset, layout_of
 from deploy.teachers import TeacherChoice
 from kd.class_matching import read_groups
 from networks.sources import short_name
@@ -221,10 +221,9 @@ def check_files(plan: Plan) -> None:
     Raises:
         UserError: naming the file, or what the data set lacks.
     """
-    args = plan.args
-    for split in (args.train_split, args.val_split):
-        dataset = build_split(args, split)
-    dataset.require_masks()  # the last is that of validation
+    layout = layout_of(plan.args)
+    train_set, dataset = (SegmentationDataset(layout, split) for split in (plan.args.train_split, plan.args.val_split))
+    dataset.require_masks()
     said = teacher_masks.unmended(dataset.files.masks or [])
     if said and len(said) == len(dataset):
         raise UserError(
@@ -233,7 +232,7 @@ def check_files(plan: Plan) -> None:
         )
     if said:
         print(teacher_masks.warning(dataset, len(said)))
-    _check_pictures(plan, dataset)
+    _check_pictures(plan, train_set, dataset)
     for run in plan.runs:
         make_recipe(run.args).require_classes(dataset.num_classes)
     for name in plan.report.classes:
@@ -248,12 +247,14 @@ def check_files(plan: Plan) -> None:
         read_groups(given)
 
 
-def _check_pictures(plan: Plan, val_set: SegmentationDataset) -> None:
-    """Number of masks and pictures without them, for every group and method; of the seeds the first will do."""
-    train_set = build_split(plan.args, plan.args.train_split)
+def _check_pictures(plan: Plan, train_set: SegmentationDataset, val_set: SegmentationDataset) -> None:
+    """Number of masks and pictures without them, of every group and method, once; of the seeds the first will do."""
+    seen = set()
     for run in plan.runs:
         args = run.args
-        if run.seed == plan.seeds[0] and (args.labels is not None or args.unlabelled or args.labelled_per_batch):
+        asked = args.labels, tuple(args.unlabelled), args.labelled_per_batch
+        if asked not in seen and (args.labels is not None or args.unlabelled or args.labelled_per_batch):
+            seen.add(asked)
             try:
                 make_sampler(args, with_pictures(args, train_set, val_set)[0])
             except UserError as error:

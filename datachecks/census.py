@@ -15,6 +15,7 @@ import contextlib
 import hashlib
 import json
 import os
+import time
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from basics.batch import VOID
 from basics.checkpoint import file_sha256
@@ -35,6 +37,7 @@ from segdata.reading import DataError, Header, load_mask, read_header, read_imag
 FORMAT = 1
 FOLDER = ".census"
 ELSEWHERE = Path("data/census")
+KEPT_EVERY_S = 300.0  # while it is made: a process may be killed
 SAID_FROM = 200  # files to read; fewer take no time to speak of
 
 
@@ -194,6 +197,7 @@ class Census:
                     todo.append((path, records is self._masks, found))
         if len(todo) >= SAID_FROM:
             print(f"data: reading {len(todo):,} images and masks in {self.layout.root} once, to count what is in them")
+        due = time.monotonic() + KEPT_EVERY_S
         for (path, _, _), record in zip(todo, map_in_order(self._read, todo, "counting", len(todo)), strict=True):
             known[path] = record
             if isinstance(record, MaskRecord):
@@ -201,6 +205,9 @@ class Census:
             elif isinstance(record, PictureRecord):
                 self._pictures[self._name(path)] = record
             self._changed |= not isinstance(record, Unreadable)
+            if time.monotonic() > due:
+                self.keep()
+                due = time.monotonic() + KEPT_EVERY_S
         return {name: _of_split(name, files, known) for name, files in splits.items()}
 
     def shared_images(self, first: SplitCensus, second: SplitCensus) -> dict[str, str]:
@@ -279,7 +286,7 @@ def how_masks_are_read(layout: Layout) -> list[Any]:
 def count_mask(layout: Layout, path: Path) -> tuple[int, int, list[int], list[int], str]:
     """Width, height, labels, pixels and colours, as in `MaskRecord`; `DataError` if the mask is faulty."""
     labels = layout.read_labels(path)
-    counts = np.bincount(labels.reshape(-1), minlength=VOID + 1)
+    counts = _histogram(labels)
     present = np.flatnonzero(counts)
     height, width = labels.shape
     return width, height, present.tolist(), counts[present].tolist(), _palette_colours(path, labels)
@@ -294,9 +301,11 @@ def _palette_colours(path: Path, labels: np.ndarray) -> str:
     if found is None:
         return ""
     stored, palette = found
-    used = np.flatnonzero(np.bincount(stored.reshape(-1), minlength=256))
-    label_of = np.zeros(256, np.uint8)
-    label_of[stored] = labels
+    used = np.flatnonzero(_histogram(stored))
+    label_of = np.arange(256)
+    if not np.array_equal(stored, labels):  # a number has one label: that of the first pixel will do
+        for number in used:
+            label_of[number] = labels.flat[(stored == number).argmax()]
     colours = [bytes(colour).hex() for colour in palette[: used[-1] + 1]]
     times = Counter(colours)
     return " ".join(
@@ -304,6 +313,11 @@ def _palette_colours(path: Path, labels: np.ndarray) -> str:
         for number in used.tolist()
         if number < len(colours) and times[colours[number]] == 1
     )
+
+
+def _histogram(values: np.ndarray) -> np.ndarray:
+    """int64 (256,): how often each uint8 occurs; as `numpy.bincount`, which makes integers of eight bytes first."""
+    return np.array(Image.fromarray(values).histogram())
 
 
 def _decoding_fault(path: Path) -> str:
@@ -359,5 +373,5 @@ def _load(path: Path) -> tuple[dict[str, MaskRecord], dict[str, PictureRecord]] 
         kept = json.loads(text)
         masks = {name: MaskRecord(*record) for name, record in kept["masks"].items()}
         return masks, {name: PictureRecord(*record) for name, record in kept["pictures"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None

@@ -119,7 +119,8 @@ def judge_training_labels(
         return
     absent = [name for name in names if name not in present]
     if absent:
-        scored = [name for name in absent if val is not None and name in _present(names, val)]
+        in_val = set(() if val is None else _present(names, val))
+        scored = [name for name in absent if name in in_val]
         though = f", though {val.name} has {_listed(scored)}" if val is not None and scored else ""
         yield Finding(
             f"no mask of {train.name} holds {len(absent)} of the {len(names)} classes ({_listed(absent)}){though}: "

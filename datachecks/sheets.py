@@ -29,11 +29,11 @@ def save_sheets(layout: Layout, split: str, folder: Path) -> list[Path]:
     files = layout.files(split)
     with open_census(layout) as census:
         counted = census.take({split: files})[split]
-    names, images = layout.class_names, counted.images
+    names, images, pixels = layout.class_names, counted.images, counted.pixels
     rows = []
     for label in np.flatnonzero(images[: len(names)]).tolist():
         examples = [_example(layout, files, index) for index in pick_examples(counted, label)]
-        share = 100 * counted.pixels[label] / max(counted.pixels[:VOID].sum(), 1)
+        share = 100 * pixels[label] / max(pixels[:VOID].sum(), 1)
         note = f"in {images[label]:,} of {len(files.ids):,} images, {share:.3g} % of the labelled pixels"
         rows.append(ClassRow(label, note, examples))
     absent = [name for label, name in enumerate(names) if not images[label]]

@@ -195,11 +195,12 @@ def _sort_out(
     folder: Path, files: Sequence[Path], skip: Sequence[Path], passed_over: _PassedOver
 ) -> Iterator[tuple[str, PurePath, bool]]:
     stills = {file.with_suffix("") for file in files if file.suffix.lower() in LIVE_PHOTO}
+    results = {other.resolve() for other in skip}
     for file in files:
         relative = file.relative_to(folder)
         if file.suffix.lower() == ".mov" and file.with_suffix("") in stills:
             passed_over.moving.append(relative)
-        elif any(_is_below(file, other) for other in skip):
+        elif results and not results.isdisjoint(file.resolve().parents):
             passed_over.results.append(relative)
         elif not file.exists():
             passed_over.dangling.append(file)
@@ -207,10 +208,6 @@ def _sort_out(
             yield str(file), relative, _is_video(file)
         else:
             passed_over.others.append(relative)
-
-
-def _is_below(file: Path, folder: Path) -> bool:
-    return folder.resolve() in file.resolve().parents
 
 
 def _fixed_part(pattern: Path) -> Path:

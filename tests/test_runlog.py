@@ -19,6 +19,7 @@ from PIL import Image
 from basics import files as atomic
 from basics.errors import UserError
 from basics.machine import git_commit
+from training.curves import draw_curves
 from training.report import epoch_line
 from training.runlog import RunLog, read_metrics
 
@@ -181,6 +182,20 @@ def test_curves(tmp_path, rows):
     with Image.open(tmp_path / "curves.png") as image:
         image.load()
         assert image.width > image.height > 300
+
+
+def test_curves_that_are_drawn_seldom_are_whole_in_the_end(tmp_path):
+    log, picture = RunLog(tmp_path, CONFIG), tmp_path / "curves.png"
+    drawn = []
+    for epoch in range(1, 4):
+        log.log_epoch(scored(epoch))
+        log.draw_curves(seldom=True)
+        drawn.append(picture.read_bytes())
+    assert drawn[0] == drawn[1] == drawn[2], "soon after another"
+    log.close()
+    assert picture.read_bytes() != drawn[0]
+    draw_curves(log.rows(), tmp_path / "whole.png", title=tmp_path.name)
+    assert picture.read_bytes() == (tmp_path / "whole.png").read_bytes()
 
 
 def test_tensorboard_round_trip(tmp_path):

@@ -16,11 +16,11 @@ from datachecks import teacher_masks
 from datachecks.census import open_census
 from datachecks.check import invitation, look_at
 from datachecks.unlabelled import find_unlabelled
-from dataset import EpochSampler, SegmentationDataset, build_split
+from dataset import EpochSampler, SegmentationDataset, layout_of
 from kd.cached_teacher import collate_for
 from kd.distiller import Distiller, Recipe
 from scoring.protocol import scoring_batch, scoring_loader
-from segdata.layouts import SplitFiles
+from segdata.layouts import Layout, SplitFiles
 from segdata.reading import DataError
 from segdata.sampler import Mixture, mix_seed
 from segdata.transforms import TrainTransform
@@ -119,7 +119,8 @@ def build_data(args: Arguments, *, resumed: bool) -> Data:
     problem = None
     sources: list[str] = []
     with distributed.main_first():  # it counts what is in the data
-        train_set, val_set = training_split(args), build_split(args, args.val_split)
+        layout = layout_of(args)
+        train_set, val_set = training_split(args, layout), SegmentationDataset(layout, args.val_split)
         whole = train_set  # what is judged: a draw of few masks may lack any class
         if args.labels is not None or args.unlabelled:
             train_set, sources = with_pictures(args, train_set, val_set)
@@ -172,11 +173,9 @@ def content_of(*datasets: SegmentationDataset) -> str:
     )
 
 
-def training_split(args: Arguments) -> SegmentationDataset:
+def training_split(args: Arguments, layout: Layout) -> SegmentationDataset:
     """The split that is trained on, at the working size; the one that is scored on stays native, as its masks do."""
-    dataset = build_split(args, args.train_split)
-    dataset.input_size = args.input_size
-    return dataset
+    return SegmentationDataset(layout, args.train_split, input_size=args.input_size)
 
 
 def make_sampler(args: Arguments, train_set: SegmentationDataset) -> EpochSampler:

@@ -30,7 +30,7 @@ from basics.files import free_bytes, nearest, require_room
 from basics.machine import loader_processes
 from basics.memory import explain_memory, free_memory
 from datachecks.check import invitation, look_at
-from dataset import SegmentationDataset, build_split
+from dataset import SegmentationDataset, layout_of
 from deploy.teachers import TeacherChoice, load_alone, load_teacher_for
 from kd.mapped_teacher import MappedTeacher
 from networks.weights import read_weights
@@ -104,10 +104,10 @@ def examine(args: Arguments) -> int:
     device = findings.look("device", pick_device, args.device)
     if device is not None:
         findings.look("device", check_device, device, args.amp)
-    splits = {
-        "train": findings.look("data", training_split, args),
-        "val": findings.look("data", build_split, args, args.val_split),
-    }
+    splits: dict[str, SegmentationDataset | None] = {"train": None, "val": None}
+    if layout := findings.look("data", layout_of, args):
+        splits["train"] = findings.look("data", training_split, args, layout)
+        splits["val"] = findings.look("data", SegmentationDataset, layout, args.val_split)
     if splits["train"] and splits["val"] and (args.labels is not None or args.unlabelled):
         found = findings.look("data", with_pictures, args, splits["train"], splits["val"])
         splits["train"], lines = found or (None, [])

@@ -15,7 +15,9 @@ from __future__ import annotations
 import contextlib
 import csv
 import json
+import math
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -32,6 +34,7 @@ Cell = float | int | str | None
 Row = dict[str, Any]  # an epoch's cells by column; "epoch" is an int
 
 CONFIG, METRICS, CURVES, REPORT = "config.json", "metrics.csv", "curves.png", "report.txt"
+SELDOM_S = 30.0  # between two drawings of curves.png, which takes a third of a second
 
 
 class RunLog:
@@ -69,6 +72,7 @@ class RunLog:
         wandb_module = need("wandb", "wandb", "--wandb") if wandb else None
         self.config: dict[str, Any] = {key: _jsonable(value) for key, value in config.items()}
         starts = self._earlier_starts() if resume else []
+        self._drawn, self._drawn_rows = -math.inf, 0  # when curves.png was last drawn, and of how many epochs
         self.starts = [*starts, describe_start(str(self.config.get("device", "auto")))]
         content = {"arguments": self.config, "seed": self.config.get("seed"), "starts": self.starts}
         write_text(self.folder / CONFIG, json.dumps(content, indent=2) + "\n")
@@ -103,11 +107,14 @@ class RunLog:
         columns = self._columns()
         return [{column: row.get(column) for column in columns} for row in self._rows]
 
-    def draw_curves(self) -> None:
-        """(Re)write curves.png; nothing before the first row."""
-        if self._rows:
+    def draw_curves(self, seldom: bool = False) -> None:
+        """(Re)write curves.png; nothing before the first row, or, if ``seldom``, soon after the last time: `close`
+        makes good for it.
+        """
+        if self._rows and not (seldom and time.monotonic() - self._drawn < SELDOM_S):
             with replacing(self.folder / CURVES) as temporary:
                 draw_curves(self.rows(), temporary, title=self.folder.name)
+            self._drawn, self._drawn_rows = time.monotonic(), len(self._rows)
 
     def write_report(self, summary: Mapping[str, object]) -> None:
         """Write report.txt: ``summary``, then how the run was made.
@@ -128,7 +135,9 @@ class RunLog:
         write_text(self.folder / REPORT, format_report(f"Run {self.folder.name}", sections))
 
     def close(self) -> None:
-        """Flush and close what logs elsewhere; may be called twice."""
+        """Draw the curves to their end; flush and close what logs elsewhere. May be called twice."""
+        if 0 < self._drawn_rows != len(self._rows):
+            self.draw_curves()
         if self._writer is not None:
             self._writer.close()
             self._writer = None

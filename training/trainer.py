@@ -222,7 +222,7 @@ class Trainer:
         row = epoch_row(progress, losses, evaluation, self.optimization, images, goal)
         if distributed.is_main():
             self.log.log_epoch(row)
-            self.log.draw_curves()
+            self.log.draw_curves(seldom=True)
             title = self.pace.epoch_title(progress.epoch + 1)
             tqdm.write(epoch_line(row, losses, title, self.pace.expected_steps, self.pace.spent_s, goal))
         if evaluation:
