@@ -42,6 +42,9 @@ def run_cli(main: Callable[[Any], object], get_args_parser: Callable[[], argpars
     Exit status: 0 when ``main`` returns None or 0, its own status when it returns another int,
     2 after a `UserError` (as argparse itself does) or a path that the system refuses, 130 after Ctrl-C.
     """
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started us
+            setattr(sys, name, Path(os.devnull).open("r" if name == "stdin" else "w"))  # noqa: SIM115, for good
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a console that cannot show a sign gets it spelled out
             stream.reconfigure(errors="backslashreplace")

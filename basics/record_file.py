@@ -63,7 +63,10 @@ def read_manifest(path: Path) -> dict[str, Any]:
         OSError: it cannot be read.
         ValueError: it is no JSON, or not an object.
     """
-    manifest = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError("nested too deep") from None
     if not isinstance(manifest, dict):
         raise ValueError(f"a JSON {type(manifest).__name__}, not an object")
     return manifest

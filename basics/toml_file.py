@@ -24,5 +24,5 @@ def parse_toml(text: str, path: Path) -> dict[str, Any]:
             raise UserError(f"{path}: Python 3.10 needs a package to read TOML: pip install tomli") from None
     try:
         return tomllib.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not a TOML file ({error})") from error

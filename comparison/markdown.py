@@ -15,8 +15,8 @@ from comparison.tables import columns_of, is_text, percent
 def escape(text: str) -> str:
     """Plain text as Markdown that shows it, in a table's cell, too."""
     # An underscore inside a word is nothing but itself.
-    text = re.sub(r"[\\`*\[\]|]|(?<!\w)_|_(?!\w)", lambda found: "\\" + found[0], text)
-    return text.replace("<", "&lt;").replace(">", "&gt;")
+    text = re.sub(r"[\\`*\[\]|$~]|(?<!\w)_|_(?!\w)", lambda found: "\\" + found[0], " ".join(text.split()))
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def table(titles: Sequence[str], rows: Sequence[Sequence[str]], left: set[str]) -> str:

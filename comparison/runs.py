@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import json
 import os
@@ -159,12 +160,16 @@ class Job:
 
     def _read(self) -> None:
         assert self.process.stdout is not None  # it is a pipe
-        with (self.run.folder / LOG).open("a", encoding="utf-8") as log:
-            for line in self.process.stdout:
+        log = (self.run.folder / LOG).open("a", encoding="utf-8", buffering=1)
+        for line in self.process.stdout:
+            # Whether the disk is full or our own reader has left: were this one to end, the run would wait for ever.
+            with contextlib.suppress(OSError):
                 log.write(line)
-                log.flush()
+            with contextlib.suppress(OSError):
                 print(f"[{self.run.name}] {line}", end="", flush=True)
-                self.last_line = line.strip() or self.last_line
+            self.last_line = line.strip() or self.last_line
+        with contextlib.suppress(OSError):
+            log.close()
 
     def poll(self) -> int | None:
         """The exit status, once the run has ended and all it printed is read."""

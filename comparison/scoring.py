@@ -234,7 +234,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     """The JSON object in ``path``; {} where there is none that can be read: it is made anew then."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
 

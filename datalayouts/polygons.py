@@ -211,7 +211,7 @@ def _load(folder: Path) -> dict[str, Any] | None:
     try:
         about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
         return about if about["format"] == FORMAT and about.keys() >= ABOUT else None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 
 

@@ -140,7 +140,9 @@ def _with_remark_on_new_images(layout: Layout, whole: list[str]) -> Layout:
 
 def _write(root: Path, ids: dict[str, list[str]]) -> bool:
     """Write the lists, both or none: two runs may begin at once, and then write the same."""
-    if not can_write(root):
+    names = [name for each in ids.values() for name in each]
+    odd = any([name.strip()] != name.splitlines() or "\\" in name for name in names)  # what no list can say
+    if odd or not can_write(root):
         return False
     temporary = root / f".{FOLDER}-{uuid.uuid4().hex}"
     try:

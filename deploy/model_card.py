@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from basics.errors import UserError
-from networks.model_file import ModelFile
+from networks.model_file import ModelFile, fault_of_description
 
 CARD_FORMAT = 2  # of cards with a working size, which a program that does not know of it must not read; others are 1
 
@@ -71,11 +71,14 @@ class ModelCard:
                 )
             try:
                 values[name] = metadata[name] if kind is str or name in choices else json.loads(metadata[name])
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise UserError(f"{origin}: its metadata {name!r} is damaged") from error
         wrong = [name for name, known in choices.items() if values[name] not in known]
         if wrong or not isinstance(values["format"], int) or values["format"] > CARD_FORMAT:
             raise UserError(f"{origin}: written by a newer version of this project, or damaged ({wrong or 'format'})")
+        fault = fault_of_description({"input_size": 0, **values})
+        if fault or not isinstance(values["parameters"], int):
+            raise UserError(f"{origin}: its metadata is damaged: {fault or 'the number of parameters is none'}")
         return cls(**values)
 
     @classmethod

@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
+import zlib
 from pathlib import Path
 
 import torch
@@ -66,8 +67,8 @@ def load_web(path: Path) -> OnnxModel:
     """
     try:
         text = (path / STUDENT).read_text(encoding="ascii")
-        content = base64.b64decode(json.loads(text.removeprefix(BEFORE).removesuffix(AFTER))["onnx"])
-    except (OSError, ValueError, KeyError) as error:
+        content = base64.b64decode(json.loads(text.removeprefix(BEFORE).removesuffix(AFTER))["onnx"], validate=True)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path / STUDENT}: missing or damaged; export the page again") from error
     with tempfile.TemporaryDirectory(prefix="web-") as folder:
         network = Path(folder) / "student.onnx"
@@ -99,8 +100,10 @@ def web_runtime(source: Path | None) -> tuple[bytes, ...]:
     try:
         with tarfile.open(source) as archive:
             files = [archive.extractfile(f"package/dist/{part}") for part in PARTS]
+            if None in files:
+                raise KeyError(f"{PARTS[files.index(None)]} is no file")
             return tuple(file.read() for file in files if file is not None)
-    except (OSError, KeyError, tarfile.TarError) as error:
+    except (OSError, EOFError, KeyError, tarfile.TarError, zlib.error) as error:
         raise UserError(f"--web-runtime {source}: not the package {PACKAGE} as npm packs it ({error})") from error
 
 

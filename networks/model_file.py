@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol, TypedDict, cast, get_origin, get_type_hints
+from typing import Any, Protocol, TypedDict, cast, get_origin, get_type_hints
 
 import torch
 
@@ -99,16 +99,10 @@ def check_model_file(content: Mapping, path: str | Path, check_name: Callable[[s
         check_name(checkpoint["model"])
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    names, palette = checkpoint["class_names"], checkpoint["palette"]
-    if not names or len(palette) < len(names) or not all(isinstance(key, str) for key in checkpoint["model_args"]):
-        raise UserError(f"{path}: damaged: {len(names)} class names, {len(palette)} colours")
-    if not all(isinstance(name, str) for name in names) or not all(_is_colour(colour) for colour in palette):
-        raise UserError(f"{path}: damaged: a class name that is no text, or a colour that is not three of 0..255")
-    if checkpoint["input_size"] < 0:
-        raise UserError(f"{path}: damaged: a working size of {checkpoint['input_size']} pixels")
+    fault = fault_of_description(checkpoint)
+    if fault or not all(isinstance(key, str) for key in checkpoint["model_args"]):
+        raise UserError(f"{path}: damaged: {fault or 'an argument of the model that has no name'}")
     numbers = [*checkpoint["mean"], *checkpoint["std"]]
-    if len(numbers) != 6 or not all(isinstance(value, float | int) and math.isfinite(value) for value in numbers):
-        raise UserError(f"{path}: damaged: mean and std must be three numbers each")
     if not all(math.isclose(one, own, abs_tol=1e-6) for one, own in zip(numbers, (*MEAN, *STD), strict=True)):
         raise UserError(
             f"{path}: made for images normalised by mean {checkpoint['mean']} and std {checkpoint['std']}, and all "
@@ -116,6 +110,29 @@ def check_model_file(content: Mapping, path: str | Path, check_name: Callable[[s
             "trained on"
         )
     return checkpoint
+
+
+def fault_of_description(said: Mapping[str, Any]) -> str | None:
+    """What is wrong with the class names, palette, normalisation or working size that a file gives; None: nothing."""
+    names, palette, mean, std, input_size = (
+        said[key] for key in ("class_names", "palette", "mean", "std", "input_size")
+    )
+    if not all(isinstance(each, list | tuple) for each in (names, palette, mean, std)):
+        return "class names, palette, mean and std must be lists"
+    if not names or len(palette) < len(names):
+        return f"{len(names)} class names, {len(palette)} colours"
+    if not all(isinstance(name, str) for name in names) or not all(_is_colour(colour) for colour in palette):
+        return "a class name that is no text, or a colour that is not three of 0..255"
+    numbers = [*mean, *std]
+    if (len(mean), len(std)) != (3, 3) or not all(
+        isinstance(value, float | int) and math.isfinite(value) for value in numbers
+    ):
+        return "mean and std must be three numbers each"
+    if min(std) <= 0:
+        return f"a standard deviation of {min(std):g}"
+    if not isinstance(input_size, int) or input_size < 0:
+        return f"a working size of {input_size} pixels"
+    return None
 
 
 def _is_colour(value: object) -> bool:

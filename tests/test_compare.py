@@ -13,8 +13,11 @@ import random
 import re
 import shutil
 import signal
+import sys
 import threading
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -769,3 +772,24 @@ def test_report_only_without_a_finished_run(tmp_path, demo_data, demo_checkpoint
     args = compare.get_args_parser().parse_args([str(path), "--output-dir", str(tmp_path), "--report-only"])
     with pytest.raises(UserError, match=r"no run of .* is done yet"):
         compare.main(args)
+
+
+def test_a_run_ends_although_nobody_reads_what_it_prints(tmp_path, monkeypatch):
+    """`compare.py | head -1`, or a disk that is full: a pipe that is not emptied would stop it for ever."""
+
+    class Gone(io.StringIO):
+        def write(self, text):
+            raise BrokenPipeError
+
+    (tmp_path / "chatty.py").write_text("for number in range(20_000):\n    print('line', number)\n")
+    monkeypatch.setattr(runs, "SCRIPT", tmp_path / "chatty.py")
+    monkeypatch.setattr(sys, "stdout", Gone())
+    job = runs.Job(SimpleNamespace(folder=tmp_path / "run", name="run", words=[]), dict(os.environ))
+    due = time.monotonic() + 60
+    while job.process.poll() is None and time.monotonic() < due:
+        time.sleep(0.05)
+    if job.process.poll() is None:
+        job.process.kill()
+        pytest.fail("it waits")
+    assert job.poll() == 0 and job.last_line == "line 19999"
+    assert len((tmp_path / "run" / runs.LOG).read_text().splitlines()) == 20_000

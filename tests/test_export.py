@@ -18,6 +18,7 @@ from deploy import export_checks
 from deploy.arguments import make_deployed
 from deploy.exporting import Deployed, export_program
 from deploy.formats import FORMATS, load_exported
+from deploy.model_card import ModelCard
 from deploy.segmenter import load_segmenter
 from deploy.speed import file_table, size_alone
 from tests.conftest import assert_one_line_error
@@ -261,6 +262,23 @@ def test_a_stranger_onnx_file_says_what_it_lacks(plain, tmp_path):
     onnx.save(model, tmp_path / "stranger.onnx")
     with pytest.raises(UserError, match="metadata has no 'model'"):
         load_exported(tmp_path / "stranger.onnx")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("class_names", "5"), ("class_names", "[1, 2, 3]"), ("class_names", "null"), ("class_names", "[]"),
+        ("palette", "[]"), ("palette", "[[1, 2], [3, 4], [5, 6]]"), ("palette", '"x"'), ("mean", "[0]"),
+        ("mean", '["a", 0, 0]'), ("mean", "[NaN, 0, 0]"), ("std", "[0, 1, 1]"), ("input_size", "-5"),
+        ("input_size", '"x"'), ("parameters", "null"), ("class_names", "[" * 100_000),
+    ],
+)  # fmt: skip
+def test_a_damaged_card_is_one_line(name, value):
+    card = ModelCard("small", CLASS_NAMES, PALETTE, list(MEAN), list(STD), 7, input_size=64, format=2)
+    told = card.to_metadata()
+    assert ModelCard.from_metadata(told, "a.onnx") == card
+    with pytest.raises(UserError, match=r"a\.onnx: its metadata .*damaged"):
+        ModelCard.from_metadata(told | {name: value}, "a.onnx")
 
 
 def called_int8(file, copy, **changes):

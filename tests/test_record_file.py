@@ -11,6 +11,7 @@ import pytest
 from basics.errors import UserError
 from basics.files import require_room
 from basics.record_file import RecordFile, read_manifest, record_offsets, write_manifest
+from basics.toml_file import parse_toml
 from segdata.reading import DataError
 
 RECORDS = [b"alpha", b"", b"\x00\xff", b"omega!"]
@@ -84,3 +85,11 @@ def test_room_is_asked_for(tmp_path):
         require_room(tmp_path, 10**18, "the cache", "buy a disk", DataError)
     with pytest.raises(UserError):
         require_room(tmp_path, 10**18, "the cache", "buy a disk")
+
+
+def test_nesting_without_end_is_a_damaged_file(tmp_path):
+    (tmp_path / "a.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match="too deep"):
+        read_manifest(tmp_path / "a.json")
+    with pytest.raises(UserError, match="not a TOML file"):
+        parse_toml("a = " + "[" * 100_000, "a.toml")

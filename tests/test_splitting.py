@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import sys
 import threading
 import unicodedata
 from pathlib import Path
@@ -174,6 +175,15 @@ def test_names_that_no_file_could_list_are_parted_all_the_same(flat, monkeypatch
     monkeypatch.setattr(splitting, "_write", lambda root, ids: False)
     train, val = ids(flat)
     assert (len(train), len(val)) == (16, 4)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such names there")
+@pytest.mark.parametrize("name", ["trail ", " lead", "a\\b", "two\nlines", "next\x85line"])
+def test_a_name_that_no_list_can_say_keeps_nobody_from_starting(flat, name):
+    add(flat, [name])
+    train, val = ids(flat)
+    assert len(train) + len(val) == 21 and name in {*train, *val}
+    assert not (flat / FOLDER).exists() and ids(flat) == (train, val)
 
 
 def test_one_image_cannot_be_parted(tmp_path):
