@@ -21,10 +21,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from basics.errors import UserError, run_cli  # first: Ctrl-C while torch is imported ends quietly
+from basics.progress import ProgressBar
 
 # isort: split
 import torch
-from tqdm import tqdm
 
 from basics.batch import normalize
 from basics.optional_packages import need
@@ -47,7 +47,7 @@ def calibration_images(args: argparse.Namespace, class_names: list[str], input_s
     check_classes(str(args.checkpoint), class_names, dataset)
     dataset.input_size = input_size
     count = min(args.calibration_images, len(dataset))
-    for number in tqdm(range(count), desc="calibrate", unit="img", leave=False, disable=None):
+    for number in ProgressBar(range(count), desc="calibrate", unit="img"):
         yield normalize(dataset[number * len(dataset) // count]["image"][None])
 
 

@@ -15,10 +15,9 @@ import argparse
 from pathlib import Path
 
 from basics.errors import UserError, run_cli  # first: Ctrl-C while torch is imported ends quietly
+from basics.progress import ProgressBar
 
 # isort: split
-from tqdm import tqdm
-
 from basics.device import add_device_argument
 from basics.files import expanded
 from dataset import SegmentationDataset, add_data_arguments, build_split
@@ -100,7 +99,7 @@ def main(args: argparse.Namespace) -> None:
     args.output_dir = args.output_dir or args.checkpoints[0].parent / "pictures"
     titles = [*(["Ground truth"] if dataset.has_masks else []), *(column.title for column in columns)]
     for name, indices in chosen.items():
-        bar = tqdm(indices, desc=name, unit="img", leave=False, disable=None)
+        bar = ProgressBar(indices, desc=name, unit="img")
         rows = [make_row(dataset, index, columns) for index in bar]
         paths = write_sheets(name, rows, titles, dataset, args.output_dir, args.rows)
         print("\n".join(map(str, paths)))

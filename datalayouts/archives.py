@@ -26,10 +26,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm import tqdm
-
 from basics.errors import UserError
 from basics.files import require_room
+from basics.progress import ProgressBar
 from segdata.reading import DataError
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz", ".zip")
@@ -73,9 +72,7 @@ def md5_of(path: Path) -> str:
     with (
         _reading(path),
         path.open("rb") as raw,
-        tqdm(
-            total=path.stat().st_size, desc="checking md5", unit="B", unit_scale=True, leave=False, disable=None
-        ) as bar,
+        ProgressBar(total=path.stat().st_size, desc="checking md5", unit="B", unit_scale=True) as bar,
     ):
         file: io.BufferedIOBase = gzip.GzipFile(fileobj=raw) if path.suffix in (".gz", ".tgz") else raw
         while block := file.read(BLOCK):
@@ -133,9 +130,7 @@ def extract(archive: Path, destination: Path, limits: Limits | None = None) -> i
         missing = [member for member in missing if not _is_there(destination / member.path, member.size)]
         total, needed = (sum(member.size for member in some) for some in (members, missing))
         require_room(destination, needed, str(archive), "make room, or name another --data-dir", DataError)
-        with tqdm(
-            total=total, desc=f"extracting {archive.name}", unit="B", unit_scale=True, leave=False, disable=None
-        ) as bar:
+        with ProgressBar(total=total, desc=f"extracting {archive.name}", unit="B", unit_scale=True) as bar:
             bar.update(total - needed)
             for member in missing:
                 _write_member(opened, member, partial, archive)
@@ -233,7 +228,7 @@ def _records(opened: OpenArchive, archive: Path) -> Iterator[Record]:
     if isinstance(opened, zipfile.ZipFile):
         yield from opened.infolist()
         return
-    with tqdm(desc=f"reading {archive.name}", unit=" members", leave=False, disable=None) as bar:
+    with ProgressBar(desc=f"reading {archive.name}", unit=" members") as bar:
         for record in opened:
             bar.update()
             yield record

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from basics.batch import VOID
+from basics.progress import ProgressBar
 from datalayouts.folders import folder_layout
 from segdata.borders import find_borders
 from segdata.layouts import LISTS, Layout
@@ -88,7 +88,7 @@ def make_demo(root: Path, num_train: int = NUM_TRAIN, num_val: int = NUM_VAL, se
         (root / folder).mkdir(parents=True)
     colours = colour_table(distinct_palette(list(CLASSES)))
     splits = {"train": (0, num_train), "val": (1, num_val), "teacher": (2, num_train)}
-    bar = tqdm(total=2 * num_train + num_val, desc="making demo data", unit="img", leave=False, disable=None)
+    bar = ProgressBar(total=2 * num_train + num_val, desc="making demo data", unit="img")
     for split, (stream, count) in splits.items():
         ids = [f"demo_{split}_{number:04d}" for number in range(count)]
         for number, name in enumerate(ids):

@@ -9,9 +9,8 @@ import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm import tqdm
-
 from basics.files import file_bytes
+from basics.progress import ProgressBar
 from segdata.reading import DataError
 
 BLOCK = 1 << 18
@@ -145,9 +144,7 @@ def _fetch_rest(address: str, partial: Path) -> None:
         total = have + int(length) if length and length.isdigit() else None
         with (
             partial.open("ab" if have else "wb") as file,
-            tqdm(
-                total=total, initial=have, desc=partial.stem, unit="B", unit_scale=True, leave=False, disable=None
-            ) as bar,
+            ProgressBar(total=total, initial=have, desc=partial.stem, unit="B", unit_scale=True) as bar,
         ):
             while block := _read_block(answer):
                 file.write(block)

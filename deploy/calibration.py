@@ -21,10 +21,10 @@ from typing import Any
 import torch
 from torch import nn
 from torch.fx import GraphModule, Interpreter, Node
-from tqdm import tqdm
 
 from basics.errors import UserError
 from basics.grids import pad_to_stride
+from basics.progress import ProgressBar
 from deploy.graphs import node_at, set_argument, tensor_of
 from deploy.quantization import LAYERS, aten, convert_calibrated, prepare_calibration
 from deploy.quantized import GraphModel, capture
@@ -125,7 +125,7 @@ def harmful_roundings(graph: GraphModule, batches: Collection[torch.Tensor]) -> 
     pixels = sum(mask.numel() for mask in expected)
     harmful = set()
     names = {str(node.target) for node, observer in observed(graph) if not is_of_weights(observer)}
-    for name in tqdm(sorted(names), desc="what INT8 would spoil", unit="map", leave=False, disable=None):
+    for name in ProgressBar(sorted(names), desc="what INT8 would spoil", unit="map"):
         rounding = Rounding(graph, {name})
         pairs = zip(batches, expected, strict=True)
         changed = sum(int((rounding.run(images)[0].argmax(1) != mask).sum()) for images, mask in pairs)

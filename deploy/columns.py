@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
-from tqdm import tqdm
 
 from basics.device import pick_device
 from basics.errors import UserError
 from basics.files import replacing
+from basics.progress import ProgressBar
 from dataset import SegmentationDataset
 from deploy.segmenter import Segmenter, load_segmenter
 from deploy.teachers import TeacherChoice, load_teacher_for
@@ -90,7 +90,7 @@ def column_titles(paths: Sequence[Path]) -> list[str]:
 def rank_images(column: Column, dataset: SegmentationDataset) -> list[int]:
     """Indices of the images that have labelled pixels, the lowest per-image mIoU first."""
     scores = {}
-    for index in tqdm(range(len(dataset)), desc=f"rank {dataset.split}", unit="img", leave=False, disable=None):
+    for index in ProgressBar(range(len(dataset)), desc=f"rank {dataset.split}", unit="img"):
         sample = dataset[index]
         prediction = column.segmenter.mask(sample["image"])
         scores[index] = image_miou(prediction, sample["mask"], dataset.num_classes)

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from basics.batch import normalize
 from basics.errors import UserError
+from basics.progress import ProgressBar
 from dataset import SegmentationDataset
 from deploy.exported import one_hot_logits
 from networks.working_size import at_working_size
@@ -89,7 +89,7 @@ class RealPictures:
     def _run(self, network: nn.Module) -> tuple[list[torch.Tensor], Scores]:
         network = at_working_size(network, self.input_size)
         masks, confusion = [], ConfusionMatrix(self.dataset.num_classes)
-        for index in tqdm(self.indices, desc="score", unit="img", leave=False, disable=None):
+        for index in ProgressBar(self.indices, desc="score", unit="img"):
             sample = self.dataset[index]
             mask = network(normalize(sample["image"][None])).max(1)[1][0]
             confusion.update(mask, sample["mask"])

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from basics.errors import UserError
 from basics.files import LONGEST_NAME, folder_locked, free_bytes
 from basics.memory import explain_memory
+from basics.progress import ProgressBar
 from deploy.results import KINDS, PICTURED, Areas, Band, Look, write_results
 from deploy.segmenter import Segmenter
 from segdata.drawing import colorize
@@ -123,7 +124,7 @@ class Predictor:
         for message in found.left_out:
             tally.note(message)
         start, free = time.monotonic(), free_bytes(self.folder)
-        bar = tqdm(found.sources, unit="img", desc="predict", disable=len(found.sources) < 2 or None, leave=False)
+        bar = ProgressBar(found.sources, unit="img", desc="predict", disable=len(found.sources) < 2)
         with folder_locked(self.folder, "give another --output-dir"):
             try:
                 for done, source in enumerate(bar):
@@ -194,7 +195,7 @@ class Predictor:
         said = self.segmenter.bands(
             picture.tensor_rows, (picture.height, picture.width), tile, confidence="confidence" in kinds
         )
-        with tqdm(total=picture.height, unit="row", desc=name, leave=False, disable=None if tiled else True) as bar:
+        with ProgressBar(total=picture.height, unit="row", desc=name, disable=not tiled) as bar:
             for top, band in said:
                 rows = len(band.mask)
                 pixels = picture.read_rows(top, top + rows) if pictured else None
@@ -237,7 +238,7 @@ class Predictor:
             limit = self.options.max_frames
             total = min(filter(None, (reader.frames, limit)), default=None)
             frames = itertools.islice(itertools.chain([first], frames), limit)
-            bar = tqdm(frames, total=total, unit="img", desc=source.name.name, leave=False, disable=None)
+            bar = ProgressBar(frames, total=total, unit="img", desc=source.name.name)
             folder, free = frames_folder(source, self.taken), free_bytes(self.folder)
             # The end of a camera is Ctrl-C, and what it showed until then is kept.
             with contextlib.suppress(KeyboardInterrupt) if source.is_live else contextlib.nullcontext():

@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Subset
-from tqdm import tqdm
 
 from basics.batch import prepare_batch
 from basics.checkpoint import save_atomic
 from basics.errors import UserError
 from basics.grids import to_stride
+from basics.progress import ProgressBar
 from basics.record_file import write_manifest
 from kd.cache_quality import measure_maps, quality_line
 from kd.cache_store import (
@@ -124,9 +124,7 @@ class CacheBuilder:
     def _fill(self, writer: CacheWriter, projections: dict[str, Projection], workers: int) -> float | None:
         """Write the missing records; returns the median seconds an image took (None: nothing was missing)."""
         todo, seconds = range(writer.done, len(self.full)), []
-        bar = tqdm(
-            desc="teacher cache", initial=writer.done, total=len(self.full), unit="img", mininterval=1, disable=None
-        )
+        bar = ProgressBar(desc="teacher cache", initial=writer.done, total=len(self.full), unit="img", mininterval=1)
         try:
             start = time.perf_counter()
             for index, batch in zip(todo, self._full_images(todo, workers), strict=True):
@@ -191,7 +189,7 @@ class CacheBuilder:
         count = min(PROJECTION_IMAGES, len(self.full))
         indices = [position * len(self.full) // count for position in range(count)]
         samples: dict[str, list[torch.Tensor]] = {tap: [] for tap in self.taps}
-        bar = tqdm(self._full_images(indices, 0), desc="projection", total=count, unit="img", leave=False, disable=None)
+        bar = ProgressBar(self._full_images(indices, 0), desc="projection", total=count, unit="img")
         for batch in bar:
             height, width = batch["image"].shape[-2:]
             outputs = self._outputs(batch)

@@ -20,12 +20,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from basics import distributed
 from basics.batch import VOID, prepare_batch
 from basics.device import autocast, exact_dtype, scoring_kernels, synchronize
 from basics.errors import UserError
+from basics.progress import ProgressBar
 from basics.signals import Stopped, StopSignal, ignore_stop_signals
 from basics.tiling import blended_bands, fits
 from dataset import SegmentationDataset
@@ -174,7 +174,7 @@ def evaluate_model(
     loader = loader or scoring_loader(dataset, device, batch_size, workers)
     network, counts = _TimedNetwork(model, device, amp), _Counts(dataset.num_classes, device)
     quiet = not (progress and distributed.is_main())
-    batches = tqdm(loader, desc=f"evaluate {dataset.split}", leave=False, disable=quiet or None, unit="batch")
+    batches = ProgressBar(loader, desc=f"evaluate {dataset.split}", disable=quiet, unit="batch")
     try:
         with scoring_kernels():
             for batch in batches:

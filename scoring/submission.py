@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from basics.errors import UserError
 from basics.files import replacing
+from basics.progress import ProgressBar
 from datalayouts.published import VOC_CLASSES
 from dataset import SegmentationDataset
 from segdata.palettes import palette_image
@@ -46,7 +46,7 @@ def submit(path: Path, predict: Callable[[torch.Tensor], torch.Tensor], dataset:
         raise UserError(f"--submission {path}: the name must end in .tgz")
     if dataset.class_names != VOC_CLASSES:
         raise UserError(f"--submission is for VOC's 21 classes: {dataset.name} has others")
-    numbers = tqdm(range(len(dataset)), desc=f"predict {dataset.split}", leave=False, disable=None, unit="img")
+    numbers = ProgressBar(range(len(dataset)), desc=f"predict {dataset.split}", unit="img")
     masks = ((dataset.ids[number], predict(dataset[number]["image"]).numpy()) for number in numbers)
     write_submission(path, masks, dataset.palette)
     print(

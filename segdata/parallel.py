@@ -7,9 +7,8 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-from tqdm import tqdm
-
 from basics.machine import available_cores
+from basics.progress import ProgressBar
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -20,7 +19,7 @@ def map_in_order(function: Callable[[T], R], items: Iterable[T], desc: str, tota
     workers = min(16, available_cores())
     with (
         ThreadPoolExecutor(workers) as pool,
-        tqdm(total=total, desc=desc, unit="img", leave=False, disable=None) as bar,
+        ProgressBar(total=total, desc=desc, unit="img") as bar,
     ):
         waiting: deque[Future[R]] = deque()
         try:

@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from basics.batch import VOID, prepare_batch
 from basics.files import digest_of_ends, replacing
 from basics.grids import upsample_logits
 from basics.memory import explain_memory
+from basics.progress import ProgressBar
 from dataset import SegmentationDataset
 from kd.distiller import Teacher, TeacherOutput, pad_batch
 from networks.working_size import resize_rows
@@ -51,7 +51,7 @@ def label_split(
     paths = [place / f"{index:06d}.png" for index in range(len(dataset))]
     todo = [index for index, path in enumerate(paths) if not path.is_file()]
     loader = DataLoader(dataset.whole(input_size), batch_size=1, sampler=todo, generator=torch.Generator())
-    for batch in tqdm(loader, desc=f"{dataset.split}: what the teacher says", unit="img", leave=False, disable=None):
+    for batch in ProgressBar(loader, desc=f"{dataset.split}: what the teacher says", unit="img"):
         with explain_memory("the teacher looks at whole validation pictures: bring masks for them, or smaller ones"):
             mask = classes_said(teacher, prepare_batch(batch, device))[0]
         place.mkdir(parents=True, exist_ok=True)

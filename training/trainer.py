@@ -26,6 +26,7 @@ from basics.device import check_amp, pick_device
 from basics.errors import UserError
 from basics.files import lock_folder
 from basics.memory import explain_memory, is_lost_worker
+from basics.progress import ProgressBar
 from basics.signals import Stopped, StopSignal
 from kd.distiller import Recipe
 from networks.working_size import at_working_size
@@ -141,14 +142,13 @@ class Trainer:
         start = time.monotonic() - progress.epoch_s
         share = stage.batch_size // distributed.world_size()
         self.data.sampler.set_epoch(progress.epoch, start=progress.step_in_epoch * share)
-        bar = tqdm(
+        bar = ProgressBar(
             itertools.islice(loader, 0 if pace.is_spent() else steps - progress.step_in_epoch),
             desc=f"epoch {pace.epoch_title(progress.epoch + 1)}",
             initial=progress.step_in_epoch,
             total=steps,
-            leave=False,
             unit="step",
-            disable=None if distributed.is_main() else True,  # None: a bar on terminals, none in log files
+            disable=not distributed.is_main(),
         )
         for batch in timed_batches(bar, progress, self.device):
             self.state.add(self.train_step(batch))
