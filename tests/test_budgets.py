@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import math
 
 import pytest
+from matplotlib.axes import Axes
 from PIL import Image
 
 from basics.errors import UserError
@@ -72,3 +74,19 @@ def test_the_chart_says_what_it_shows(tmp_path, demo_data):
     words = budgets_words(comparison, lines)
     assert "kl, 0 masks: 55.0 %" in words and "baseline, all masks: 45.0 %" in words
     assert Image.open(io.BytesIO(budgets_png(comparison, lines))).size[0] > 400
+
+
+def test_bars_in_the_chart_are_standard_deviations(tmp_path, demo_data, monkeypatch):
+    plan = read_plan(plan_with(tmp_path, demo_data), tmp_path)
+    comparison = invent(plan, build_dataset("demo", demo_data, "val"), {"baseline": [0.4, 0.5], "kl": [0.5, 0.6]})
+    drawn, draw = {}, Axes.errorbar
+
+    def spy(self, places, values, heights, **style):
+        drawn[style["label"]] = values, heights
+        return draw(self, places, values, heights, **style)
+
+    monkeypatch.setattr(Axes, "errorbar", spy)
+    budgets_png(comparison, summarize(comparison))
+    deviation = 100 * math.sqrt(0.05**2 + 0.05**2)  # of two values, their mean between them
+    assert drawn["baseline"] == (pytest.approx([45, 45]), pytest.approx([deviation] * 2))
+    assert drawn["kl"] == (pytest.approx([55, 55, 55]), pytest.approx([deviation] * 3))

@@ -238,6 +238,7 @@ def test_what_sets_the_pace_is_part_of_a_run_of_equal_time(tmp_path, demo_data, 
         ("images", "kl_compact_seed0", "training pictures"),
         ("masks", "kl_compact_seed0", "masks"),
         ("whole teacher", "kl_compact_seed1", "teachers"),
+        ("class weights", "kl_compact_seed0", "class weights"),
     ],
 )
 def test_runs_that_saw_different_data_are_no_pairs(tmp_path, demo_data, key, other, words):
@@ -248,12 +249,14 @@ def test_runs_that_saw_different_data_are_no_pairs(tmp_path, demo_data, key, oth
         path = run.folder / "config.json"
         content = json.loads(path.read_text())
         content["arguments"] |= {"images": f"im{run.seed}", "val_images": "val", "masks": f"mask{run.seed}"}
-        content["arguments"]["weight_files"] = {"whole teacher": "t"} if run.method == "kl" else {}
+        weights = {"class weights": f"w{run.seed}"}  # of the masks that were drawn
+        content["arguments"]["weight_files"] = weights | ({"whole teacher": "t"} if run.method == "kl" else {})
         path.write_text(json.dumps(content))
     refuse_mixed(plan.runs)
     path = plan.folder / other / "config.json"
     content = json.loads(path.read_text())
-    where = content["arguments"]["weight_files"] if key == "whole teacher" else content["arguments"]
+    in_files = key in content["arguments"]["weight_files"]
+    where = content["arguments"]["weight_files"] if in_files else content["arguments"]
     where[key] = "other"
     path.write_text(json.dumps(content))
     with pytest.raises(UserError, match=rf"{other}.* trained with different {words}, and are no pair"):
@@ -672,6 +675,25 @@ def test_csv(invented):
     assert summary[0]["miou_std"] == "" and summary[0]["macs"] == ""
     assert float(summary[2]["difference_mean"]) == pytest.approx(0.035)
     assert (summary[2]["pairs"], summary[2]["helps"]) == ("2", "")
+
+
+def test_summaries_by_hand(tmp_path, demo_data, val_set):
+    """Differences of 0.03, 0.04 and 0.035; t has two degrees of freedom. Of the times one is of a busy machine."""
+    plan = read_plan(write_plan(tmp_path, demo_data, methods=METHODS, seeds=[0, 1, 2]), tmp_path)
+    comparison = invent(plan, val_set, {"baseline": [0.5, 0.54, 0.52], "kl": [0.53, 0.58, 0.555]})
+    busy = dataclasses.replace(comparison.results[-1], train_seconds=90.0)
+    comparison = dataclasses.replace(comparison, results=[*comparison.results[:-1], busy])
+    row = list(csv.DictReader(io.StringIO(summary_csv(summarize(comparison)))))[2]
+    half = 4.302653 * 0.005 / math.sqrt(3)
+    assert [float(row["difference_low"]), float(row["difference_high"])] == pytest.approx([0.035 - half, 0.035 + half])
+    assert float(row["miou_std"]) == pytest.approx(math.sqrt((0.025**2 + 0.025**2) / 2))
+    assert float(row["train_seconds"]) == 33
+
+
+def test_the_best_epoch_is_that_of_the_best_score(invented):
+    result = invented[0].results[0]
+    metrics = [{"epoch": 1, "val_miou": 0.2}, {"epoch": 2, "val_miou": 0.5}, {"epoch": 3, "val_miou": 0.4}]
+    assert dataclasses.replace(result, metrics=metrics).checkpoint_epoch == 2
 
 
 def test_tex(invented):

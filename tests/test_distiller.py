@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -11,6 +12,7 @@ import kd.distiller as distiller_module
 from basics.errors import UserError
 from kd.distiller import DistilledStudent, Distiller, LiveTeacher, Recipe, pad_batch
 from kd.losses import LOSSES, PRESETS
+from tests.test_losses_reference import reference_pairwise
 from tests.tiny import TinyModel, tiny_batch
 
 
@@ -336,3 +338,20 @@ def test_only_the_first_word_is_looked_at(monkeypatch):
     for _ in range(3):
         teacher(tiny_batch(images=4))
     assert looks == [2]
+
+
+def test_maps_too_large_for_all_pairs_are_averaged_and_cells_with_padding_left_out():
+    """Of 8 x 40 cells the long side alone is brought to 16; the last of those has padding in it."""
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (torch.randn(1, channels, 8, 40, generator=generator) for channels in (5, 7))
+    valid = torch.ones(1, 8, 40, dtype=torch.bool)
+    valid[..., 38:] = False
+    found = distiller_module._on_bounded_grid(LOSSES["pairwise"], student, teacher, valid)
+    edges = [(column * 40 // 16, -(-(column + 1) * 40 // 16)) for column in range(16)]
+    pooled = [
+        np.stack([image.double().numpy()[..., low:high].mean(-1) for low, high in edges], axis=-1)
+        for image in (student, teacher)
+    ]
+    inside = np.broadcast_to([high <= 38 for _, high in edges], (1, 8, 16))
+    assert inside.sum() == 8 * 15
+    assert found.item() == pytest.approx(reference_pairwise(*pooled, inside), rel=1e-5)

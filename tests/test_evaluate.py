@@ -6,6 +6,7 @@ import itertools
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -429,3 +430,39 @@ def test_the_protocol_tells_of_pictures_that_are_fitted_into_a_file(model, val_s
     model.fitted_size = (48, 64)
     told = evaluate_model(at_working_size(model, 80), val_set, CPU, progress=False).protocol
     assert "working size 80, pictures fitted into 48x64, masks at native resolution" in told
+
+
+def test_of_equally_fast_points_the_better_lies_on_the_front():
+    assert on_front([Point(2, 50), Point(2, 60), Point(1, 40)]) == [Point(1, 40), Point(2, 60)]
+
+
+def test_pictures_to_be_timed_are_spread_over_the_split():
+    asked = []
+
+    class Hundred:
+        def __len__(self):
+            return 100
+
+        def __getitem__(self, index):
+            asked.append(index)
+            return {"image": torch.zeros(3, 8, 8, dtype=torch.uint8)}
+
+    in_turn = InTurn(Hundred())
+    for number in range(20):
+        in_turn._picture(number, torch.device("cpu"))
+    assert asked == [5 * number for number in range(20)]
+
+
+def test_milliseconds_are_those_of_one_image_of_a_batch(demo_data, monkeypatch):
+    dataset, clock = build_dataset("demo", demo_data, "val"), [0.0]
+
+    class Slow(TinyModel):
+        def forward(self, images):
+            clock[0] += 0.02 * len(images)
+            return super().forward(images)
+
+    monkeypatch.setattr(protocol, "SameSizeBatches", lambda data, size: SimpleNamespace(batches=[[0], [0, 0], [1, 1]]))
+    monkeypatch.setattr(protocol, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    model = Slow(dataset.num_classes).eval()
+    found = evaluate_model(model, dataset, torch.device("cpu"), batch_size=2)
+    assert found.ms_per_image == pytest.approx(20)

@@ -198,3 +198,23 @@ def test_pictures_without_a_labelled_pixel_are_refused():
     void = Pictures(((255,) * 4, (255,) * 4))
     with pytest.raises(UserError, match="2 pictures of tiny/val: not one labelled pixel"):
         RealPictures(Says((0, 0, 0, 0), (0, 0, 0, 0)), void, 2)
+
+
+def test_the_cost_is_measured_on_pictures_spread_over_the_split():
+    class Ten(Pictures):
+        def __len__(self):
+            return 10
+
+        def __getitem__(self, index):
+            return super().__getitem__(index % 2)
+
+    assert RealPictures(Says(*[(0, 0, 1, 1)] * 5), Ten(), 5).indices == [0, 2, 4, 6, 8]
+
+
+def test_biases_are_corrected_on_images_of_the_whole_split(monkeypatch):
+    """Of forty images sixteen are kept, each with the same chance: not the first ones alone."""
+    seen, correct = [], calibration.correct_biases
+    monkeypatch.setattr(calibration, "correct_biases", lambda graph, kept: seen.extend(kept) or correct(graph, kept))
+    images = [torch.full((1, 3, 32, 32), number / 40) for number in range(40)]
+    calibration.quantize_calibrated(lively(SmallStudent(3)), images)
+    assert len(seen) == 16 and max(image.mean().item() for image in seen) > 0.5

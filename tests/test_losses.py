@@ -553,6 +553,9 @@ def test_presets_are_the_published_mixes():
     assert nonzero["hdl"] == {"ce": 0.5, "dice": 0.2, "csd": 0.3}
     assert nonzero["papi"] == {"ce": 1.0, "pairwise": 1.0, "pixelwise": pytest.approx(100 / 129)}
     assert nonzero["cwd"] == {"ce": 1.0, "cwd": 3.0} and PRESETS["cwd"].temperature == 4.0
+    assert nonzero["aicsd"] == {"ce": 1.0, "kl": pytest.approx(10 / 21), "icsd": 1.0}
+    assert nonzero["dist"] == {"ce": 1.0, "dist": 1.0} and nonzero["feature"] == {"ce": 1.0, "cosine": 1.0}
+    assert nonzero["response"] == {"ce": 1.0, "kl": 1.0} and PRESETS["response"].temperature == 4.0
     assert [name for name, preset in PRESETS.items() if preset.adaptive] == ["aicsd"]
 
 

@@ -77,3 +77,11 @@ def test_accepts_uint8_and_leaves_its_arguments_alone():
 
 def test_image_without_labels_has_no_score():
     assert math.isnan(image_miou(torch.zeros(4, 4), torch.full((4, 4), 255), 3))
+
+
+def test_shares_are_those_of_the_truth_by_hand():
+    confusion = ConfusionMatrix(3, torch.device("cpu"))
+    confusion.update(torch.tensor([[0, 0, 0, 1]]), torch.tensor([[0, 1, 1, 1]]))
+    scores = confusion.scores()
+    assert scores.pixel_share.tolist() == [0.25, 0.75, 0]
+    assert scores.accuracy[:2].tolist() == pytest.approx([1, 1 / 3])

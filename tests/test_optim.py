@@ -11,7 +11,7 @@ from torch import nn
 
 from tests.test_train import arguments
 from train_kd import get_args_parser, main, make_recipe
-from training.optim import Optimization, make_optimizer, make_scheduler
+from training.optim import Optimization, learning_rate_factor, make_optimizer, make_scheduler
 from training.recipe import settle
 from training.trainer import Trainer
 
@@ -142,3 +142,16 @@ def test_rates_are_those_that_were_measured_for_the_student(words, lr, factor):
     before = args.as_plain()
     settle(args, torch.device("cpu"))
     assert args.as_plain() == before
+
+
+def test_schedules_by_hand():
+    """110 steps, ten of them warm-up: 60 is half of the rest, 70 six tenths, 95 seventeen twentieths."""
+    cosine, step, poly = (
+        [learning_rate_factor(number, 110, 10, name) for number in (0, 5, 10, 60, 69, 70, 94, 95, 110)]
+        for name in ("cosine", "step", "poly")
+    )
+    for factors in (cosine, step, poly):
+        assert factors[:3] == pytest.approx([0.01, 0.505, 1])
+    assert [cosine[3], cosine[-1]] == pytest.approx([0.5, 0], abs=1e-12)
+    assert step[4:8] == pytest.approx([1, 0.1, 0.1, 0.01])
+    assert [poly[3], poly[-1]] == pytest.approx([0.5**0.9, 0])

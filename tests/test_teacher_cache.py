@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import numpy as np
 import pytest
@@ -21,7 +22,8 @@ from torch.utils.data import default_collate
 from basics.batch import prepare_batch
 from basics.errors import UserError
 from dataset import build_dataset
-from kd import cache_store
+from kd import cache_builder, cache_store
+from kd.cache_builder import CacheBuilder
 from kd.cache_store import CacheWriter, RecordLayout, locked
 from kd.cached_teacher import CachedTeacher, measure_agreement
 from kd.distiller import DistilledStudent, Distiller, LiveTeacher, Recipe, pad_batch
@@ -793,3 +795,55 @@ def test_a_cache_of_probabilities_that_is_there_is_not_served(dtype, train_set, 
     cached = open_teacher_cache(tmp_path, teacher, "prob", train_set, dtype=dtype)
     with pytest.raises(UserError, match=r"the teacher prob \(from its cache .*probabilities already"):
         cached(crops(train_set, range(4)))
+
+
+# -- the builder by hand ----------------------------------------------------------------------------
+
+
+def test_a_projection_keeps_just_enough():
+    """The mean's direction, along which nothing varies here, and components of known variance until 90 % are kept."""
+    generator = torch.Generator().manual_seed(0)
+    axes = torch.linalg.qr(torch.randn(80, 80, generator=generator, dtype=torch.float64))[0]
+    spectrum = np.concatenate([[0.0], 0.93 ** np.arange(79)])
+    steps = torch.from_numpy(np.sqrt(spectrum))[:, None] * axes.T  # a row an axis
+    image = (5 * axes[:, 0] + torch.cat([steps, -steps])).float()
+    shares = np.cumsum(spectrum) / spectrum.sum()
+    enough = int(np.argmax(shares >= 0.9)) + 1
+    assert abs(shares - 0.9).min() > 1e-3 and 10 < enough < 60
+    assert fit_projection([image, image], 80).dims == enough
+
+
+def builder_of(count: int, **attributes) -> CacheBuilder:
+    """One of ``count`` images that are drawn from nothing."""
+    builder = CacheBuilder.__new__(CacheBuilder)
+    builder.taps, builder.full = ("high",), range(count)
+    builder._full_images = lambda indices, workers: [{"image": torch.zeros(1, 3, 40, 72)} for _ in indices]
+    for name, value in attributes.items():
+        setattr(builder, name, value)
+    return builder
+
+
+def test_maps_are_measured_on_images_that_no_projection_was_fitted_to():
+    builder = builder_of(96, _tell=lambda batch: types.SimpleNamespace(taps={}))
+    probes = [index for index, _, _ in builder._probes()]
+    assert probes == [(2 * number + 1) * 96 // 32 for number in range(16)]
+    assert not {*probes} & {number * 96 // 48 for number in range(48)}
+
+
+def test_cells_that_are_partly_padding_have_no_say_in_a_projection(tmp_path):
+    """Of 40 x 72 pixels at a stride of 16 two by four cells are whole."""
+    maps = torch.randn(1, 8, 3, 5, generator=torch.Generator().manual_seed(0))
+    maps[:, :, 2] = maps[..., 4] = 1e3
+    teacher = types.SimpleNamespace(tap_channels={"high": 8})
+    whole = maps[0, :, :2, :4].mean((1, 2))
+    builder = builder_of(1, folder=tmp_path, maps={"high": (8, 16)}, teacher=teacher, _outputs=lambda _: {"high": maps})
+    torch.testing.assert_close(builder._make_projections()["high"].mean, whole)
+
+
+def test_after_how_many_epochs_a_cache_pays_by_hand(train_set, tmp_path, monkeypatch):
+    """3 s an image to build, 0.4 s a crop to teach live."""
+    fill, measure = CacheBuilder._fill, cache_builder.measure_agreement
+    monkeypatch.setattr(CacheBuilder, "_fill", lambda self, *args: fill(self, *args) and 3.0)
+    monkeypatch.setattr(cache_builder, "measure_agreement", lambda *args: (measure(*args)[0], 0.4))
+    cached = open_teacher_cache(tmp_path, make_teacher(), "tiny", train_set, recipe=EVERYTHING)
+    assert cached.manifest["pays_after_epochs"] == 8

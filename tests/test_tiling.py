@@ -190,3 +190,9 @@ def test_a_network_that_looks_at_numbers_is_not_estimated():
 def test_advice():
     assert memory_advice(1, 0, "--batch-size") == "score in tiles: --eval-tile 512"
     assert memory_advice(4, 256, "--batch-size") == "lower --batch-size or lower --eval-tile from 256"
+
+
+def test_tiles_share_a_quarter_and_fade_over_it_by_hand():
+    assert tile_starts(200, 64) == [0, 48, 96, 136] and tile_starts(64, 64) == [0]
+    ramp = np.arange(1, 17) / 17
+    np.testing.assert_allclose(fade(64, 64).numpy(), np.concatenate([ramp, np.ones(32), ramp[::-1]]), rtol=1e-6)

@@ -15,11 +15,14 @@ import dataset
 from basics.checkpoint import load_file
 from basics.errors import UserError
 from basics.signals import Stopped
+from kd.distiller import Distiller
 from segdata.palettes import palette_image
 from tests.conftest import assert_one_line_error
 from train_kd import get_args_parser, main, make_recipe, name_run
 from training import build, pace
 from training import trainer as trainer_module
+from training.stages import Stages
+from training.state import Progress
 from training.trainer import Trainer
 from zoo import load_checkpoint_model
 
@@ -616,3 +619,96 @@ def test_a_loss_that_cannot_act_ends_the_run_before_it_begins(demo_data, tmp_pat
     args = arguments(demo_data, tmp_path, "--loss", "icsd=1", "--loss", "dist=1")
     with pytest.raises(UserError, match=r"^icsd would teach nothing: the data set has 2 classes, and at least 3"):
         build.build_models(args, make_recipe(args), data, torch.device("cpu"))
+
+
+# -- against values by hand, not another run of the same code ------------------------------------
+
+
+def score(monkeypatch, *mious):
+    """Let the validations give these mIoUs, one after the other."""
+    real, left = trainer_module.evaluate_model, iter(mious)
+
+    def evaluate(*args, **options):
+        found = real(*args, **options)
+        return dataclasses.replace(found, scores=dataclasses.replace(found.scores, miou=next(left)))
+
+    monkeypatch.setattr(trainer_module, "evaluate_model", evaluate)
+
+
+def test_the_best_file_is_that_of_the_best_epoch(demo_data, tmp_path, monkeypatch):
+    score(monkeypatch, 0.3, 0.6, 0.4)
+    assert main(arguments(demo_data, tmp_path, "--epochs", "3", "--save-every", "1")) == 0
+    best, second, third = (load_file(tmp_path / "run" / f"{name}.pth") for name in ("best", "epoch_2", "epoch_3"))
+    assert (best["info"]["epoch"], best["info"]["miou"]) == (2, 0.6)
+    assert all(torch.equal(tensor, second["state_dict"][key]) for key, tensor in best["state_dict"].items())
+    assert not all(torch.equal(tensor, third["state_dict"][key]) for key, tensor in best["state_dict"].items())
+
+
+def test_patience_begins_anew_at_every_gain(demo_data, tmp_path, monkeypatch):
+    score(monkeypatch, 0.3, 0.2, 0.4, 0.3, 0.2, 0.9)
+    assert main(arguments(demo_data, tmp_path, "--patience", "2", "--epochs", "6")) == 0
+    assert len(rows(tmp_path / "run")) == 5
+    assert load_file(tmp_path / "run" / "best.pth")["info"]["epoch"] == 3
+
+
+def test_epochs_are_scored_and_saved_as_often_as_asked(demo_data, tmp_path):
+    """And the last one is scored."""
+    assert main(arguments(demo_data, tmp_path, "--epochs", "5", "--eval-every", "2", "--save-every", "2")) == 0
+    scored = [row["epoch"] for row in rows(tmp_path / "run") if row["val_miou"]]
+    assert scored == ["2", "4", "5"]
+    assert sorted(path.name for path in (tmp_path / "run").glob("epoch_*")) == ["epoch_2.pth", "epoch_4.pth"]
+
+
+def test_an_adaptive_recipe_follows_the_steps(demo_data, distilled, tmp_path, monkeypatch):
+    """Of two epochs of four steps: 0/8, 1/8, ..."""
+    seen, total = [], Distiller.total
+
+    def spy(self, losses, progress=0.0):
+        seen.append(progress)
+        return total(self, losses, progress)
+
+    monkeypatch.setattr(Distiller, "total", spy)
+    assert main(arguments(demo_data, tmp_path, *distilled, "--beta", "0", "--preset", "aicsd")) == 0
+    assert seen == pytest.approx(np.arange(8) / 8)
+
+
+def test_an_epoch_that_was_resumed_has_the_time_of_both_parts(demo_data, tmp_path, a_second_a_step, monkeypatch):
+    """Four steps of a second, sixteen images."""
+    monkeypatch.setattr(trainer_module, "time", pace.time)
+    more = ["--epochs", "1"]
+    assert main(arguments(demo_data, tmp_path, *more, "--max-steps", "3")) == 0
+    assert main(arguments(demo_data, tmp_path, *more, "--resume", "auto")) == 0
+    with (tmp_path / "run" / "metrics.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    assert (float(row["epoch_s"]), float(row["images_per_s"])) == (4, 4)
+
+
+def test_what_is_done_aside_is_no_training(demo_data, tmp_path, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(pace, "time", types.SimpleNamespace(monotonic=lambda: clock[0]))
+    args, progress = arguments(demo_data, tmp_path), Progress()
+    own = pace.Pace(args, Stages(args, 16), progress)
+
+    def pass_by(seconds):
+        clock[0] += seconds
+
+    own.start()
+    pass_by(2)
+    assert own.aside(lambda: pass_by(100)) == 100
+    pass_by(3)
+    own.tick()
+    assert progress.train_s == 5
+
+
+def test_the_warm_up_is_counted_in_steps_of_the_first_stage(demo_data, tmp_path):
+    more = ["--freeze-epochs", "1", "--freeze-batch-size", "2", "--warmup-epochs", "1"]
+    stages = Stages(arguments(demo_data, tmp_path, *more), 16)
+    assert (stages.warmup_steps, stages.total_steps) == (8, 8 + 4)
+
+
+@pytest.mark.parametrize(
+    ("words", "temperature"),
+    [("--preset aicsd", 1), ("--preset cwd", 4), ("--alpha 1", 4), ("--preset cwd --temperature 2", 2)],
+)
+def test_the_temperature_is_the_presets_unless_it_is_given(words, temperature):
+    assert make_recipe(get_args_parser().parse_args(words.split())).temperature == temperature

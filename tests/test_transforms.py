@@ -12,7 +12,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
 
 from basics.batch import MEAN, STD, jitter_colours, prepare_batch
-from segdata.transforms import FILL, TrainTransform, cut_image, cut_mask, full_sample
+from segdata.transforms import FILL, TrainTransform, _draw_offset, cut_image, cut_mask, full_sample
 
 
 def picture(height: int, width: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -259,3 +259,25 @@ def test_the_transform_pickles():
     first = transform(image, mask)
     torch.manual_seed(5)
     assert torch.equal(TrainTransform(32)(image, mask)["image"], first["image"])
+
+
+def test_jitter_goes_both_ways_and_to_its_ends():
+    transform, reach = TrainTransform(8, jitter=(0.3, 0.2, 0.1)), torch.tensor([0.3, 0.2, 0.1])
+    torch.manual_seed(0)
+    factors = torch.stack([transform(*picture(8, 8))["jitter"] for _ in range(500)]) - 1
+    assert (factors.amin(0) < -0.9 * reach).all() and (factors.amax(0) > 0.9 * reach).all()
+    assert (factors.abs().amax(0) <= reach + 1e-6).all() and (factors.mean(0).abs() < 0.15 * reach).all()
+
+
+def test_scales_are_drawn_uniformly():
+    """Their mean is that of the range; drawn by their logarithm it would be 1.08."""
+    transform = TrainTransform(320, scale=(0.5, 2.0))
+    torch.manual_seed(0)
+    windows = [transform.draw_window(400, 400) for _ in range(3000)]
+    assert np.mean([320 / (right - left) for left, _, right, _ in windows]) == pytest.approx(1.25, abs=0.03)
+
+
+def test_every_offset_comes_up():
+    torch.manual_seed(0)
+    assert {_draw_offset(10, 8) for _ in range(200)} == {0, 1, 2}
+    assert {_draw_offset(8, 10) for _ in range(200)} == {-2, -1, 0}
