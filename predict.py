@@ -15,7 +15,7 @@ DIR/panel (picture and prediction side by side), DIR/confidence (the probability
 with the names and subfolders of what came in, and DIR/areas.csv (pixels of each class). Of a video, overlay and panel
 are videos, mask and confidence a picture a frame. A file that cannot be read is reported and skipped; the exit status
 is then 1. docs/prediction.md says more. --checkpoint takes .pth files of train_kd.py, and whatever export.py and
-quantize.py write (docs/formats.md); without it the small student of checkpoints/animals is taken.
+quantize.py write (docs/formats.md); without it the student of checkpoints/animals is taken.
 """
 
 from __future__ import annotations

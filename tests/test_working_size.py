@@ -545,5 +545,5 @@ def test_bytes_of_a_phones_picture_do_not_grow_with_the_classes():
         return scoring_bytes(at_working_size(torch.nn.Conv2d(3, classes, 1), 256), classes, (3000, 4000), 1, 0)
 
     picture = 3000 * 4000 * (2 * 8 + 3 * 4)  # masks and image are there whole
-    assert needed(21) < picture + 2e9
+    assert needed(21) < picture + 2.5e9  # 0.8e9, but where a test has turned on PyTorch's deterministic resizing
     assert needed(150) < 1.1 * needed(21)
