@@ -211,10 +211,11 @@ def test_nan_is_no_agreement():
         require_agreement([Difference(1, 32, 32, 0.0, 0.99)], 0.999, 1e-3)
 
 
+@pytest.mark.parametrize("student", ["student.pth", "compact.pth"])
 @pytest.mark.parametrize("fault", ["says background", "takes blue for red"])
-def test_the_students_background_hides_no_fault(fault, monkeypatch):
-    """The student that comes along says background of all made-up pictures; what passes is decided on a telling one."""
-    network, checkpoint = load_checkpoint_model(predict.DEFAULT_STUDENT)
+def test_the_students_background_hides_no_fault(student, fault, monkeypatch):
+    """The students that come along say background of all made-up pictures; a telling one decides what passes."""
+    network, checkpoint = load_checkpoint_model(predict.DEFAULT_STUDENT.with_name(student))
     args = export.get_args_parser().parse_args(["x.pth", "--uint8", "--argmax"])
     deployed = make_deployed(network, checkpoint, args)
 
