@@ -36,6 +36,7 @@ from deploy.predictor import Options, Predictor
 from deploy.results import KINDS
 from deploy.segmenter import load_segmenter
 from deploy.speed import print_speed
+from segdata.inputs import unquoted
 
 DEFAULT_STUDENT = Path(__file__).resolve().parent / "checkpoints" / "animals" / "student.pth"
 
@@ -45,7 +46,7 @@ def ask(predict: Callable[[str], object]) -> None:
     print("a picture, folder, glob, video, URL or camera:N; an empty line ends")
     while True:
         try:
-            text = input("> ").strip().strip("'\"")  # terminals quote the path of a file dropped on them
+            text = unquoted(input("> ").strip())
         except EOFError:
             return
         if not text:

@@ -30,7 +30,7 @@ from basics.batch import normalize
 from basics.optional_packages import need
 from datachecks import teacher_masks
 from dataset import add_data_arguments, build_split
-from deploy.arguments import add_form_arguments, check_output, make_deployed
+from deploy.arguments import add_form_arguments, make_deployed
 from deploy.calibration import quantize_calibrated
 from deploy.int8_files import SUFFIXES, require_int8, write_int8
 from deploy.int8_score import RealPictures
@@ -91,9 +91,10 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> None:
     output = args.output or args.checkpoint.with_name(f"{args.checkpoint.stem}_int8.onnx")
-    check_output(output, (".onnx",))
     files = [output.with_suffix(suffix) for suffix in SUFFIXES]
-    if args.openvino:  # before any work is done
+    if output != files[0]:
+        raise UserError(f"--output {output}: the name must end in .onnx")
+    if args.openvino:
         need("openvino", "openvino", "--openvino")
     elif files.pop().is_file():  # beside the new files it would pass for one of them
         raise UserError(f"{output.with_suffix('.xml')} is there, of an earlier run: pass --openvino, or remove it")

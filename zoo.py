@@ -203,7 +203,7 @@ def load_any_teacher(name: str, weights: str = "default", num_classes: int | Non
         UserError: no weights to be had, or weights for another model.
     """
     name, weights = _resolve(name, weights)
-    if weights.endswith(".onnx"):
+    if weights.lower().endswith(".onnx"):
         return load_onnx_teacher(weights, num_classes)
     if sources.is_source(name):
         file = None if weights == "default" else _read_teacher(name, weights)
@@ -238,9 +238,9 @@ def published_classes_of(name: str, weights: str) -> Sequence[str]:
 
 def _resolve(name: str, weights: str) -> tuple[str, str]:
     """Name and weights of a teacher; a file that is given as the name is both."""
-    if weights != "default" or Path(name).suffix not in FILES or sources.is_source(name):
+    if weights != "default" or Path(name).suffix.lower() not in FILES or sources.is_source(name):
         return name, weights
-    if name.endswith(".onnx"):
+    if name.lower().endswith(".onnx"):
         return name, name
     checkpoint = read_weights(name).checkpoint
     if checkpoint is None:
@@ -263,10 +263,10 @@ def _whole_model(name: str, num_classes: int, file: WeightsFile, *, own: bool = 
 
 def teacher_name(name: str, weights: str) -> str:
     """What to call the teacher of these arguments: a file goes by its own name, one of a run by the run's."""
-    if weights.endswith(".onnx"):
+    if weights.lower().endswith(".onnx"):
         return Path(weights).stem
     file = Path(name)
-    if file.suffix not in FILES:
+    if file.suffix.lower() not in FILES:
         return sources.short_name(name)
     return file.resolve().parent.name if file.stem in ("best", "last") else file.stem
 
@@ -305,7 +305,7 @@ def load_checkpoint_model(path: str | Path, device: torch.device | str = "cpu") 
     Raises:
         UserError: no such file, a damaged one, or not a checkpoint of this project.
     """
-    if Path(path).suffix in (".onnx", ".pt2"):
+    if Path(path).suffix.lower() in (".onnx", ".pt2"):
         raise UserError(f"{path}: exported already; give the .pth file it was made from")
     file = read_weights(path)
     if file.checkpoint is None:

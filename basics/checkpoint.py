@@ -83,7 +83,7 @@ def load_file(path: str | Path) -> dict:
         raise UserError(f"{path}: {'a folder, not a file of weights' if path.is_dir() else 'no such file'}")
     try:
         refuse_pointer(path)
-        if path.suffix == ".safetensors":
+        if path.suffix.lower() == ".safetensors":
             return _load_safetensors(path)
         _refuse_programs(path)
         _refuse_inflation(path)

@@ -29,8 +29,9 @@ def bench_loading(dataset: SegmentationDataset, folder: Path, *, crop_size: int,
         dataset: the split without a transform; its decoded cache is made in ``folder``.
         rounds: samples of each variant; all see the same images.
     """
-    lean = SegmentationDataset(dataset.layout, dataset.split, TrainTransform(crop_size))
-    decoded = SegmentationDataset(dataset.layout, dataset.split, TrainTransform(crop_size), decode_cache=folder)
+    source, transform = (dataset.layout, dataset.split), TrainTransform(crop_size)
+    lean = SegmentationDataset(*source, transform, files=dataset.files)
+    decoded = SegmentationDataset(*source, transform, files=dataset.files, decode_cache=folder)
     naive = NaiveDataset(dataset, crop_size)
     variants = {
         NAIVE: lambda n: naive[n % len(dataset)],

@@ -7,8 +7,6 @@ falls with its frequency.
 
 from __future__ import annotations
 
-import copy
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +15,8 @@ from PIL import Image
 from basics.batch import VOID
 from datalayouts.published import VOC_CLASSES
 from dataset import SegmentationDataset
-from segdata.layouts import LISTS
 from segdata.palettes import palette_image, voc_palette
+from segdata.split_lists import LISTS
 
 JPEG_QUALITY = 82
 COLOUR = 0.3  # with it a file has 93 kB, the mean of VOC's own
@@ -26,10 +24,8 @@ COLOUR = 0.3  # with it a file has 93 kB, the mean of VOC's own
 
 def first_images(dataset: SegmentationDataset, count: int) -> SegmentationDataset:
     """The same split, its first ``count`` images alone."""
-    part, files = copy.copy(dataset), dataset.files
-    masks = files.masks[:count] if files.masks else None
-    part.files = replace(files, ids=files.ids[:count], images=files.images[:count], masks=masks)
-    return part
+    files = dataset.files.part(range(min(count, len(dataset))))
+    return SegmentationDataset(dataset.layout, dataset.split, dataset.transform, files=files)
 
 
 def make_pictures(root: Path, count: int, size: tuple[int, int] = (375, 500), seed: int = 0) -> None:

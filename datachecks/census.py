@@ -12,6 +12,7 @@ read. Whatever is missing, changed, faulty or cannot be trusted is read anew.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import os
@@ -34,7 +35,7 @@ from segdata.layouts import Layout, SplitFiles
 from segdata.parallel import map_in_order
 from segdata.reading import DataError, Header, load_mask, read_header, read_image, read_palette, size_fault
 
-FORMAT = 1
+FORMAT = 2
 FOLDER = ".census"
 ELSEWHERE = Path("data/census")
 KEPT_EVERY_S = 300.0  # while it is made: a process may be killed
@@ -80,12 +81,13 @@ class PictureRecord(NamedTuple):
     orientation: int
     mode: str
     bands: int
+    transparent: bool
     sha256: str | None = None
     decodes: bool = False
 
     @property
     def header(self) -> Header:
-        return Header(self.width, self.height, self.orientation, self.mode, self.bands)
+        return Header(self.width, self.height, self.orientation, self.mode, self.bands, self.transparent)
 
 
 class Unreadable(NamedTuple):
@@ -238,7 +240,7 @@ class Census:
     def damaged(self, paths: Sequence[Path]) -> dict[Path, str]:
         """What is wrong with those of the images, all of them with a record, that cannot be decoded, in one line."""
         todo = [path for path in paths if not self._pictures[self._name(path)].decodes]
-        faults = map_in_order(_decoding_fault, todo, "looking for damage", len(todo))
+        faults = map_in_order(decoding_fault, todo, "looking for damage", len(todo))
         found = dict(zip(todo, faults, strict=True))
         for path in (path for path, fault in found.items() if not fault):
             self._pictures[self._name(path)] = self._pictures[self._name(path)]._replace(decodes=True)
@@ -257,8 +259,7 @@ class Census:
                 with contextlib.suppress(DataError):  # wrong labels: its size can be compared all the same
                     size = load_mask(path).size
             return Unreadable(str(error), size)
-        size = (header.width, header.height)
-        return PictureRecord(found.st_size, found.st_mtime_ns, *size, header.orientation, header.mode, header.bands)
+        return PictureRecord(found.st_size, found.st_mtime_ns, *dataclasses.astuple(header))
 
     def _name(self, path: Path) -> str:
         """Relative to the data set, which may be moved; absolute for what lies elsewhere."""
@@ -320,7 +321,8 @@ def _histogram(values: np.ndarray) -> np.ndarray:
     return np.array(Image.fromarray(values).histogram())
 
 
-def _decoding_fault(path: Path) -> str:
+def decoding_fault(path: Path) -> str:
+    """Why the image cannot be decoded; empty if it can."""
     try:
         read_image(path)
     except DataError as error:

@@ -7,13 +7,11 @@ import itertools
 import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from datachecks.census import Census, SplitCensus, open_census
+from datachecks.census import Census, SplitCensus, decoding_fault, open_census
 from datachecks.rules import Finding, judge
 from segdata.layouts import CHECK_LISTS_ALL, Layout, SplitFiles
 from segdata.parallel import map_in_order
-from segdata.reading import DataError, read_image
 
 
 @dataclass
@@ -120,7 +118,7 @@ def check_layout(layout: Layout, train: str = "train", val: str = "val") -> Repo
         verdict = _verdict(census, counted, train, val)
         report.remarks += _other_overlaps(census, counted, train, val)
     images = dict.fromkeys(path for files in splits.values() for path in files.images)
-    found = map_in_order(_image_fault, images, desc="checking", total=len(images))
+    found = map_in_order(decoding_fault, images, desc="checking", total=len(images))
     report.faults += [fault for fault in found if fault]
     report.faults += verdict.faults
     report.faults += [finding.line for finding in verdict.findings if finding.stops]
@@ -132,14 +130,6 @@ def check_layout(layout: Layout, train: str = "train", val: str = "val") -> Repo
                 f"{layout.root}: no split {split!r} (there: {', '.join(splits)}); name another with --{role}-split"
             )
     return report
-
-
-def _image_fault(path: Path) -> str | None:
-    try:
-        read_image(path)
-    except DataError as error:
-        return str(error)
-    return None
 
 
 def _other_overlaps(census: Census, counted: Mapping[str, SplitCensus], train: str, val: str) -> Iterator[str]:

@@ -240,6 +240,11 @@ def judge_pictures(splits: Iterable[SplitCensus]) -> Iterator[Finding]:
             f"{_count(banded, 'image')} with a band beside the colours, for example {banded[0].name}: training drops "
             "it, while prediction lays transparent pictures on white; save them as RGB"
         )
+    if clear := [path for path, picture in pictures.items() if picture.transparent and path not in banded]:
+        yield Finding(
+            f"{_count(clear, 'image')} in which a colour is transparent, for example {clear[0].name}: training sees "
+            "that colour, while prediction lays transparent pictures on white; save them as RGB"
+        )
     if len(pictures) > 1 and all(picture.mode in ("P", "1") for picture in pictures.values()):
         yield Finding(
             f"all {len(pictures)} images are palette files, as masks are, for example {next(iter(pictures)).name}: are "

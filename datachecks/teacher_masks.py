@@ -16,7 +16,7 @@ from typing import Protocol
 from basics.checkpoint import file_sha256
 from basics.errors import UserError
 from basics.files import read_text, write_text
-from segdata.pairing import IMAGE_SUFFIXES
+from segdata.pairing import IMAGE_SUFFIXES, same_name
 from segdata.parallel import map_in_order
 
 Written = dict[str, set[str]]  # sha256 by name of the mask's file; several where one was written over another
@@ -51,11 +51,11 @@ def written_masks(folder: Path) -> Written:
         UserError: the list of those found right cannot be read.
     """
     written, checked = all_written(folder), _checked(folder / CHECKED)
-    strange = checked - {PurePosixPath(name).stem for name in written} if written else set()
+    strange = checked - set(map(_mask_name, written)) if written else set()
     for name in sorted(strange):
         if not (folder / "mask" / f"{name}.png").is_file():
             raise UserError(f"{folder / CHECKED}: the teacher labelled no picture of the name {name!r}")
-    return {name: digests for name, digests in written.items() if PurePosixPath(name).stem not in checked}
+    return {name: digests for name, digests in written.items() if _mask_name(name) not in checked}
 
 
 def all_written(folder: Path) -> Written:
@@ -85,7 +85,11 @@ def _checked(path: Path) -> set[str]:
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: the list cannot be read: {error}") from None
     names = [PurePosixPath(line.replace("\\", "/")) for line in lines if line and not line.startswith("#")]
-    return {name.stem if name.suffix.lower() in IMAGE_SUFFIXES else name.name for name in names}
+    return {same_name(name.stem if name.suffix.lower() in IMAGE_SUFFIXES else name.name) for name in names}
+
+
+def _mask_name(file: str) -> str:
+    return same_name(PurePosixPath(file).stem)
 
 
 def _object(path: Path) -> Written:

@@ -18,9 +18,10 @@ from datalayouts.shapes import FARTHEST, Shape
 from segdata.pairing import same_name
 from segdata.reading import DataError
 
+# Of the words in `segdata.split_lists` not `dev`: COCO's test-dev is a test.
 SPLIT_WORDS = {
-    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
-    "testing": "test",
+    "train": "train", "training": "train", "trn": "train", "val": "val", "valid": "val", "validation": "val",
+    "test": "test", "testing": "test",
 }  # fmt: skip
 # Folders that say what kind of files they hold, and nothing about a picture.
 KIND_FOLDERS = {

@@ -105,7 +105,7 @@ def read_coco(root: Path, paths: Sequence[Path]) -> Annotations:
     _settle_splits(files)
     categories = _settle_categories(files, reading)
     reading.faults.raise_any()
-    labels, class_names, keys = class_list(categories)
+    labels, class_names, keys = number_classes(categories)
     check_class_names(class_names, paths[0])
     for file in files:
         _gather_pictures(file, labels, reading)
@@ -208,7 +208,7 @@ def _is_project(files: list[AnnotationFile], categories: dict[Any, str]) -> bool
     return stands_above and not any(entry.get("category_id") == 0 for file in files for entry in file.annotations)
 
 
-def class_list(categories: dict[Any, str]) -> tuple[dict[Any, int], list[str], list[str]]:
+def number_classes(categories: dict[Any, str]) -> tuple[dict[Any, int], list[str], list[str]]:
     """Labels by category id, the class names, and for each class the ids of its categories.
 
     Class 0 is the background, whether or not it is a category of its own; a category ``__ignore__`` is void.

@@ -19,9 +19,10 @@ from basics.batch import VOID
 from basics.progress import ProgressBar
 from datalayouts.folders import folder_layout
 from segdata.borders import find_borders
-from segdata.layouts import LISTS, Layout
+from segdata.layouts import Layout
 from segdata.palettes import colour_table, distinct_palette, palette_image
 from segdata.reading import DataError
+from segdata.split_lists import LISTS
 
 CLASSES = ("background", "disk", "square", "triangle", "star", "ring", "cross")
 TEXTURES = ("plain", "stripes", "checker", "dots", "waves", "grain")

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from datalayouts.annotations import XML
-from segdata.class_tables import CLASS_FILES, ClassTable, choose_table, read_class_table
+from segdata.class_tables import CLASS_FILES, ClassTable, choose_table, read_class_tables
 from segdata.labels import describe_content
 from segdata.layouts import Layout
 from segdata.pairing import IMAGE_SUFFIXES, MASK_SUFFIXES, Listing, other_formats, pair_one_folder
@@ -86,6 +86,7 @@ class Search:
         images, masks: folders by split, with None for every other split.
         lists: by split.
         tables: the class lists.
+        class_fault: why those that lie there cannot be read, where all are such.
         missing: what keeps it from being a data set, in words; the class list is among it if it is not alone.
     """
 
@@ -94,7 +95,6 @@ class Search:
         self.listings: dict[Path, Listing] = {}
         self.remarks: list[str] = []
         self._without_masks: list[Part] = []  # folders of splits
-        self.lists = find_lists(root)
         parts = sorted(self._parts(root, None, None, DEPTH), key=lambda part: part.order)
         self.images = self._choose([part for part in parts if part.kind == "image"])
         self.masks = self._choose([part for part in parts if part.kind == "mask"])
@@ -109,6 +109,8 @@ class Search:
             for part in self._without_masks
             if part.path not in self.images.values()
         ]
+        listings = [self.listing(folder) for folder in self.images.values()]
+        self.lists = find_lists(root, [path.name for listing in listings for path in listing.files], self.remarks)
         self.tables = self._read_tables([part.path for part in parts])
         self.missing = self._missing()
 
@@ -212,7 +214,11 @@ class Search:
             for path in (self.root.iterdir() if folder == self.root else self.listing(folder).files)
             if path.name.lower() in CLASS_FILES and path.is_file()
         }
-        return [read_class_table(path) for _, path in sorted(found)]
+        tables, faults = read_class_tables([path for _, path in sorted(found)])
+        if tables:
+            self.remarks += [f"{fault}: not read, the classes are those of {tables[0].path}" for fault in faults]
+        self.class_fault = "" if tables else "; ".join(faults)
+        return tables
 
     def _missing(self) -> list[str]:
         missing = []
@@ -255,7 +261,7 @@ class Search:
             deep = meaning(self.root.resolve().name)[1] == "image" and any(
                 (above / name).is_file() for name in CLASS_FILES
             )
-            layout.class_fault = (
+            layout.class_fault = self.class_fault or (
                 f"{self.root / CLASS_FILES[0]}: no such file; {above} has one: --data-dir {above}"
                 if deep
                 else f"{self.root / CLASS_FILES[0]}: no such file; write the class names there, one a line"

@@ -8,9 +8,10 @@ from pathlib import Path
 from basics.batch import VOID
 from basics.errors import UserError
 from basics.files import read_text
+from datalayouts.polygons import AnnotatedLayout
 from segdata.class_groups import ClassGroups, group_numbers, is_groups, parse_groups
-from segdata.class_tables import difference, read_class_table
-from segdata.labels import MergedLabels
+from segdata.class_tables import difference, has_colours, read_class_table
+from segdata.labels import ColourLabels, IndexLabels, MergedLabels
 from segdata.layouts import Layout
 from segdata.palettes import distinct_palette
 from segdata.reading import DataError
@@ -20,8 +21,8 @@ def with_classes(layout: Layout, path: Path | None) -> Layout:
     """The data set with the classes that the file in ``path`` says.
 
     A file of groups (`segdata.class_groups`) brings the data's classes together to fewer. A class list
-    (`segdata.class_tables`) names the classes of data that bring none, settles which of several counts, adds colours,
-    or puts the classes in another order.
+    (`segdata.class_tables`) names the classes of data that bring none, settles which of several counts, adds colours
+    (to see them in, where the masks are known to hold numbers), or puts the classes in another order.
 
     Raises:
         UserError: the data bring no classes and ``path`` is None or a file of groups; or the names do not fit.
@@ -37,7 +38,7 @@ def with_classes(layout: Layout, path: Path | None) -> Layout:
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise UserError(f"--classes {path}: cannot be read: {reason}") from None
-    if is_groups(text):
+    if is_groups(text) and not has_colours(text):
         if not layout.class_names:
             raise DataError(f"{layout.class_fault}; {path} says which of these belong together")
         return _merge(layout, parse_groups(text, path))
@@ -52,11 +53,20 @@ def with_classes(layout: Layout, path: Path | None) -> Layout:
             f"{difference(table.names, layout.class_names)}; to merge or drop classes write lines such as "
             "`animal = cat, dog`"
         )
+    groups = ClassGroups(path, {name: [name] for name in table.names}, [])
+    if table.colours and _stores_numbers(layout):
+        return replace(_merge(layout, groups), palette=table.colours)
     if table.colours:
         layout = replace(layout, remarks=list(layout.remarks))
         layout.take_classes(table)
         return layout
-    return _merge(layout, ClassGroups(path, {name: [name] for name in table.names}, []))
+    return _merge(layout, groups)
+
+
+def _stores_numbers(layout: Layout) -> bool:
+    """Whether the masks are known to hold numbers, whatever colours somebody gives to the classes."""
+    as_they_lie = layout.labels == IndexLabels() or isinstance(layout.labels, ColourLabels)
+    return isinstance(layout, AnnotatedLayout) or not as_they_lie
 
 
 def _merge(layout: Layout, groups: ClassGroups) -> Layout:

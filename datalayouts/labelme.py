@@ -43,14 +43,14 @@ from datalayouts.annotations import (
 )
 from datalayouts.polygons import elsewhere, open_layout, writable_home
 from datalayouts.shapes import Bitmap, Circle, Polygons, Shape
-from segdata.class_tables import class_list, read_class_names
+from segdata.class_tables import class_list_text, read_class_names
 from segdata.layouts import Layout
 from segdata.pairing import same_name
 from segdata.parallel import map_in_order
-from segdata.pictures import PICTURE_SUFFIXES as SUFFIXES
 from segdata.reading import DataError
 
 CLASS_LISTS = ("classes.txt", "labels.txt")
+SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 LINES = ("line", "linestrip", "point", "points")  # shapes that have no area
 OTHERS = "other"  # split of the pictures beside the folders train/ and val/
 
@@ -133,7 +133,7 @@ def write_class_list(root: Path, files: Sequence[AnnotationFile]) -> Path:
         )
     path = writable_home(root) / CLASS_LISTS[0]
     check_class_names([BACKGROUND, *names], path)
-    write_text(path, class_list([BACKGROUND, *names]))
+    write_text(path, class_list_text([BACKGROUND, *names]))
     print(f"labelme: {len(names) + 1} classes written to {path}: {', '.join([BACKGROUND, *names])}")
     return path
 

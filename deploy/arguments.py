@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
-from pathlib import Path
 
-from basics.errors import UserError
 from deploy.exporting import Deployed
 from deploy.model_card import ModelCard
 from deploy.quantized import GraphModel
@@ -19,12 +16,6 @@ def add_form_arguments(parser: argparse.ArgumentParser) -> None:
     """Add --uint8 and --argmax, for `make_deployed`."""
     parser.add_argument("--uint8", action="store_true", help="normalisation inside: raw RGB, uint8 (N, 3, H, W), in")
     parser.add_argument("--argmax", action="store_true", help="the most likely class, uint8 (N, H, W), out")
-
-
-def check_output(path: Path, suffixes: Sequence[str]) -> None:
-    """Refuse an output file whose kind is unknown before any work is done."""
-    if path.suffix not in suffixes:
-        raise UserError(f"--output {path}: the name must end in {' or '.join(suffixes)}")
 
 
 def make_deployed(

@@ -22,11 +22,12 @@ from basics.errors import UserError
 from basics.files import replacing
 from basics.progress import ProgressBar
 from dataset import SegmentationDataset
+from deploy.results import Look
 from deploy.segmenter import Segmenter, load_segmenter
 from deploy.teachers import TeacherChoice, load_teacher_for
 from scoring.metrics import image_miou
 from scoring.protocol import check_classes
-from segdata.drawing import PanelRow, background_classes, overlay, panel
+from segdata.drawing import PanelRow, panel
 
 
 @dataclass(frozen=True)
@@ -72,12 +73,16 @@ def column_titles(paths: Sequence[Path]) -> list[str]:
     stems = [path.with_suffix("") for path in full]
     short = {path: stem if stems.count(stem) == 1 else path for path, stem in zip(full, stems, strict=True)}
     names = [short[path.resolve()].parts[1:] for path in paths]  # without the root
-    tails = {name: [name[-2], *("/".join(name[-depth:]) for depth in range(2, len(name) + 1))] for name in names}
+    tails = {
+        # The folder, or of a file in the root itself, as containers have, the file.
+        name: [name[-2:][0], *("/".join(name[-depth:]) for depth in range(min(2, len(name)), len(name) + 1))]
+        for name in names
+    }
 
     def title(name: tuple[str, ...]) -> str:
         """The shortest of its tails that is no other's; the run's name alone stands for its best.pth."""
         taken = {tail for other in tails if other != name for tail in tails[other]}
-        alone = name[-1] == "best" and [other[-2] for other in names].count(name[-2]) == 1
+        alone = name[-1] == "best" and [tails[other][0] for other in names].count(tails[name][0]) == 1
         own = tails[name] if alone else tails[name][1:]
         return next((tail for tail in own if tail not in taken), own[-1])
 
@@ -152,7 +157,7 @@ def write_overlays(row: PanelRow, titles: Sequence[str], dataset: SegmentationDa
     names = [name if names.count(name) == 1 else f"{name}_{number}" for number, name in enumerate(names, start=1)]
     masks = [(name, mask) for name, mask in zip(names, row.masks, strict=True) if mask is not None]
     for name, mask in masks:
-        painted = overlay(row.image, mask, dataset.palette, clear=background_classes(dataset.class_names))
+        painted = Look(dataset.class_names, dataset.palette).overlay(row.image, mask)
         with replacing(folder / f"{name}.png") as temporary:
             Image.fromarray(painted).save(temporary)
     return len(masks)

@@ -107,15 +107,17 @@ def format_of(path: Path) -> Format | None:
     """The format of a file by its suffix, or of a folder by the page in it; None if it is none of ours."""
     if (path / PAGE).is_file():
         return FORMATS["web"]
-    return next((known for known in FORMATS.values() if known.suffix and known.suffix == path.suffix), None)
+    return next((known for known in FORMATS.values() if known.suffix and known.suffix == path.suffix.lower()), None)
 
 
 def refuse_networks(inputs: Sequence[str]) -> None:
     """A `UserError` for a network among the pictures, where it would be passed over and another one take its place."""
     for text in inputs:
         path = Path(text)
-        kind = format_of(path) if path.is_file() and path.suffix != ".xml" else None  # VOC's outlines end in .xml, too
-        if kind or (path / STUDENT).is_file() or path.suffix in (".pth", ".pt", ".safetensors"):
+        kind = (
+            format_of(path) if path.is_file() and path.suffix.lower() != ".xml" else None
+        )  # VOC's outlines end in .xml, too
+        if kind or (path / STUDENT).is_file() or path.suffix.lower() in (".pth", ".pt", ".safetensors"):
             raise UserError(f"{text} is a network, not a picture: --checkpoint {text}")
 
 

@@ -36,9 +36,9 @@ from deploy.predictor import Options, Predictor, Tally
 from deploy.results import KINDS, PICTURED
 from deploy.segmenter import Prediction, Segmenter
 from deploy.teachers import (
-    TEACHER_SIZE_HELP,
     FittedTeacher,
     TeacherChoice,
+    add_teacher_arguments,
     load_alone,
     load_teacher_for,
     refuse_without_teacher,
@@ -48,11 +48,10 @@ from kd.class_matching import map_file, read_groups
 from kd.teacher_cache import weights_sha256
 from networks.cost import count_parameters
 from networks.working_size import at_working_size
-from segdata.class_tables import CLASS_FILES, class_list, read_class_table
-from segdata.drawing import colour_table
+from segdata.class_tables import CLASS_FILES, class_list_text, read_class_table
 from segdata.inputs import Source
 from segdata.pairing import IMAGE_SUFFIXES
-from segdata.palettes import distinct_palette
+from segdata.palettes import colour_table, distinct_palette
 from segdata.pictures import Picture, PictureFile
 from segdata.png_rows import source_of
 from segdata.reading import MAX_PIXELS, TOO_LARGE, DataError, read_mask
@@ -65,10 +64,7 @@ SMALLER = "--teacher-size 640"
 def add_label_arguments(parser: argparse.ArgumentParser) -> None:
     """Add --teacher and what belongs to it to predict.py."""
     group = parser.add_argument_group("label pictures with a teacher, for a training (docs/teachers.md)")
-    group.add_argument("--teacher", metavar="NAME", help="in the place of --checkpoint: fcn_resnet50, hf:PLACE, ...")
-    group.add_argument("--teacher-weights", default="default", metavar="default|PATH", help="see train_kd.py")
-    group.add_argument("--class-map", metavar="FILE|NAME", help="the classes of the masks, and what means them")
-    group.add_argument("--teacher-size", type=int, default=0, metavar="N", help=TEACHER_SIZE_HELP)
+    add_teacher_arguments(group, None, "in the place of --checkpoint: fcn_resnet50, hf:PLACE, ...")
     group.add_argument(
         "--min-confidence", type=float, default=0.0, metavar="P", help="void where the class has less probability (0)"
     )
@@ -322,7 +318,7 @@ class Labeller(Predictor):
         """
         classes = self.folder / "classes.txt"
         if not classes.is_file():  # the same classes, perhaps in words of a person
-            write_text(classes, class_list(self.segmenter.class_names))
+            write_text(classes, class_list_text(self.segmenter.class_names))
         digest = file_sha256(whole)
         note_written(self.folder, mask.name, digest)
         self.written.setdefault(mask.name, set()).add(digest)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from basics.files import replacing, write_text
-from segdata.drawing import PanelRow, background_classes, overlay, panel
+from segdata.drawing import Palette, PanelRow, background_classes, overlay, panel
 from segdata.png_rows import PngRows
 
 KINDS = ("mask", "overlay", "panel", "confidence", "csv")
@@ -21,8 +21,6 @@ PICTURED = ("overlay", "panel")  # these show the picture, too
 PANEL_SIDE = 2048  # pixels: panels show larger pictures by every second, third, ... pixel
 PAINTED = 1_000_000  # pixels that are painted at once
 AREAS = "areas.csv"
-
-Palette = Sequence[Sequence[int]]
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@
     mask = segmenter.mask(image)                               # uint8 (3, H, W) -> uint8 (H, W)
     both = segmenter.predict(image, confidence=True)           # .mask, and .confidence: how likely it is, 0..255
 
-Used by predict.py, evaluate.py, export.py and quantize.py.
+Used by predict.py, evaluate.py and visualize.py.
 """
 
 from __future__ import annotations

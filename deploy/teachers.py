@@ -144,8 +144,8 @@ class MappedNetwork(nn.Module):
         return "; ".join(said) or None
 
 
-def add_teacher_arguments(parser: argparse.ArgumentParser, default: str | None, what: str) -> None:
-    """Add --teacher, --teacher-weights and --class-map to a script that shows or scores one.
+def add_teacher_arguments(parser: argparse._ActionsContainer, default: str | None, what: str) -> None:
+    """Add --teacher, --teacher-weights, --class-map and --teacher-size to a script that shows, scores or asks one.
 
     Args:
         what: the help of --teacher.

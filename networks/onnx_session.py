@@ -28,7 +28,7 @@ def open_session(
     path: str | Path,
     content: bytes | None = None,
     *,
-    device: str = "auto",
+    device: str = "cpu",
     share_cores: bool = False,
     optimized: Path | None = None,
 ) -> InferenceSession:
@@ -37,7 +37,7 @@ def open_session(
     Args:
         path: the file.
         content: run this in place of what is in the file.
-        device: ``auto`` takes ONNX Runtime's CUDA kernels where this build and machine have them, ``cpu`` not.
+        device: PyTorch's word; ``cuda`` takes ONNX Runtime's CUDA kernels where this build has them.
         share_cores: leave the cores to others within a run, too, as beside a training and its loaders. Otherwise ONNX
             Runtime's threads wait for each other awake, but only within a run: threads that wait for the next picture
             take the cores from PyTorch, which resizes this one's logits.
@@ -62,7 +62,7 @@ def open_session(
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)
     providers: list[Any] = ["CPUExecutionProvider"]
-    if device != "cpu" and CUDA in onnxruntime.get_available_providers():
+    if device == "cuda" and CUDA in onnxruntime.get_available_providers():
         card = torch.cuda.current_device() if torch.cuda.is_available() else 0  # of this rank
         # Its default tries all algorithms of a convolution for each size of picture.
         providers.insert(0, (CUDA, {"device_id": card, "cudnn_conv_algo_search": "HEURISTIC"}))
@@ -99,7 +99,7 @@ def executed_operators(path: str | Path) -> Counter[str]:
 
     with tempfile.TemporaryDirectory() as folder:
         optimized = Path(folder) / "optimized.onnx"
-        open_session(path, device="cpu", optimized=optimized)
+        open_session(path, optimized=optimized)
         graph = onnx.load(optimized).graph
     return Counter(node.op_type for node in graph.node)
 

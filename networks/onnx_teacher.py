@@ -19,7 +19,8 @@ package installed, the maps are looked for inside (`networks.onnx_graph`).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -72,7 +73,9 @@ class OnnxTeacher(SegmentationModel):
             raise UserError(f"{path}: no such file")
         self.weights_sha256 = file_sha256(self.path)
         self.backbone = nn.Identity()
-        self._session = open_session(self.path, share_cores=True)
+        self._open = partial(open_session, self.path, share_cores=True)
+        self._device = torch.device("cpu")
+        self._session = self._open()
         self._input = OnnxInput(self.path, self._session)
         said = OnnxMetadata(self.path, self._session.get_modelmeta().custom_metadata_map)
         self.input_size = said.input_size
@@ -229,19 +232,25 @@ class OnnxTeacher(SegmentationModel):
         if not blocks:
             return {}
         names = list(dict.fromkeys([*blocks, *([last] if last else [])]))
-        session = open_session(self.path, onnx_graph.with_outputs(model, names), share_cores=True)
+        session = self._open(onnx_graph.with_outputs(model, names))
         probe = self._input.probe
         probed = dict(zip(names, self._run(noise(probe), names, session), strict=True))
         taps = choose_taps({name: probed[name].shape for name in blocks}, probe)
         if taps:
             if last and exact_stride(probed[last].shape, probe):
                 taps["decoder"] = last
-            self._session = open_session(
-                self.path, onnx_graph.with_outputs(model, list(taps.values())), share_cores=True
-            )
+            self._open = partial(self._open, onnx_graph.with_outputs(model, list(taps.values())))
+            self._session = self._open()
         return taps
 
     # -- running it ----------------------------------------------------------------------------
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> OnnxTeacher:
+        """`Module.to` and its like: ONNX Runtime runs where the module has been moved to."""
+        device = fn(torch.empty(0, device=self._device)).device
+        if device != self._device:
+            self._device, self._session = device, self._open(device=device.type)
+        return super()._apply(fn, recurse)
 
     def forward_taps(self, images: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """As every model's; on a corner grid the image is not padded, for its cells cover any size by themselves."""

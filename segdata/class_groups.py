@@ -81,7 +81,7 @@ def parse_groups(text: str, path: Path, *, allow_empty: bool = False) -> ClassGr
     Raises:
         UserError: a line is neither; a class is named twice; there is no group.
     """
-    lists_of_toml = re.search(r"=\s*[\[\"']", text)
+    lists_of_toml = re.search(r"^[^#\n]*=\s*[\[\"']", text, re.MULTILINE)
     groups = _from_toml(parse_toml(text, path), path) if lists_of_toml else _from_lines(text, path)
     ignored = [name for key in groups if key.lower() == IGNORE for name in groups[key]]
     members = {key: names for key, names in groups.items() if key.lower() != IGNORE}
@@ -164,12 +164,15 @@ def assign(groups: ClassGroups, names: Sequence[str], whose: str) -> tuple[dict[
         if written == REST:
             rest = key
             continue
-        name = find_name(written, names)
-        if name is None:
+        found = find_names(written, names)
+        if len(found) > 1:
+            raise UserError(f"{groups.place(written)}: {written!r} may be {' or '.join(map(repr, found))} of {whose}")
+        if not found:
             raise UserError(
                 f"{groups.place(written)}: {written!r} is no class of {whose}{meant(written, names)}, which has "
                 f"{shown(names)}; the file names {shown(written for _, written in written_in)}"
             )
+        (name,) = found
         if key_of.get(name) == key:
             continue  # several of its words, as in `person = person, individual`
         if name in key_of:
@@ -179,19 +182,24 @@ def assign(groups: ClassGroups, names: Sequence[str], whose: str) -> tuple[dict[
 
 
 def find_name(written: str, names: Iterable[str]) -> str | None:
-    """The one of ``names`` that ``written`` means; None if there is none, or more than one.
+    """The one of ``names`` that ``written`` means; None if there is none, or more than one."""
+    found = find_names(written, names)
+    return found[0] if len(found) == 1 else None
+
+
+def find_names(written: str, names: Iterable[str]) -> list[str]:
+    """Those of ``names`` that ``written`` may mean, by the strictest way of comparing by which it means any.
 
     A name may be several words for the same thing, with commas between them ("person, individual, someone"): the
     first one counts before the others.
     """
     names = list(dict.fromkeys(names))
     if written in names:
-        return written
+        return [written]
     for forms in (_plain, _first, _words, _forms):
-        found = [name for name in names if forms(name) & forms(written)]
-        if found:
-            return found[0] if len(found) == 1 else None
-    return None
+        if found := [name for name in names if forms(name) & forms(written)]:
+            return found
+    return []
 
 
 def _plain(name: str) -> set[str]:

@@ -5,15 +5,17 @@
     class_dict.csv          columns name, r, g, b
     _classes.csv            of Roboflow: columns Pixel Value, Class
 
-Which of these forms a file has is told by its content. A line that begins with `# ` is a comment. In a table of colours
+Which of these forms a file has is told by its content; a first line `# names alone` settles it for names that would
+be taken for colours. A line that begins with `# ` is a comment. In a table of colours
 the names `VOID_NAMES` are no classes: their colours mean void, and the colour `*` means all that are not named.
 """
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -35,6 +37,7 @@ CLASS_FILES = (
 )
 VOID_NAMES = ("void", "ignore", "ignored", "unlabelled", "unlabeled", "unknown", "__ignore__")
 CVAT_HEADER = "# label:color_rgb:parts:actions"
+NAMES_ALONE = "# names alone"
 ANY = "*"  # in the place of a colour
 
 _BETWEEN = r"[\s,;:=(\[]+"
@@ -42,12 +45,11 @@ _RGB = r"(?P<r>\d{1,3})[\s,;]+(?P<g>\d{1,3})[\s,;]+(?P<b>\d{1,3})"
 _HEX = re.compile(
     rf"(?P<name>\S.*?){_BETWEEN}#(?P<r>[0-9a-f]{{2}})(?P<g>[0-9a-f]{{2}})(?P<b>[0-9a-f]{{2}})", re.IGNORECASE
 )
-_LINES = (
+_COLOURED = (
     re.compile(rf"(?P<name>\S.*?){_BETWEEN}{_RGB}[\s)\]]*"),
     re.compile(rf"[(\[]?{_RGB}[\s,;:)\]]+(?P<name>[^\s\d].*)"),
-    _HEX,
-    re.compile(r"(?P<name>\S.*?)[\s,;:=]+(?P<any>\*)"),
 )
+_LINES = (*_COLOURED, _HEX, re.compile(r"(?P<name>\S.*?)[\s,;:=]+(?P<any>\*)"))
 _NUMBERED = re.compile(r"(?P<number>\d+)(\s*[:,]\s*|\s+)(?P<name>\S.*)")  # `3d object` has no number of a class
 _CVAT_LINE = re.compile(r"(?P<name>[^:]+):(?P<colour>[^:]*):[^:]*:[^:]*")
 
@@ -99,10 +101,7 @@ def read_class_names(path: Path) -> list[str]:
         DataError: missing, unreadable, empty, a name twice, or more than 255 classes; or the lines are numbered, and
             not from 0 on.
     """
-    lines, _ = _without_comments(_read_lines(path))
-    names = [entry.name for entry in _in_order(path, [Entry(*line, None) for line in lines])]
-    _check_names(names, path)
-    return names
+    return _table(path, _read_lines(path), names_alone=True).names
 
 
 def read_class_table(path: Path) -> ClassTable:
@@ -112,16 +111,35 @@ def read_class_table(path: Path) -> ClassTable:
         DataError: missing, unreadable or empty; a name or a colour twice; a line without a colour among others that
             have one; too many classes; or the lines are numbered, and not from 0 on.
     """
-    lines = _read_lines(path)
-    comments: list[str] = []
+    return _table(path, _read_lines(path))
+
+
+def read_class_tables(paths: Iterable[Path]) -> tuple[list[ClassTable], list[str]]:
+    """Those that can be read, and the faults of the others: what is called classes.csv may be of another kind."""
+    tables, faults = [], []
+    for path in paths:
+        try:
+            tables.append(read_class_table(path))
+        except DataError as error:
+            faults.append(str(error))
+    return tables, faults
+
+
+def _table(path: Path, lines: list[str], *, names_alone: bool = False) -> ClassTable:
+    """The lines, read; with ``names_alone`` none of them has a colour, whatever it looks like."""
+    numbered, comments = _without_comments(lines)
+    marked = any(line.strip() == NAMES_ALONE for line in lines)
     if path.suffix.lower() == ".csv":
-        entries = list(_csv_entries(path, lines))
+        entries, comments = list(_csv_entries(path, lines)), []
+    elif marked or names_alone:
+        entries = _in_order(path, [Entry(*line, None) for line in numbered])
     else:
-        numbered, comments = _without_comments(lines)
         entries = _in_order(path, list(_line_entries(path, numbered)))
     if any(entry.colour for entry in entries):
         return _coloured(path, entries)
     names = [entry.name for entry in entries]
+    if len(names) == 1 and re.search("[,;]", names[0]) and not marked:
+        raise DataError(f"{path}: {names[0]!r} is all there is; write the class names one a line")
     _check_names(names, path)
     return ClassTable(path, names, comments=comments)
 
@@ -131,13 +149,27 @@ def _without_comments(lines: list[str]) -> tuple[list[tuple[int, str]], list[str
     told = [(number, line.strip()) for number, line in enumerate(lines, start=1) if line.strip()]
     comments = [line for _, line in told if re.match(r"#+(\s|$)", line)]
     told = [(number, line) for number, line in told if line not in comments]
-    return told, [line for line in comments if line != CVAT_HEADER]
+    return told, [line for line in comments if line not in (CVAT_HEADER, NAMES_ALONE)]
 
 
-def class_list(names: Sequence[str]) -> str:
-    """The text of a plain list of ``names``, each on one line and there once; numbered where it would be misread."""
-    numbered = all(map(_NUMBERED.fullmatch, names)) or any(name.startswith("#") for name in names)
-    return "".join(f"{number}: {name}\n" if numbered else f"{name}\n" for number, name in enumerate(names))
+def class_list_text(names: Sequence[str]) -> str:
+    """The text of a list of ``names``, each on one line and there once, that is read as these.
+
+    Plain where that will do; with numbers, or the line `# names alone`, where a name looks like a number, a comment or
+    a colour.
+    """
+    plain, numbered = list(names), [f"{number}: {name}" for number, name in enumerate(names)]
+    for lines in (plain, numbered, [NAMES_ALONE, *plain]):
+        with contextlib.suppress(DataError):
+            if _table(Path(CLASS_FILES[0]), lines).names == plain:
+                return "".join(f"{line}\n" for line in lines)
+    return "".join(f"{line}\n" for line in [NAMES_ALONE, *numbered])
+
+
+def has_colours(text: str) -> bool:
+    """Whether some line of a text says a class and its colour."""
+    told, _ = _without_comments(text.splitlines())
+    return any(form.fullmatch(line) for _, line in told for form in (*_COLOURED, _HEX))
 
 
 class Entry(NamedTuple):
@@ -280,8 +312,6 @@ def _read_lines(path: Path) -> list[str]:
 def _check_names(names: list[str], path: Path, most: int = VOID) -> None:
     if not 1 <= len(names) <= most:
         raise DataError(f"{path}: {len(names)} class names; between 1 and {most} are possible")
-    if len(names) == 1 and re.search("[,;]", names[0]):
-        raise DataError(f"{path}: {names[0]!r} is all there is; write the class names one a line")
     doubled = sorted({name for name in names if names.count(name) > 1})
     if doubled:
         raise DataError(f"{path}: class name {doubled[0]!r} stands there more than once")

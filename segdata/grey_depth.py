@@ -52,8 +52,8 @@ class Depth:
         if image.mode not in DEEP_GREY:
             return cls(FULL[8])
         if not isinstance(image, TiffImagePlugin.TiffImageFile):
-            # Pillow scales PGM's depth to 16 bits, in a mode of 32.
-            sixteen = image.mode.startswith("I;16") or (image.mode, image.format) == ("I", "PPM")
+            # Pillow scales PGM's depth to 16 bits, in a mode of 32; PNG's of 16 have that mode before Pillow 10.3.
+            sixteen = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PPM", "PNG"))
             return cls(FULL[16] if sixteen else None, is_float=image.mode == "F")
         tags = image.tag_v2
         bits, kind = tags.get(TiffImagePlugin.BITSPERSAMPLE, (1,))[0], tags.get(TiffImagePlugin.SAMPLEFORMAT, (1,))[0]

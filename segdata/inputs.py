@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import glob
 import itertools
 import os
 import re
+import shlex
+import sys
 import urllib.parse
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +20,7 @@ from segdata.pictures import looks_like_picture, picture_suffixes
 from segdata.video import CAMERA, VIDEO_SUFFIXES, is_url, looks_like_video
 
 LIVE_PHOTO = (".heic", ".heif", ".jpg", ".jpeg")  # an iPhone's, with a second of video in a .mov of the same name
+CODE_SUFFIXES = (".ts", ".mod")  # of videos, and of programs in TypeScript, Go and Fortran, which are text
 NAMED = 5  # of the files that are left out, how many are named
 
 
@@ -78,7 +82,7 @@ def find_sources(inputs: Sequence[str], skip: Sequence[Path] = (), taken: dict[s
     """
     found, keys = Found(), set()
     taken = {} if taken is None else taken
-    folders = {text for text in inputs if Path(text).is_dir()}
+    folders = {text for text in inputs if Path(text).expanduser().is_dir()}
     for text in inputs:
         passed_over = _PassedOver()
         matches = list(_expand(text, skip, passed_over))
@@ -92,7 +96,8 @@ def find_sources(inputs: Sequence[str], skip: Sequence[Path] = (), taken: dict[s
                 continue
             keys.add(key)
             # Two folders may hold the same names: their own names tell them apart.
-            full = PurePath(Path(text).resolve().name) / relative if text in folders and len(folders) > 1 else relative
+            above = Path(text).expanduser().resolve().name if text in folders and len(folders) > 1 else ""
+            full = PurePath(above) / relative
             found.sources.append(Source(path, unique_name(full, key, taken), is_video))
         found.left_out += passed_over.messages(text)
     if not found.sources:
@@ -157,6 +162,9 @@ def _expand(text: str, skip: Sequence[Path], passed_over: _PassedOver) -> Iterat
 
 
 def _is_video(path: Path) -> bool:
+    if path.suffix.lower() in CODE_SUFFIXES:
+        with contextlib.suppress(OSError), path.open("rb") as file:
+            return b"\0" in file.read(1024)
     return path.suffix.lower() in VIDEO_SUFFIXES
 
 
@@ -262,6 +270,15 @@ def unique_name(relative: PurePath, owner: str, taken: dict[str, str]) -> PurePa
         (stem.with_name(f"{stem.name}_{number}") for number in itertools.count(2)),
     )
     return next(name for name in names if taken.setdefault(str(name).lower(), owner) == owner)
+
+
+def unquoted(text: str) -> str:
+    """The path of a file that was dropped on a terminal, which quotes it, or puts backslashes before its blanks."""
+    if sys.platform != "win32" and not Path(text).exists():
+        with contextlib.suppress(ValueError):
+            if len(words := shlex.split(text)) == 1:
+                return words[0]
+    return text.strip("'\"")
 
 
 def frames_folder(source: Source, taken: dict[str, str]) -> PurePath:

@@ -24,6 +24,7 @@ from segdata.palettes import Color
 from segdata.reading import DataError, check_labels, load_mask, read_mask
 
 SHOWN = 3  # colours that an error names
+LISTED = 12  # colours or numbers that are named where nobody says what they mean
 
 
 class Labels(Protocol):
@@ -176,7 +177,7 @@ def _colours_of(image: Image.Image) -> dict[int, int]:
     return dict(enumerate((entries[:, 0] << 16 | entries[:, 1] << 8 | entries[:, 2]).tolist()))
 
 
-def describe_content(paths: Sequence[Path], limit: int = 12) -> str:
+def describe_content(paths: Sequence[Path]) -> str:
     """What the masks ``paths`` hold, in words, for somebody who has yet to name it; nothing if none can be read."""
     numbers: set[int] = set()
     colours: set[Color] = set()
@@ -184,10 +185,10 @@ def describe_content(paths: Sequence[Path], limit: int = 12) -> str:
         try:
             image = load_mask(path)
             if image.mode in ("P", "L", "1"):
-                numbers |= set(np.unique(np.asarray(image)).tolist())
+                numbers |= set(np.unique(np.array(image, np.uint8)).tolist())
             else:
                 rgb = np.unique(_packed(image))
-                colours |= {(int(value) >> 16, int(value) >> 8 & 255, int(value) & 255) for value in rgb[: limit + 1]}
+                colours |= {(int(value) >> 16, int(value) >> 8 & 255, int(value) & 255) for value in rgb[: LISTED + 1]}
         except DataError:
             continue
     if colours:
@@ -197,4 +198,4 @@ def describe_content(paths: Sequence[Path], limit: int = 12) -> str:
         shown, what = [str(number) for number in sorted(numbers)], "numbers"
     if not shown:
         return ""
-    return f"the first masks hold the {what} {', '.join(shown[:limit])}{', ...' * (len(shown) > limit)}"
+    return f"the first masks hold the {what} {', '.join(shown[:LISTED])}{', ...' * (len(shown) > LISTED)}"

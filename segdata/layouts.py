@@ -18,8 +18,6 @@ from segdata.palettes import Color
 from segdata.reading import DataError, check_labels
 from segdata.split_lists import LISTS, USUAL_SPLITS, usual_name
 
-__all__ = ["LISTS", "Layout", "SplitFiles"]
-
 SHOWN = 20  # faults that get a hint: each takes a look at all names
 CHECK_LISTS_ALL = "`python dataset.py --check`, with the same --dataset and --data-dir, lists all"
 

@@ -25,7 +25,6 @@ from segdata.orientation import UPRIGHT, orientation_of, upright
 from segdata.reading import PARSE_FAULTS, DataError, what_it_is
 from segdata.tiff_pieces import TiffPieces, can_be_read_in_pieces, is_planar
 
-PICTURE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 # What Pillow has a suffix for, and either cannot read or only with a program of its own.
 NO_PICTURES = ("BUFR", "GRIB", "HDF5", "MPEG", "EPS", "WMF", "PDF", "PALM")
 # Those that are known by their first bytes without doubt.

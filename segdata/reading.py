@@ -61,6 +61,7 @@ class Header:
         orientation: the EXIF tag, 1..8; 1 is upright as stored.
         mode: Pillow's word for the kind of its pixels.
         bands: stored for each pixel; what lies beyond three is dropped.
+        transparent: a colour or an entry of the palette is, without a band that says so.
     """
 
     width: int
@@ -68,6 +69,7 @@ class Header:
     orientation: int
     mode: str
     bands: int
+    transparent: bool
 
 
 def _open(file: IO[bytes], path: Path) -> Image.Image:
@@ -102,7 +104,7 @@ def _open(file: IO[bytes], path: Path) -> Image.Image:
         raise DataError(f"{path}: {many}; save one of them alone")
     if _bands(image) > MAX_BANDS:
         raise DataError(f"{path}: {_too_many(_bands(image))}")
-    if is_planar(image) and image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE) != (8, 8, 8):
+    if is_planar(image) and image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (1,)) not in ((1,), (8,), (8, 8, 8)):
         # Pillow takes the planes of most others for pixels side by side, and gives noise.
         raise DataError(f"{path}: a TIFF whose bands lie in planes; save it as 8-bit RGB with its bands side by side")
     return image
@@ -174,7 +176,8 @@ def read_image(path: Path) -> torch.Tensor:
         uint8 (3, H, W), in channels-last memory.
 
     Raises:
-        DataError: missing, empty, truncated, not an image, too large, animated, 16-bit or CMYK.
+        DataError: missing, empty, truncated, not an image, too large, animated, CMYK, or grey of more than 8 bits (of
+            colours with 16 the upper byte is taken).
     """
     data = _load_bytes(path)
     header = _open_image(io.BytesIO(data), path)
@@ -217,7 +220,8 @@ def read_header(path: Path) -> Header:
             size, orientation = image.size, orientation_of(image, file)
             if isinstance(image, TiffImagePlugin.TiffImageFile):  # some versions of Pillow turn its size already
                 size = image.tag_v2[TiffImagePlugin.IMAGEWIDTH], image.tag_v2[TiffImagePlugin.IMAGELENGTH]
-            return Header(*upright_size(size, orientation), orientation, image.mode, _bands(image))
+            upright_is = upright_size(size, orientation)
+            return Header(*upright_is, orientation, image.mode, _bands(image), "transparency" in image.info)
     except OSError as error:
         raise DataError(f"{path}: {error.strerror or error}") from None
 

@@ -10,10 +10,12 @@ images/0001.jpg,masks/0001_mask.png
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from basics.files import read_text
+from segdata.pairing import same_name
 
 LISTS = "ImageSets/Segmentation"
 PLACES = (LISTS, "ImageSets", "splits", "lists", ".")
@@ -38,14 +40,24 @@ def usual_name(split: str) -> str:
     return SPLIT_NAMES.get(split.lower(), split.lower() if split.lower() in USUAL_SPLITS else split)
 
 
-def find_lists(root: Path) -> dict[str, Path]:
-    """The lists of a data set by split: all in ImageSets/Segmentation/, elsewhere those that have a split's name."""
+def find_lists(root: Path, images: Iterable[str], remarks: list[str]) -> dict[str, Path]:
+    """The lists of a data set by split: all in ImageSets/Segmentation/, elsewhere those that have a split's name.
+
+    Args:
+        images: names of the files that lie there: what is called ``train_more`` must name one of them. A
+            ``train_log.txt`` that does not is no list, and goes to ``remarks``.
+    """
     found: dict[str, Path] = {}
+    known = {same_name(form) for name in images for form in (name, PurePosixPath(name).stem)}
     for place in PLACES:
         for path in sorted((root / place).glob("*.txt")):
             split = usual_name(path.stem if place == LISTS else LIST_WORDS.sub("", path.stem))
-            if not path.name.startswith(".") and (place == LISTS or split.partition("_")[0] in USUAL_SPLITS):
+            if path.name.startswith(".") or not (place == LISTS or split.partition("_")[0] in USUAL_SPLITS):
+                continue
+            if place == LISTS or split in USUAL_SPLITS or not known.isdisjoint(map(same_name, _names_in(path))):
                 found.setdefault(split, path)
+            else:
+                remarks.append(f"{path} names no image, and is taken for no list of a split")
     return found
 
 
@@ -93,6 +105,13 @@ def read_split_list(path: Path, faults: list[str]) -> list[Line]:
         elif text:
             found.append(Line(number, text))
     return found
+
+
+def _names_in(path: Path) -> Iterator[str]:
+    """All that may be the name of an image in a split list, with its ending or without."""
+    for line in read_split_list(path, []):
+        for place in (line.path, *(line.columns or ())):
+            yield from {place.name, place.stem}
 
 
 def _relative(text: str) -> PurePosixPath:

@@ -14,6 +14,7 @@ from torch.utils.data import default_collate
 
 from basics.batch import normalize
 from basics.timing import PartTimer, Timings, interleave
+from benchmarks.loading import bench_loading
 from benchmarks.loops import StepClock, WithLoss, missing_packages
 from benchmarks.naive import NaiveDataset, NaiveStep
 from benchmarks.pictures import first_images, make_pictures
@@ -155,6 +156,12 @@ def test_made_up_pictures_cost_what_photographs_cost(tmp_path):
 def test_first_images_leaves_the_data_set_alone(pictures):
     part = first_images(pictures, 2)
     assert len(part) == 2 and len(pictures) == 3 and part.ids == pictures.ids[:2]
+    assert torch.equal(part[1]["image"], pictures[1]["image"])
+
+
+def test_only_the_pictures_that_are_measured_are_decoded(pictures, tmp_path, capsys):
+    bench_loading(first_images(pictures, 2), tmp_path, crop_size=32, rounds=1)
+    assert "decoded cache: 2 images" in capsys.readouterr().out
 
 
 # -- whole loops -------------------------------------------------------------------------------------

@@ -653,3 +653,14 @@ def test_a_file_with_changed_bytes_is_one_error_or_a_data_set(simple, cut, patch
         find_coco(simple)
     except UserError as error:
         assert "annotations.json" in str(error) and len(str(error)) < 2000
+
+
+def test_colours_of_classes_are_to_see_them_in(tmp_path):
+    """The masks hold numbers; a list of colours changes their order and look, and no pixel."""
+    before, layout = find_one(tmp_path, [annotation(1, 7, box(2, 2, 10, 9)), annotation(1, 3, box(15, 4, 20, 9))])
+    write(tmp_path / "colours.txt", "crack 255 0 0\nbackground 0 0 0\ndot 0 255 0\n")
+    layout = find_layout("coco", layout.root, classes=tmp_path / "colours.txt")
+    assert layout.class_names == ["crack", "background", "dot"]
+    assert [tuple(colour) for colour in layout.palette] == [(255, 0, 0), (0, 0, 0), (0, 255, 0)]
+    after = mask_of(layout, "train", "p")
+    assert set(np.unique(before)) == {0, 1, 2} and np.array_equal(after, np.array([1, 2, 0])[before])

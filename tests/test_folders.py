@@ -338,6 +338,18 @@ def test_lists_are_understood(tmp_path, form, place):
     assert find_layout("folder", root).splits() == ["train", "val"]
 
 
+@pytest.mark.parametrize("name", ["train_log.txt", "val_results.txt", "train_classes.txt", "test_notes.txt"])
+def test_text_files_that_name_no_image_are_no_lists(tmp_path, name):
+    root = write(tmp_path, "images/{n}.png", "masks/{n}.png")
+    before = {split: numbers(root, split) for split in ("train", "val")}
+    (root / name).write_text("epoch 1: 0.5\nbackground\n")
+    layout = find_layout("folder", root)
+    assert f"{root / name} names no image, and is taken for no list of a split" in layout.remarks
+    assert {split: numbers(root, split) for split in layout.splits()} == before
+    (root / name).write_text("nothing\n003.png\n")
+    assert name[:-4] in find_layout("folder", root).splits()
+
+
 def test_lists_may_name_masks_that_lie_elsewhere(tmp_path):
     root = write(tmp_path, "images/{n}.png", "masks/{n}.png")
     for number in range(10):  # other masks, which say that all is of class 2

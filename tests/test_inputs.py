@@ -1,6 +1,8 @@
 """What inputs mean: folders, links, patterns, names; and what is left of an earlier run."""
 
 import os
+import re
+import shlex
 
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ from PIL import Image
 
 from deploy import predictor
 from deploy.predictor import Options, Predictor
-from segdata.inputs import find_sources
+from segdata.inputs import find_sources, unquoted
 from tests.test_segmenter import segmenter
 
 
@@ -90,6 +92,31 @@ def test_pictures_where_results_go_are_named(tmp_path):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows counts letters, and the whole path")
+def test_programs_with_the_suffix_of_videos_are_left_out(tmp_path):
+    (tmp_path / "app.ts").write_text("export const width: number = 640;\n")
+    (tmp_path / "go.mod").write_text("module example.org/a\n")
+    (tmp_path / "clip.ts").write_bytes(b"\x47\x40\x00\x10\x00\x00" + bytes(182))
+    found = find_sources([str(tmp_path)])
+    assert [source.name.name for source in found.sources] == ["clip"]
+    assert "left out 2 files that are no pictures or videos (app.ts, go.mod)" in found.left_out[0]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="HOME is not what ~ means there")
+def test_folders_below_home_are_told_apart(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("x", "y"):
+        save_picture(tmp_path / name / "a.png")
+    assert [source.name.as_posix() for source in find_sources(["~/x", "~/y"]).sources] == ["x/a", "y/a"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a backslash parts folders there")
+def test_paths_of_files_dropped_on_a_terminal(tmp_path):
+    path = save_picture(tmp_path / "it's my photo.png")
+    for text in (str(path), f'"{path}"', shlex.quote(str(path)), re.sub(r"(['\s])", r"\\\1", str(path))):
+        assert unquoted(text) == str(path), text
+    assert unquoted("'camera:0'") == "camera:0" and unquoted("two words") == "two words"
+
+
 def test_long_names_cost_themselves_alone(tmp_path):
     folder = tmp_path / "in"
     longest = save_picture(folder / ("l" * 251 + ".png"))

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -204,6 +205,14 @@ def test_a_mask_that_a_person_found_right_counts_as_one_of_a_person(label):
         assert "2 masks are a person's" in label("photos").stdout
     Path("out/checked.txt").unlink()
     assert len(teacher_masks.unmended(Path("out/mask").iterdir())) == 3, "what the teacher wrote is not forgotten"
+
+
+def test_a_name_in_the_letters_of_another_system_is_found_right(label):
+    """macOS lists u and its dots, editors write one letter."""
+    paint(Path("photos", unicodedata.normalize("NFD", "\u00fcber.png")), RED)
+    label("photos")
+    Path("out/checked.txt").write_text("\u00fcber.png\n", encoding="utf-8")
+    assert teacher_masks.unmended(Path("out/mask").iterdir()) == []
 
 
 def test_a_name_that_is_none_is_not_found_right(label):

@@ -14,9 +14,9 @@ from basics.errors import UserError
 from datalayouts.published import CITYSCAPES
 from dataset import build_dataset, find_layout
 from segdata.class_groups import find_name, group_numbers, is_groups, parse_groups
-from segdata.class_tables import VOID_NAMES, choose_table, read_class_table
+from segdata.class_tables import VOID_NAMES, choose_table, class_list_text, read_class_names, read_class_table
 from segdata.decode_cache import describe_sources
-from segdata.labels import ColourLabels, IndexLabels, MergedLabels
+from segdata.labels import ColourLabels, IndexLabels, MergedLabels, describe_content
 from segdata.palettes import voc_palette
 from segdata.reading import DataError, read_mask
 
@@ -233,6 +233,34 @@ def test_words_for_the_same_class_in_one_line(tmp_path):
         group_numbers(groups, names, "the data", 255)
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["background", "zone 1 2 3"],
+        ["zone 1 2 3", "area 4 5 6"],
+        ["background", "other *"],
+        ["a #ff0000", "b"],
+        ["street, 12 30 40", "b"],
+        ["a:b:c:d"],
+        ["person, individual"],
+        ["# x", "y"],
+        ["1 a", "0 b"],
+        ["# names alone", "3 a 1 2 3"],
+        ["0: a 1 2 3", "# b"],
+        ["sky", "3d object"],
+    ],
+)
+def test_what_a_program_lists_is_read_as_the_same_names(tmp_path, names):
+    (tmp_path / "classes.txt").write_text(class_list_text(names))
+    table = read_class_table(tmp_path / "classes.txt")
+    assert (table.names, table.colours, table.comments) == (names, None, [])
+    assert read_class_names(tmp_path / "classes.txt") == names
+
+
+def test_plain_names_are_listed_plainly():
+    assert class_list_text(["sky", "traffic light"]) == "sky\ntraffic light\n"
+
+
 def test_comments_in_a_list_of_names_are_said(tmp_path):
     for text, comments in (("# my classes\na\nb\n", ["# my classes"]), ("# x\na 1 1 1\nb 2 2 2\n", [])):
         (tmp_path / "classes.txt").write_text(text)
@@ -340,6 +368,7 @@ NAMES = ["background", "cat", "dog", "traffic_light", "bus"]
     [
         ("animal = cat, dog\nthing = bus, traffic_light, background", [1, 0, 0, 1, 1]),
         ("animal = Cats, dogs # both\nrest = *\n", [1, 0, 0, 1, 1]),
+        ('# or: animal = ["cat", "dog"]\nanimal = cat, dog\nrest = *', [1, 0, 0, 1, 1]),
         ("animal=cat,dog\n\n# more\nvehicle = Buses\nignore = *", [255, 0, 0, 255, 1]),
         ("ignore = background\nlight = Traffic Lights\nrest = *", [255, 1, 1, 0, 1]),
         ("light = traffic-light\nanimal = *\nignore = bus, background", [255, 1, 1, 0, 255]),
@@ -395,6 +424,11 @@ def test_names_are_found_exactly_first(written, names, found):
     assert find_name(written, names) == found
 
 
+def test_a_name_that_could_be_two_is_not_called_unknown():
+    with pytest.raises(UserError, match=r"line 1: 'CAT' may be 'Cat' or 'cat' of the data$"):
+        group_numbers(parse_groups("pet = CAT\nrest = *", Path("groups")), ["Cat", "cat"], "the data", 255)
+
+
 def test_a_list_of_classes_is_no_file_of_groups():
     assert not is_groups("background\nroad tile\n# a = b\n")
 
@@ -442,6 +476,32 @@ def test_classes_are_merged_dropped_and_reordered(folder, tmp_path):
         else:
             with pytest.raises(DataError, match="given does not name"):
                 data[0]
+
+
+def test_colours_after_an_equals_sign_are_no_groups(folder, tmp_path):
+    """What is read as classes.txt is read as the file of --classes, too."""
+    (tmp_path / "given").write_text("cat = 1 1 1\nbackground = 0 0 0\ndog = #020202\n")
+    layout = find_layout("folder", folder, classes=tmp_path / "given")
+    assert layout.class_names == ["cat", "background", "dog"] and layout.palette[2] == (2, 2, 2)
+    assert layout.read_labels(folder / "masks/0.png").tolist() == [
+        [{0: 1, 1: 0, 2: 2}[value] for value in row] for row in np.asarray(Image.open(folder / "masks/0.png")).tolist()
+    ]
+
+
+def test_a_table_of_something_else_is_a_remark_beside_a_class_list(folder):
+    (folder / "classes.csv").write_text("id,name\n0,background\n")
+    layout = find_layout("folder", folder)
+    assert layout.class_names == ["background", "cat", "dog"]
+    assert any("classes.csv, line 1: the columns are id, name" in remark for remark in layout.remarks)
+    (folder / "classes.txt").rename(folder / "given")
+    with pytest.raises(DataError, match="the columns are id, name"):
+        find_layout("folder", folder)
+    assert find_layout("folder", folder, classes=folder / "given").class_names == ["background", "cat", "dog"]
+
+
+def test_masks_of_one_bit_are_described_in_numbers(tmp_path):
+    Image.fromarray(np.eye(4, dtype=bool)).save(tmp_path / "a.png")
+    assert describe_content([tmp_path / "a.png"]) == "the first masks hold the numbers 0, 1"
 
 
 def test_a_class_list_for_data_that_bring_none(folder, tmp_path):

@@ -16,6 +16,7 @@ pytest.importorskip("onnxruntime")
 
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
+import networks.onnx_session as onnx_session  # noqa: E402
 import networks.onnx_teacher as onnx_teacher  # noqa: E402
 import test_teacher  # noqa: E402
 import zoo  # noqa: E402
@@ -641,3 +642,34 @@ def test_channels_last_are_named(tmp_path):
     onnx.save(model, path)
     with pytest.raises(UserError, match="channels last; export it with channels first"):
         load_onnx_teacher(path, CLASSES)
+
+
+def test_the_runtime_goes_where_the_teacher_goes(tmp_path, monkeypatch):
+    """--device cpu leaves a GPU alone; what is moved to one is run there, inner feature maps included."""
+    teacher = load_onnx_teacher(write_model(tmp_path / "m.onnx"), CLASSES)
+    asked, images = [], torch.randn(1, 3, 64, 64)
+    before, opened = teacher.forward_taps(images), teacher._open
+
+    def open_on(device):
+        asked.append(device)
+        return opened()
+
+    monkeypatch.setattr(teacher, "_open", open_on)
+    assert teacher._session.get_providers() == ["CPUExecutionProvider"]
+    teacher.to("cpu").float()
+    assert asked == []
+    teacher.to("meta")  # the only other device that is always there
+    assert asked == ["meta"]
+    torch.testing.assert_close(teacher.forward_taps(images), before)
+
+
+@pytest.mark.parametrize(("device", "first"), [("cpu", "CPU"), ("mps", "CPU"), ("cuda", "CUDA")])
+def test_cuda_kernels_are_for_cuda_alone(tmp_path, monkeypatch, device, first):
+    import onnxruntime
+
+    path, asked = write_model(tmp_path / "m.onnx"), []
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [onnx_session.CUDA, "CPUExecutionProvider"])
+    monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *_, providers: asked.append(providers))
+    onnx_session.open_session(path, device=device)
+    name = asked[0][0] if isinstance(asked[0][0], str) else asked[0][0][0]
+    assert name == f"{first}ExecutionProvider" and asked[0][-1] == "CPUExecutionProvider"

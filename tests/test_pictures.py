@@ -6,6 +6,7 @@ import csv
 import struct
 import sys
 import zlib
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,10 +17,11 @@ import deploy.results
 import segdata.pictures
 from deploy.predictor import Options, Predictor
 from deploy.results import PANEL_SIDE
+from segdata.grey_depth import Depth
 from segdata.inputs import find_sources
 from segdata.pictures import PictureFile, looks_like_picture, read_picture
 from segdata.png_rows import PngRows
-from segdata.reading import DataError, read_header, read_image
+from segdata.reading import DataError, read_header, read_image, read_mask
 from segdata.tiff_pieces import TiffPieces
 from tests.test_segmenter import picture as random_picture
 from tests.test_segmenter import segmenter
@@ -404,6 +406,23 @@ def test_training_refuses_planes_that_pillow_mixes_up(tmp_path):
         read_image(write_tiff(tmp_path / "a.tif", bands, planar=True))
     eight = random_bands(3, 8)
     np.testing.assert_array_equal(read_image(write_tiff(tmp_path / "b.tif", eight, planar=True)), eight)
+
+
+def test_the_planes_of_one_band_mean_nothing(tmp_path):
+    grey = np.random.default_rng(0).integers(0, 256, (9, 14), dtype=np.uint8)
+    for name in ("a.tif", "mask.tif"):
+        Image.fromarray(grey).save(tmp_path / name, tiffinfo={284: 2})
+    with Image.open(tmp_path / "a.tif") as image:
+        assert image.tag_v2[284] == 2, "the reason for the test"
+    np.testing.assert_array_equal(read_image(tmp_path / "a.tif"), np.stack([grey] * 3))
+    np.testing.assert_array_equal(read_mask(tmp_path / "mask.tif"), grey)
+    np.testing.assert_array_equal(read_picture(tmp_path / "a.tif"), np.stack([grey] * 3))
+
+
+def test_a_deep_png_of_an_older_pillow_is_no_guess():
+    """Before 10.3 its mode is I."""
+    header = SimpleNamespace(mode="I", format="PNG")
+    assert Depth.of(header).full == 65535
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "LA", "CMYK", "I;16", "I", "F"])

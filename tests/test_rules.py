@@ -357,6 +357,18 @@ def test_a_band_that_is_dropped_is_said_once(tmp_path, mode, said):
         assert "6 images with a band beside the colours, for example im0.png" in only(found, stops=False)
 
 
+@pytest.mark.parametrize("mode", ["P", "RGB"])
+def test_a_transparent_colour_is_said(tmp_path, mode):
+    """tRNS: prediction lays it on white, training does not see it."""
+    root = make(tmp_path)
+    path = root / "JPEGImages/im1.jpg"
+    picture = Image.open(path).convert(mode)
+    picture.save(path.with_suffix(".png"), transparency=0 if mode == "P" else (1, 2, 3))
+    path.unlink()
+    assert "1 image in which a colour is transparent, for example im1.png" in only(findings(root), stops=False)
+    assert len(findings(root)) == 1, "the census keeps it"
+
+
 def test_masks_for_images_are_a_remark(tmp_path):
     root = make(tmp_path, masks=lambda number: coloured(labels(0, 1), [ROAD, CAR]))
     for path in list((root / "JPEGImages").iterdir()):
@@ -594,7 +606,7 @@ def counted(name: str, *masks: dict[int, int] | None) -> SplitCensus:
         None if mask is None else MaskRecord(1, 1, 10, 10, sorted(mask), [mask[label] for label in sorted(mask)], "")
         for mask in masks
     ]
-    return SplitCensus(name, files, [PictureRecord(1, 1, 10, 10, 1, "RGB", 3)] * len(ids), records)
+    return SplitCensus(name, files, [PictureRecord(1, 1, 10, 10, 1, "RGB", 3, False)] * len(ids), records)
 
 
 def layout_of(*names: str) -> Layout:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -98,6 +100,9 @@ def test_column_titles(tmp_path):
     assert column_titles(paths[:1] * 2) == ["a/best", "a/best"]
     paths = [tmp_path / "a" / "best.pth", tmp_path / "a" / "best.onnx", tmp_path / "b" / "best.pth"]
     assert column_titles(paths) == ["a/best.pth", "a/best.onnx", "b"]
+    root = Path(tmp_path.anchor)  # where containers have them
+    assert column_titles([root / "best.pth"]) == ["best"]
+    assert column_titles([root / "best.pth", tmp_path / "b" / "best.pth"]) == ["best", "b"]
 
 
 def test_a_checkpoint_trained_for_int8_is_shown_with_its_rounding(dataset, demo_checkpoint, tmp_path):
