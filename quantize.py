@@ -104,10 +104,9 @@ def main(args: argparse.Namespace) -> None:
     if args.score_images < 0 or (args.max_drop is not None and not args.score_images):
         raise UserError("--score-images must be at least 0, and more than 0 with --max-drop")
     model, checkpoint = load_checkpoint_model(args.checkpoint)
-    int8 = make_int8(model, checkpoint, args)
+    deployed = make_deployed(model, checkpoint, args, make_int8(model, checkpoint, args))
     # A --qat checkpoint is what it was trained to be only with its rounding.
     pictures = real_pictures(load_fake_quant(model, checkpoint) if "qat" in checkpoint else model, checkpoint, args)
-    deployed = make_deployed(model, checkpoint, args, int8)
     write_int8(deployed, model, pictures, args.max_drop, files)
     parameters, fp32 = deployed.card.parameters, 4 * deployed.card.parameters / 1e6
     share = output.stat().st_size / 1e6 / fp32

@@ -8,6 +8,7 @@ import functools
 import os
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
@@ -77,13 +78,19 @@ def scoring_kernels() -> Iterator[None]:
 
     That is what PyTorch lets it do by default; matrix products are exact by default.
     """
-    cudnn = torch.backends.cudnn
-    before = cudnn.benchmark, cudnn.allow_tf32
-    cudnn.benchmark, cudnn.allow_tf32 = False, False
+    cudnn: Any = torch.backends.cudnn  # PyTorch's types do not know all of its flags
+    exact: bool | str
+    try:
+        owner, flag, exact, before = cudnn, "allow_tf32", False, cudnn.allow_tf32
+    except RuntimeError:  # a user's file has set the newer flags, beside which the older ones cannot be read
+        owner, flag, exact, before = cudnn.conv, "fp32_precision", "ieee", cudnn.conv.fp32_precision
+    benchmark, cudnn.benchmark = cudnn.benchmark, False
+    setattr(owner, flag, exact)
     try:
         yield
     finally:
-        cudnn.benchmark, cudnn.allow_tf32 = before
+        cudnn.benchmark = benchmark
+        setattr(owner, flag, before)
 
 
 def make_deterministic() -> None:

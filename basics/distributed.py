@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import sys
 import time
 from collections.abc import Iterator
 from datetime import timedelta
@@ -251,14 +252,29 @@ def _has_idle_parameters(model: nn.Module, device: torch.device) -> bool:
 
 
 def synchronize_batchnorm(model: M, device: torch.device) -> M:
-    """Let every BatchNorm of ``model`` take its statistics over all ranks; same parameters, same state_dict."""
+    """Let every BatchNorm below ``model`` take its statistics over all ranks; same parameters, same state_dict.
+
+    That is PyTorch's own, and timm's with the activation inside, which `nn.SyncBatchNorm` would leave out. Layers of
+    other kinds are named, for they keep the statistics of their process.
+    """
     if world_size() == 1:
         return model
-    if device.type == "cuda":
-        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    for module in model.modules():
-        if type(module) is nn.BatchNorm2d:
-            module.__class__ = SyncedBatchNorm  # it adds behaviour, no state
+    timm = sys.modules.get("timm.layers")  # whoever has such layers has imported it
+    others = set()
+    for parent in list(model.modules()):
+        for name, layer in list(parent.named_children()):
+            kind, has_activation = type(layer), timm is not None and type(layer) is timm.BatchNormAct2d
+            if not isinstance(layer, nn.modules.batchnorm._BatchNorm):
+                continue
+            if device.type == "cuda" and (has_activation or kind in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)):
+                convert = timm.convert_sync_batchnorm if timm else nn.SyncBatchNorm.convert_sync_batchnorm
+                parent.add_module(name, convert(layer))
+            elif device.type != "cuda" and (has_activation or kind is nn.BatchNorm2d):
+                layer.__class__ = SyncedBatchNormAct if has_activation else SyncedBatchNorm  # behaviour, no state
+            else:
+                others.add(kind.__name__)
+    if others:
+        print(f"remark: layers of the kind {', '.join(sorted(others))} take their statistics in each process by itself")
     return model
 
 
@@ -284,3 +300,13 @@ class SyncedBatchNorm(nn.BatchNorm2d):
             self.running_var.lerp_(var * count / (count - 1), momentum)
         scale = self.weight * (var + self.eps).rsqrt()
         return (centred * scale[:, None, None] + self.bias[:, None, None]).to(given)
+
+
+class SyncedBatchNormAct(SyncedBatchNorm):
+    """The same for timm's ``BatchNormAct2d``, which has dropout and an activation inside."""
+
+    drop: nn.Module
+    act: nn.Module
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.act(self.drop(super().forward(images)))

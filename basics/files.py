@@ -24,6 +24,7 @@ else:
 
 
 LONGEST_NAME = 255  # bytes, in all common file systems
+END = 16384  # bytes of a file's beginning, and of its end, by which a picture is known
 
 
 @contextlib.contextmanager
@@ -285,10 +286,10 @@ def folder_locked(folder: Path, way_out: str) -> Iterator[None]:
                 folder.rmdir()
 
 
-def digest_of_ends(path: Path, size: int = 16384) -> str:
+def digest_of_ends(path: Path) -> str:
     """A short hash of how a file begins and ends: tells pictures of equal size apart without reading them whole."""
     with path.open("rb") as file:
-        ends = file.read(size)
-        file.seek(max(path.stat().st_size - size, 0))
-        ends += file.read(size)
+        ends = file.read(END)
+        file.seek(max(path.stat().st_size - END, 0))
+        ends += file.read(END)
     return hashlib.sha256(ends).hexdigest()[:16]

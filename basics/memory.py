@@ -62,7 +62,7 @@ def is_lost_worker(error: BaseException) -> bool:
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Bytes that a process can still get there; None where the system does not tell."""
+    """Bytes that a process can still get there, or on a GPU have in all; None where the system does not tell."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
     free = []

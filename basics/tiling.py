@@ -13,10 +13,17 @@ from basics.errors import UserError
 LEAST_TILE = 64  # pixels a side: less shows a network too little of its surroundings
 
 
+def fault_of_tile(option: str, tile: int) -> str:
+    """What is wrong with a side that makes no sense, or nothing; 0 stands for no tiles."""
+    if tile == 0 or tile >= LEAST_TILE:
+        return ""
+    return f"{option} must be at least {LEAST_TILE} pixels (or 0, for no tiles), not {tile}"
+
+
 def check_tile(option: str, tile: int) -> None:
-    """A `UserError` for a side that makes no sense; 0 stands for no tiles."""
-    if tile != 0 and tile < LEAST_TILE:
-        raise UserError(f"{option} must be at least {LEAST_TILE} pixels (or 0, for no tiles), not {tile}")
+    """A `UserError` if there is a `fault_of_tile`."""
+    if fault := fault_of_tile(option, tile):
+        raise UserError(fault)
 
 
 def fits(images: torch.Tensor, tile: int) -> bool:

@@ -7,6 +7,8 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from matplotlib.ticker import MaxNLocator
+
 from comparison.markup import Element, element
 from comparison.scoring import Result
 from comparison.statistics import Spread
@@ -43,11 +45,8 @@ def make_curve(name: str, style: int, results: Sequence[Result]) -> Curve:
 
 def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
     """Round numbers, about ``count`` of them, from at most ``low`` to at least ``high``."""
-    raw = (high - low) / max(count, 1) or 1.0
-    magnitude = 10 ** math.floor(math.log10(raw))
-    step = next(factor * magnitude for factor in (1, 2, 2.5, 5, 10) if factor * magnitude >= raw * (1 - 1e-9))
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [step * number for number in range(first, max(last, first + 1) + 1)]
+    locator = MaxNLocator(count, steps=[1, 2, 2.5, 5, 10])
+    return list(map(float, locator.tick_values(low, high if high > low else low + 1)))
 
 
 def curves_svg(name: str, curves: Sequence[Curve], teacher: float | None, label: str) -> Element:
@@ -106,11 +105,8 @@ def _draw(curve: Curve, x: Callable[[float], float], y: Callable[[float], float]
 
 def _epoch_ticks(first: int, last: int) -> list[int]:
     """Whole epochs for the axis, at most nine."""
-    step = max(1, round(nice_ticks(0, max(last - first, 1), 7)[1]))
-    while (last - first) // step > 8:
-        step += 1
-    ticks = [epoch for epoch in range(first, last + 1) if epoch % step == 0]
-    return ticks or sorted({first, last})
+    ticks = MaxNLocator(8, integer=True).tick_values(first, last)
+    return [round(tick) for tick in ticks if first <= tick <= last]
 
 
 def gains_svg(gains: Sequence[tuple[str, Spread]], label: str) -> Element:

@@ -74,7 +74,9 @@ def make_panels(comparison: Comparison, best: Line) -> dict[str, list[Panel]]:
     seed = min({result.run.seed for result in method} & {result.run.seed for result in baseline})
     columns = _load_columns(comparison, [_of_seed(baseline, seed), _of_seed(method, seed)])
     return {
-        heading: [_make_panel(comparison.dataset, name, differences[name], columns) for name in names]
+        heading: [
+            _make_panel(comparison.dataset, name, differences[name], columns, plan.args.eval_tile) for name in names
+        ]
         for heading, names in (("Best gains", gains), ("Worst losses", losses))
     }
 
@@ -102,11 +104,12 @@ def _make_panel(
     name: str,
     difference: float,
     columns: Sequence[tuple[Column, Mapping[str, float]]],
+    tile: int,
 ) -> Panel:
     sample = dataset[dataset.ids.index(name)]
     masks = [("Truth", sample["mask"].numpy(), "")]
     for column, scores in columns:
-        prediction = column.segmenter.mask(sample["image"]).numpy()
+        prediction = column.segmenter.mask(sample["image"], 0 if column.segmenter.input_size else tile).numpy()
         masks.append((column.title, prediction, f"mIoU {100 * scores[name]:.1f} %"))
     pictures = [_photo(sample["image"].permute(1, 2, 0).numpy(), name)]
     for title, mask, note in masks:

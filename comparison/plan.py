@@ -198,6 +198,8 @@ def load_plan(path: Path, output_dir: Path) -> Plan:
         for seed in seeds
         if group.labels != 0 or needs_teacher(settings[method], path, method)
     )
+    if not runs:
+        raise UserError(f"{path}: no runs: without masks (labels 0) a method wants a teacher")
     _require_equal_budgets(path, runs)
     return Plan(
         path=path,
@@ -381,7 +383,7 @@ def _make_run(path: Path, folder: Path, method: str, group: Group, seed: int, ar
         arguments = {key: value for key, value in arguments.items() if key not in TEACHER_ARGUMENTS}
     name = f"{method}_{group.stem}_seed{seed}"
     words = to_words(arguments | ({} if group.labels is None else {"labels": group.labels}))
-    words += ["--student", group.student, "--seed", str(seed), "--output-dir", str(folder), "--name", name]
+    words += ["--student", group.student, "--seed", str(seed), "--output-dir", folder.as_posix(), "--name", name]
     words += ["--resume", "auto"]
     args, _ = parse(words, place_of(path, method))
     return Run(method, group, seed, folder / name, tuple(words), args, taught)

@@ -83,7 +83,7 @@ class Result(Scored):
         return self.metrics[-1].get("step") if self.metrics else None
 
     @property
-    def checkpoint_epoch(self) -> int:
+    def best_epoch(self) -> int:
         """The epoch whose validation mIoU was the best."""
         mious = {row["epoch"]: row.get("val_miou") for row in self.metrics}
         scored = {epoch: miou for epoch, miou in mious.items() if miou is not None and math.isfinite(miou)}

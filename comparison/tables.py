@@ -154,7 +154,7 @@ def runs_csv(comparison: Comparison) -> str:
             "ms": cost.ms,
             "steps": result.steps,
             "train_seconds": result.train_seconds,
-            "best_epoch": result.checkpoint_epoch,
+            "best_epoch": result.best_epoch,
             "score": result.row["score"],
             **iou_columns(result.row["iou"]),
             "protocol": result.row["protocol"],

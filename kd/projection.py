@@ -79,7 +79,7 @@ class _Moments:
         return self.outer / max(self.count, 1) - torch.outer(self.mean, self.mean)
 
 
-def fit_projection(samples: Sequence[torch.Tensor], channels: int, keep: float = KEEP) -> Projection:
+def fit_projection(samples: Sequence[torch.Tensor], channels: int) -> Projection:
     """The mean's direction and the principal components beside it, of feature vectors.
 
     How many is found on half of the images with the components of the other half: on its own vectors a basis keeps more
@@ -89,7 +89,6 @@ def fit_projection(samples: Sequence[torch.Tensor], channels: int, keep: float =
     Args:
         samples: of each image float (cells, D).
         channels: D. With D <= `EXACT_CHANNELS` the basis is the identity, and nothing is lost.
-        keep: share of the variance.
     """
     moments = _Moments.of(samples, channels)
     if channels <= EXACT_CHANNELS:
@@ -97,7 +96,7 @@ def fit_projection(samples: Sequence[torch.Tensor], channels: int, keep: float =
     basis = _basis(_Moments.of(samples[::2], channels))
     others = _Moments.of(samples[1::2] or samples, channels).covariance
     shares = ((basis.T @ others) * basis.T).sum(1).cumsum(0) / others.trace().clamp(min=1e-30)
-    dims = min(int((shares < keep).sum()) + 1, channels)
+    dims = min(int((shares < KEEP).sum()) + 1, channels)
     return Projection(_basis(moments)[:, :dims].T.float().contiguous(), moments.mean.float())
 
 

@@ -30,7 +30,6 @@ class SegmentationModel(nn.Module, ABC):
         made_of: what tells it from another with the same arguments and tensors: hashes of its code, its normalisation.
         model_args: what the model was built with besides ``num_classes``; saved with its weights.
         min_train_batch: images a batch needs in training mode.
-        backbone_prefix: what the backbone's tensors are called in the model's own state_dict.
         spare_backbone_keys: prefixes of tensors in backbone files that this model has no use for.
     """
 
@@ -45,7 +44,6 @@ class SegmentationModel(nn.Module, ABC):
     model_args: dict[str, object]
     made_of: Mapping[str, object] = {}
     min_train_batch: int = 1
-    backbone_prefix: str = "backbone."
     spare_backbone_keys: tuple[str, ...] = ()
 
     def __init__(self) -> None:

@@ -155,10 +155,6 @@ class HuggingFaceModel(ForeignModel):
         """The encoder; of EoMT, whose encoder decodes, too, its layers."""
         return self.network.get_submodule(self.family.layers or self.encoder)
 
-    @property
-    def backbone_prefix(self) -> str:  # type: ignore[override]
-        return f"network.{self.family.layers or self.encoder}."
-
     def head_names(self) -> set[str]:
         """The tensors whose shape depends on the number of classes."""
         config = copy.deepcopy(self.config)

@@ -297,10 +297,6 @@ class UserModel(ForeignModel):
         found = (getattr(self.network, name, None) for name in ("backbone", "encoder"))
         return next((module for module in found if isinstance(module, nn.Module)), nn.Identity())
 
-    @property
-    def backbone_prefix(self) -> str:  # type: ignore[override]
-        return f"network.{'encoder' if not hasattr(self.network, 'backbone') else 'backbone'}."
-
     def _run(self, images: torch.Tensor, *, tells: bool = False) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """``images`` in the network's own statistics -> logits and taps; ``tells``: where it found them is printed."""
         if hasattr(self.network, "forward_taps"):

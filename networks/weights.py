@@ -54,6 +54,9 @@ class ClassCountError(UserError):
         self.classes = classes
 
 
+BACKBONE = "backbone."  # of the networks in our own table
+
+
 @dataclass(frozen=True)
 class WeightsFile:
     """The content of a weights' file.
@@ -202,7 +205,7 @@ def _counted(state: Collection[str]) -> list[str]:
 def is_whole(model: SegmentationModel, state: StateDict) -> bool:
     """Whether ``state`` holds more of ``model`` than its backbone: most of what comes behind that."""
     state = _own_names(state)
-    behind = [name for name in _counted(model.state_dict()) if not name.startswith(model.backbone_prefix)]
+    behind = [name for name in _counted(model.state_dict()) if not name.startswith(BACKBONE)]
     return sum(name in state for name in behind) > LEAST_SHARE * len(behind)
 
 
@@ -316,7 +319,7 @@ def load_backbone(model: SegmentationModel, state: StateDict, origin: str) -> No
             f"{origin}: another architecture: {len(unknown)} tensors this model does not know ({first_names(unknown)})"
         )
     # By way of the model: some of smp's encoders have a load_state_dict of their own, with other arguments.
-    model.load_state_dict({model.backbone_prefix + name: inner[name] for name in found}, strict=False)
+    model.load_state_dict({BACKBONE + name: inner[name] for name in found}, strict=False)
     where = "" if prefix in BACKBONE_PREFIXES else f", there under `{prefix[:-1]}`"
     print(f"backbone: {len(counted) - len(missing)} of {len(counted)} tensors from {origin}{where}")
     if missing:

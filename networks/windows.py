@@ -2,7 +2,7 @@
 
 cut = Windows(512, "split").cut(images, black)      # (N, 3, H, W) -> cut.images (k * N, 3, 512, 512)
 maps = network(cut.images)
-whole = cut.join(maps[cut.of_image(0)], (H, W))      # (1, D, H, W)
+whole = cut.join(maps, stride, (H // stride, W // stride))  # (N, D, H // stride, W // stride)
 """
 
 from __future__ import annotations

@@ -118,25 +118,14 @@ class Agreement:
         return self.same / self.pixels
 
 
-class SameSizeBatches:
-    """Batch sampler that puts only images of equal size into one batch, so that none is padded.
-
-    The score of a split is then that of batch size 1.
-    """
-
-    def __init__(self, dataset: SegmentationDataset, batch_size: int):
-        groups: dict[object, list[int]] = defaultdict(list)  # by size
-        for index in range(len(dataset)):
-            groups[image_size(dataset.image_path(index)) if batch_size > 1 else index].append(index)
-        self.batches = [
-            group[start : start + batch_size] for group in groups.values() for start in range(0, len(group), batch_size)
-        ]
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        return iter(self.batches)
+def same_size_batches(dataset: SegmentationDataset, batch_size: int) -> list[list[int]]:
+    """The indices of images in batches of equal size, so that none is padded, and the score is that of batch size 1."""
+    groups: dict[object, list[int]] = defaultdict(list)  # by size
+    for index in range(len(dataset)):
+        groups[image_size(dataset.image_path(index)) if batch_size > 1 else index].append(index)
+    return [
+        group[start : start + batch_size] for group in groups.values() for start in range(0, len(group), batch_size)
+    ]
 
 
 @torch.inference_mode()
@@ -308,7 +297,7 @@ def scoring_loader(
     """
     return DataLoader(
         dataset,
-        batch_sampler=SameSizeBatches(dataset, batch_size).batches[distributed.rank() :: distributed.world_size()],
+        batch_sampler=same_size_batches(dataset, batch_size)[distributed.rank() :: distributed.world_size()],
         num_workers=workers,
         persistent_workers=lasting and workers > 0,
         pin_memory=device.type == "cuda",

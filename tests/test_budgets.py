@@ -55,6 +55,13 @@ def test_budgets_that_mean_nothing_are_refused(tmp_path, demo_data, labels, comm
         load_plan(plan_with(tmp_path, demo_data, labels, common), tmp_path)
 
 
+def test_no_mask_and_no_teacher_leave_no_run(tmp_path, demo_data):
+    path = write_plan(tmp_path, demo_data, "epoch_images = 16", methods="[methods.baseline]\n")
+    path.write_text(f"labels = [0]\n{path.read_text()}")
+    with pytest.raises(UserError, match="no runs: without masks"):
+        load_plan(path, tmp_path)
+
+
 def test_differences_are_paired_within_a_budget(tmp_path, demo_data):
     """By hand: 0.1 within every budget, though the budgets themselves differ; without masks there is no baseline."""
     plan = read_plan(plan_with(tmp_path, demo_data), tmp_path)

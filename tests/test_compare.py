@@ -693,7 +693,7 @@ def test_summaries_by_hand(tmp_path, demo_data, val_set):
 def test_the_best_epoch_is_that_of_the_best_score(invented):
     result = invented[0].results[0]
     metrics = [{"epoch": 1, "val_miou": 0.2}, {"epoch": 2, "val_miou": 0.5}, {"epoch": 3, "val_miou": 0.4}]
-    assert dataclasses.replace(result, metrics=metrics).checkpoint_epoch == 2
+    assert dataclasses.replace(result, metrics=metrics).best_epoch == 2
 
 
 def test_tex(invented):

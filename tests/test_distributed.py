@@ -186,6 +186,39 @@ def test_batchnorm_over_ranks_is_batchnorm_over_the_batch(tmp_path):
     torch.testing.assert_close(sum(result[2] for result in ranks), weight_grad)
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_timms_activations_survive(device, monkeypatch, capsys):
+    """`nn.SyncBatchNorm` would leave out the activation inside; other kinds keep their statistics, and are named."""
+    layers = pytest.importorskip("timm.layers")
+
+    class OfAUser(nn.BatchNorm2d):
+        def forward(self, images):
+            return 2 * super().forward(images)
+
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 1), layers.BatchNormAct2d(4), nn.Sequential(nn.BatchNorm2d(4)), nn.Sigmoid(), OfAUser(4)
+    )
+    images, names = 3 * torch.randn(2, 3, 5, 5), list(net.state_dict())
+    net(images)  # for statistics
+    before = copy.deepcopy(net)
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    net = distributed.synchronize_batchnorm(net, torch.device(device))
+    assert capsys.readouterr().out.startswith(
+        "remark: layers of the kind OfAUser take their statistics in each process"
+    )
+    assert list(net.state_dict()) == names and type(net[4]) is OfAUser
+    torch.testing.assert_close(net.eval()(images), before.eval()(images))
+    kinds = [type(net[1]).__name__, type(net[2][0]).__name__]
+    assert kinds == (
+        ["SyncedBatchNormAct", "SyncedBatchNorm"] if device == "cpu" else ["SyncBatchNormAct", "SyncBatchNorm"]
+    )
+    if device == "cpu":
+        monkeypatch.setattr(distributed, "world_size", lambda: 1)  # then it is the same in training, too
+        torch.testing.assert_close(net.train()(images), before.train()(images))
+        torch.testing.assert_close(net.state_dict(), before.state_dict())
+
+
 def test_batchnorm_over_ranks_takes_half_types(tmp_path):
     """As autocast hands them over: sums are taken in float32, the output has the input's type."""
     torch.manual_seed(0)

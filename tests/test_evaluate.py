@@ -28,7 +28,7 @@ from scoring import protocol
 from scoring.front import Point, draw_front, label_sizes, on_front, short_names
 from scoring.in_turn import InTurn
 from scoring.metrics import ConfusionMatrix
-from scoring.protocol import SameSizeBatches, evaluate_model
+from scoring.protocol import evaluate_model, same_size_batches
 from scoring.tables import lab_score, summary_row, write_results
 from tests.conftest import assert_one_line_error
 from tests.tiny import TinyModel
@@ -121,11 +121,11 @@ def test_batches_of_equal_size_score_as_single_images(model, val_set):
 
 
 def test_only_equal_sizes_share_a_batch(val_set):
-    batches = SameSizeBatches(val_set, 4)
+    batches = same_size_batches(val_set, 4)
     assert sorted(index for batch in batches for index in batch) == list(range(len(val_set)))
     for batch in batches:
         assert len({tuple(val_set[index]["image"].shape) for index in batch}) == 1
-    assert len(SameSizeBatches(val_set, 1)) == len(val_set)
+    assert len(same_size_batches(val_set, 1)) == len(val_set)
 
 
 def test_evaluation_leaves_mode_and_random_numbers_alone(model, val_set):
@@ -461,7 +461,7 @@ def test_milliseconds_are_those_of_one_image_of_a_batch(demo_data, monkeypatch):
             clock[0] += 0.02 * len(images)
             return super().forward(images)
 
-    monkeypatch.setattr(protocol, "SameSizeBatches", lambda data, size: SimpleNamespace(batches=[[0], [0, 0], [1, 1]]))
+    monkeypatch.setattr(protocol, "same_size_batches", lambda data, size: [[0], [0, 0], [1, 1]])
     monkeypatch.setattr(protocol, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
     model = Slow(dataset.num_classes).eval()
     found = evaluate_model(model, dataset, torch.device("cpu"), batch_size=2)

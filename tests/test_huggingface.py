@@ -239,14 +239,10 @@ class TestEveryFamily:
             torch.testing.assert_close(again(images), model(images), rtol=1e-4, atol=1e-4)
 
     def test_backbone_is_a_part_of_the_network(self, family, loaded):
-        """What --freeze-epochs freezes: named by `backbone_prefix` in the state_dict, and not all there is."""
+        """What --freeze-epochs freezes is not all there is."""
         model = loaded(family)
         inside = {id(value) for value in model.backbone.parameters()}
-        names = [name for name, value in model.named_parameters() if id(value) in inside]
-        assert 0 < len(names) < len(list(model.parameters()))
-        assert all(name.startswith(model.backbone_prefix) for name in names)
-        taken = {name.removeprefix(model.backbone_prefix) for name in model.state_dict()}
-        assert set(model.backbone.state_dict()) <= taken
+        assert inside < {id(value) for value in model.parameters()}
 
 
 @pytest.mark.parametrize(

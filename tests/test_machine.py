@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ from basics.device import scoring_kernels, settle_amp, tune_kernels
 from basics.errors import UserError
 from basics.machine import available_cores, loader_processes
 from scoring.protocol import scoring_batch
-from tests.conftest import assert_one_line_error
+from tests.conftest import ROOT, assert_one_line_error
 from tests.test_train import arguments, assert_same_run
 from train_kd import get_args_parser, main
 from training import timeshare
@@ -243,3 +245,15 @@ def test_kernels_are_tuned_for_crops_alone(monkeypatch):
     monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
     tune_kernels()
     assert not torch.backends.cudnn.benchmark
+
+
+def test_scoring_after_somebody_set_the_newer_flags():
+    """Then PyTorch refuses to tell the older ones; in a process of its own, for it does so ever after."""
+    code = (
+        "import torch; conv = torch.backends.cudnn.conv; conv.fp32_precision = 'ieee'\n"
+        "from basics.device import scoring_kernels\n"
+        "with scoring_kernels(): print(conv.fp32_precision)\n"
+        "print(conv.fp32_precision)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.split() == ["ieee", "ieee"], done.stderr

@@ -13,6 +13,7 @@ from tests.test_train import arguments
 from train_kd import get_args_parser, main, make_recipe
 from training.optim import Optimization, learning_rate_factor, make_optimizer, make_scheduler
 from training.recipe import settle
+from training.state import on_this_device
 from training.trainer import Trainer
 
 CPU = torch.device("cpu")
@@ -155,3 +156,18 @@ def test_schedules_by_hand():
     assert [cosine[3], cosine[-1]] == pytest.approx([0.5, 0], abs=1e-12)
     assert step[4:8] == pytest.approx([1, 0.1, 0.1, 0.01])
     assert [poly[3], poly[-1]] == pytest.approx([0.5**0.9, 0])
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_counts_of_steps_lie_where_this_devices_kernels_look_for_them(fused):
+    """From a device without fused kernels to one with them (meta stands for it), and back."""
+    layer = nn.Linear(3, 2)
+    before = torch.optim.AdamW(layer.parameters(), fused=not fused)
+    layer(torch.ones(1, 3)).sum().backward()
+    before.step()
+    other = torch.optim.AdamW(nn.Linear(3, 2, device="meta").parameters())
+    other.defaults["fused"] = fused
+    other.load_state_dict(on_this_device(before.state_dict(), other))
+    assert [group["fused"] for group in other.param_groups] == [fused]
+    steps = [moments["step"].device.type for moments in other.state.values()]
+    assert steps == 2 * ["meta" if fused else "cpu"]

@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 from dataset import build_dataset
 from kd.cache_store import RecordLayout, differences
 from kd.teacher_cache import describe
-from scoring.protocol import SameSizeBatches
+from scoring.protocol import same_size_batches
 from segdata.orientation import METHODS, orientation_of, turn_upright
 from segdata.pictures import read_picture
 from segdata.reading import DataError, image_size, read_header, read_image, read_mask, size_fault
@@ -179,7 +179,7 @@ def test_batches_of_one_size_know_the_turned_size(tmp_path):
     root = make_folder(tmp_path, 6, (30, 40))
     picture((40, 30)).save(root / "JPEGImages" / "0.jpg")  # upright as stored, and the same size as the turned ones
     Image.new("L", (30, 40)).save(root / "SegmentationClass" / "0.png")
-    assert SameSizeBatches(build_dataset("folder", root, "train"), 3).batches == [[0, 1, 2]]
+    assert same_size_batches(build_dataset("folder", root, "train"), 3) == [[0, 1, 2]]
 
 
 # --- caches of before

@@ -240,7 +240,7 @@ def test_an_epoch_whose_score_is_no_number_is_not_in_the_curve(comparison):
         for result in results
     ]
     assert make_curve("kl", 1, changed).points == {e: p for e, p in before.points.items() if e != lost}
-    assert all(result.checkpoint_epoch != lost or len(before.points) == 1 for result in changed)
+    assert all(result.best_epoch != lost or len(before.points) == 1 for result in changed)
 
 
 def test_a_curve_is_the_mean_at_the_epochs_that_all_seeds_scored(comparison):

@@ -20,8 +20,10 @@ from basics import files as atomic
 from basics.errors import UserError
 from basics.machine import git_commit
 from training.curves import draw_curves
-from training.report import epoch_line
+from training.goal import MIOU
+from training.report import best_line, epoch_line, report_sections
 from training.runlog import RunLog, read_metrics
+from training.state import Progress
 
 CONFIG = {"alpha": 1.0, "seed": 7, "device": "cpu", "data_dir": Path("data"), "loss": ["cwd=3"], "name": None}
 
@@ -316,3 +318,9 @@ def test_what_is_left_is_told_by_training_and_scoring_alone():
     told = {"elapsed_s": 3660.0, "step": 10, "val_loss": None, "lr": 1e-3, "images_per_s": 1.0, "epoch_s": 60.0}
     line = epoch_line(told, {"loss": 1.0}, "1/2", total_steps=20, spent_s=60.0)
     assert "elapsed 1:01:00 left 0:01:00" in line
+
+
+def test_a_run_without_a_scored_epoch_has_no_best_one():
+    assert best_line(Progress(step=3), 1_000_000, MIOU) == "no epoch has been scored, so there is no best mIoU"
+    scores = report_sections(Progress(step=3), [], 1_000_000, MIOU, "a protocol", {})["scores"]
+    assert [scores[name] for name in ("best mIoU %", "score (best)")] == [None, None]

@@ -522,7 +522,7 @@ class TestUserFile:
         model = create_model(f"{user('net')}:build", 3, "default")
         assert "3 classes, logits at stride 2, feature maps: none" in capsys.readouterr().out
         assert (model.num_classes, model.logit_stride, model.stride) == (3, 2, 32)
-        assert model.backbone is model.network.encoder and model.backbone_prefix == "network.encoder."
+        assert model.backbone is model.network.encoder
         assert model(torch.randn(2, 3, 50, 75)).shape == (2, 3, 50, 75)
 
     def test_a_student_needs_the_classes_of_the_data_set(self, user):

@@ -220,6 +220,37 @@ def test_frozen_epochs_leave_the_backbone_alone(demo_data, tmp_path):
     assert any(not torch.equal(before[key], after[key]) for key in backbone)
 
 
+def test_what_a_user_has_frozen_stays_frozen(demo_data, tmp_path):
+    net = tmp_path / "net.py"
+    net.write_text(
+        "from torch import nn\n"
+        "class Net(nn.Module):\n"
+        "    def __init__(self, classes):\n"
+        "        super().__init__()\n"
+        "        self.encoder = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 8, 3, 2, 1))\n"
+        "        self.encoder[0].requires_grad_(False)\n"
+        "        self.head = nn.Conv2d(8, classes, 1)\n"
+        "    def forward(self, images):\n"
+        "        return self.head(self.encoder(images))\n"
+        "def build(num_classes):\n"
+        "    return Net(num_classes)\n"
+        "def plain(num_classes):\n"
+        "    return nn.Conv2d(3, num_classes, 1)\n"
+    )
+    args = arguments(demo_data, tmp_path, "--student", f"{net}:build", "--freeze-epochs", "1", "--epochs", "2")
+    run = Trainer(args, make_recipe(args))
+    before = {key: value.clone() for key, value in run.student.state_dict().items()}
+    run.run()
+    changed = {
+        key.removeprefix("network.") for key, value in run.student.state_dict().items() if (value != before[key]).any()
+    }
+    assert changed == {"encoder.2.weight", "encoder.2.bias", "head.weight", "head.bias"}
+    for more in (["--freeze-epochs", "1"], ["--backbone-lr-factor", "0.1"]):
+        args = arguments(demo_data, tmp_path, "--student", f"{net}:plain", "--name", "plain", *more)
+        with pytest.raises(UserError, match=r"plain: has no module called backbone or encoder, of which"):
+            Trainer(args, make_recipe(args))
+
+
 def test_the_backbone_learns_at_its_own_rate(demo_data, tmp_path):
     """SGD's first step is the gradient times the rate: a tenth of the rate, a tenth of the step, elsewhere the same."""
     steps = {}

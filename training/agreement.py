@@ -19,6 +19,7 @@ from basics.files import digest_of_ends, replacing
 from basics.grids import upsample_logits
 from basics.memory import explain_memory
 from basics.progress import ProgressBar
+from basics.signals import ignore_stop_signals
 from dataset import SegmentationDataset
 from kd.distiller import Teacher, TeacherOutput, pad_batch
 from networks.working_size import resize_rows
@@ -35,6 +36,7 @@ def label_split(
     folder: Path,
     device: torch.device,
     input_size: int = 0,
+    workers: int = 0,
 ) -> SegmentationDataset:
     """The split with masks of what the teacher says, as index PNGs in a folder of their own below ``folder``.
 
@@ -42,6 +44,7 @@ def label_split(
         teacher: a live one, in the student's classes.
         made_from: plain values that tell it from others.
         input_size: the working size at which it is shown the pictures; 0: native.
+        workers: processes that read them.
     """
     pictures = zip(dataset.ids, dataset.files.images, strict=True)
     ends = [[name, path.stat().st_size, digest_of_ends(path)] for name, path in pictures]
@@ -50,7 +53,14 @@ def label_split(
     place = folder / f"{dataset.name}_{dataset.split}_said_{digest}"
     paths = [place / f"{index:06d}.png" for index in range(len(dataset))]
     todo = [index for index, path in enumerate(paths) if not path.is_file()]
-    loader = DataLoader(dataset.whole(input_size), batch_size=1, sampler=todo, generator=torch.Generator())
+    loader = DataLoader(
+        dataset.whole(input_size),
+        batch_size=1,
+        sampler=todo,
+        generator=torch.Generator(),
+        num_workers=workers,
+        worker_init_fn=ignore_stop_signals if workers else None,
+    )
     for batch in ProgressBar(loader, desc=f"{dataset.split}: what the teacher says", unit="img"):
         with explain_memory("the teacher looks at whole validation pictures: bring masks for them, or smaller ones"):
             mask = classes_said(teacher, prepare_batch(batch, device))[0]

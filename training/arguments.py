@@ -19,7 +19,7 @@ from basics import distributed
 from basics.device import AMP_HELP, AMP_TYPES, add_device_argument
 from basics.errors import UserError
 from basics.machine import WORKERS_HELP, number_or_auto
-from basics.tiling import LEAST_TILE
+from basics.tiling import fault_of_tile
 from dataset import add_data_arguments
 from deploy.teachers import CLASS_MAP_HELP, TEACHER_SIZE_HELP
 from kd.cache_store import DTYPES
@@ -363,8 +363,8 @@ def check_arguments(args: Arguments) -> None:
     low, high = args.scale_range
     if not 0.1 <= low <= high <= 10:
         faults.append(f"--scale-range must be two factors from 0.1 to 10, the lower first, not {low:g} {high:g}")
-    if 0 < args.eval_tile < LEAST_TILE:
-        faults.append(f"--eval-tile must be at least {LEAST_TILE} pixels (or 0, for no tiles), not {args.eval_tile}")
+    if args.eval_tile > 0 and (fault := fault_of_tile("--eval-tile", args.eval_tile)):
+        faults.append(fault)
     sizes = {"--input-size": args.input_size, "--teacher-size": args.teacher_size}
     # Negative ones were told above.
     faults += [fault for option, size in sizes.items() if size > 0 and (fault := fault_of_size(option, size))]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import cast
 
@@ -129,6 +130,11 @@ class Models:
     average: AveragedStudent | None = None
     teacher_sha256: str | None = None
 
+    @cached_property
+    def backbone(self) -> list[nn.Parameter]:
+        """What --freeze-epochs freezes: not what whoever built the student has frozen himself."""
+        return [parameter for parameter in self.student.backbone.parameters() if parameter.requires_grad]
+
     @property
     def scored(self) -> SegmentationModel:
         """The student as it is scored."""
@@ -160,7 +166,8 @@ class Models:
     def enter(self, stage: Stage, device: torch.device, *, compiled: bool) -> None:
         """Set what is trained in the stage, whose batches are all of one size."""
         tune_kernels()
-        self.student.backbone.requires_grad_(not stage.frozen)
+        for parameter in self.backbone:
+            parameter.requires_grad_(not stage.frozen)
         model = distributed.wrap(self.model, device)
         # A stage has one size. Left to find that out, the second stage's would be free, and the modulo in the student's
         # dilated convolutions is then more than PyTorch can compile. (The result is a module, though the annotation of
@@ -187,6 +194,11 @@ def build_models(args: Arguments, recipe: Recipe, data: Data, device: torch.devi
     with distributed.main_first():  # it fetches weights and fills the teacher's cache; the other ranks find them
         classes, names = data.train_set.num_classes, data.train_set.class_names
         student = create_model(args.student, classes, args.student_weights, names).to(device)
+        if (args.freeze_epochs or args.backbone_lr_factor != 1) and next(student.backbone.parameters(), None) is None:
+            raise UserError(
+                f"{args.student}: has no module called backbone or encoder, of which --freeze-epochs and "
+                "--backbone-lr-factor speak"
+            )
         if student.input_size not in (0, args.input_size):
             print(
                 f"remark: {args.student_weights} was trained at working size {student.input_size}, and this run's is "
@@ -256,7 +268,8 @@ def score_against_teacher(args: Arguments, data: Data, fitted: FittedTeacher, de
     if fitted.class_map is not None:
         source.append(fitted.class_map.groups)
     said = live if fitted.class_map is None else MappedTeacher(live, fitted.class_map)
-    data.score_against(label_split(data.val_set, said, source, args.cache_dir, device, fitted.model.input_size))
+    where = args.cache_dir, device, fitted.model.input_size, loader_processes(args.workers, device)
+    data.score_against(label_split(data.val_set, said, source, *where))
 
 
 def _run_or_cached(

@@ -96,11 +96,13 @@ def report_sections(
         scores["final pixel accuracy %"] = 100 * accuracy if accuracy is not None else math.nan
     scores["student parameters"] = parameters
     if goal == MIOU:
-        scores["score (best)"] = lab_score(progress.best_score, parameters)
+        scores["score (best)"] = lab_score(progress.best_score, parameters) if progress.best_epoch else None
     return {"scores": scores | {"protocol": protocol}, "data": dict(images), "timings": timings}
 
 
 def best_line(progress: Progress, parameters: int, goal: Goal) -> str:
     """What came of a run."""
+    if not progress.best_epoch:
+        return f"no epoch has been scored, so there is no best {goal.title}"
     line = f"best {goal.title} {100 * progress.best_score:.2f} % in epoch {progress.best_epoch}"
     return line + (f", score {lab_score(progress.best_score, parameters):.3f}" if goal == MIOU else "")

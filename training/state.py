@@ -206,11 +206,10 @@ class RunState:
         except (LookupError, TypeError, ValueError, RuntimeError, AttributeError, ArithmeticError) as error:
             raise UserError(f"{path}: its training state does not fit this run ({error})") from error
         groups = self.optimization.optimizer.param_groups  # loading has made new ones
-        fused = self.optimization.optimizer.defaults["fused"]  # of this device, which may be another
         for index, (rate, decay) in enumerate(given):
             factor = scheduler.lr_lambdas[index](scheduler.last_epoch)
             scheduler.base_lrs[index] = rate
-            groups[index] |= {"initial_lr": rate, "weight_decay": decay, "lr": rate * factor, "fused": fused}
+            groups[index] |= {"initial_lr": rate, "weight_decay": decay, "lr": rate * factor}
         progress = self.progress
         if progress.step_in_epoch and self.made_from.other_steps(saved):
             print(f"epoch {progress.epoch + 1} begins anew: its steps were of another size or other images")
@@ -234,11 +233,18 @@ class RunState:
             else:
                 _check_like(saved[name], part.state_dict(), name)
         for name, part in self.parts.items():
-            part.load_state_dict(saved[name])
+            state = on_this_device(saved[name], part) if isinstance(part, torch.optim.Optimizer) else saved[name]
+            part.load_state_dict(state)
         for name, own in sums.items():
             own.restore(saved[name])
         restore_rng_state(saved["rng"], self.device)
         return progress
+
+
+def on_this_device(saved: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """An optimizer's state, from wherever it was, fused or not: that decides where PyTorch lets counts of steps lie."""
+    fused = optimizer.defaults["fused"]
+    return {**saved, "param_groups": [group | {"fused": fused} for group in saved["param_groups"]]}
 
 
 def _check_progress(progress: Progress) -> None:
