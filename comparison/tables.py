@@ -49,14 +49,14 @@ def amount(value: float | None, unit: float = 1.0, decimals: int = 2) -> str:
 HELPS = "helps?"
 SortKey = float | str | None
 # A column of the table: heading, cell of a line, value to sort by.
-Column = tuple[str, Callable[[Line], str], Callable[[Line], SortKey]]
-FIRST_COLUMNS: tuple[Column, ...] = (
+TableColumn = tuple[str, Callable[[Line], str], Callable[[Line], SortKey]]
+FIRST_COLUMNS: tuple[TableColumn, ...] = (
     ("method", lambda line: line.method, lambda line: line.method),
     ("network", lambda line: line.student, lambda line: line.student),
     ("labels", lambda line: _labels_cell(line), lambda line: math.inf if line.labels is None else line.labels),
     ("seeds", lambda line: str(len(line.seeds)) if line.seeds else DASH, lambda line: len(line.seeds)),
 )
-LAST_COLUMNS: tuple[Column, ...] = (
+LAST_COLUMNS: tuple[TableColumn, ...] = (
     ("of teacher %", lambda line: percent(line.share, 1), lambda line: line.share),
     ("pixel acc %", lambda line: percent(line.pixel_accuracy.mean), lambda line: line.pixel_accuracy.mean),
     ("params M", lambda line: amount(line.parameters, 1e6, 3), lambda line: line.parameters),
@@ -68,7 +68,7 @@ LAST_COLUMNS: tuple[Column, ...] = (
 )
 
 
-def columns_of(plan: Plan) -> tuple[Column, ...]:
+def columns_of(plan: Plan) -> tuple[TableColumn, ...]:
     """The table's columns; chosen classes only where the plan chooses some, labels and steps where they differ."""
     first = [column for column in FIRST_COLUMNS if column[0] != "labels" or plan.has_budgets]
     columns = tuple(first) + _miou_columns(
@@ -93,7 +93,7 @@ def _miou_columns(
     helps_title: str,
     miou: Callable[[Line], Spread | None],
     difference: Callable[[Line], Spread | None],
-) -> tuple[Column, ...]:
+) -> tuple[TableColumn, ...]:
     """An mIoU, its difference to the baseline and the verdict on that."""
     return (
         (title, lambda line: _miou_cell(line, miou(line)), lambda line: _mean(miou(line))),

@@ -81,7 +81,7 @@ class InOrder(Dataset):
         return self.split[place if seed is None else (place, seed)] | {"index": index}
 
 
-class Agreement(TypedDict):
+class CacheAgreement(TypedDict):
     """How far a cache is from the teacher itself, on so many crops with so many cells of logits inside the image."""
 
     crops: int
@@ -215,7 +215,7 @@ def load_projections(folder: Path, taps: Sequence[str]) -> dict[str, Projection]
 @torch.no_grad()
 def measure_agreement(
     cached: CachedTeacher, live: LiveTeacher, dataset: TrainingSplit, device: torch.device, batch_size: int
-) -> tuple[Agreement, float | None]:
+) -> tuple[CacheAgreement, float | None]:
     """How far the cached logits of random training crops are from the teacher's own on these crops.
 
     Both as softmax at T = 1, on the teacher's logit grid, over cells that lie in the image.
@@ -244,7 +244,7 @@ def measure_agreement(
             agreed += int(((p_cached.argmax(1) == p_live.argmax(1)) & valid).sum())
             cells += int(valid.sum())
     share = max(cells, 1)
-    agreement = Agreement(crops=count, cells=cells, mean_abs_dp=distance / share, argmax_agreement=agreed / share)
+    agreement = CacheAgreement(crops=count, cells=cells, mean_abs_dp=distance / share, argmax_agreement=agreed / share)
     return agreement, statistics.median(seconds) if seconds else None
 
 
