@@ -19,6 +19,9 @@ SUFFIXES = (".onnx", ".pt2", ".xml")  # of the formats that INT8 is written in
 # Engines round a sum that lies half-way between two integers either way, and in a deep network such a step
 # goes on to others. A wrong scale or zero point, which this is to find, leaves no more than chance.
 LEAST_AGREEMENT = 0.9
+# On a telling picture, which lies near the borders between classes, more of them go on: 0.88 to 0.99 were seen where
+# all was right; of a file that says one class everywhere 0.6 is left at most.
+LEAST_TELLING = 0.8
 
 
 def require_int8(paths: Sequence[Path]) -> None:
@@ -54,7 +57,7 @@ def write_int8(
     program = export_program(deployed)
 
     def check(path: Path, name: Path) -> None:
-        require_agreement(compare(deployed, path, network), LEAST_AGREEMENT)
+        require_agreement(compare(deployed, path, network), LEAST_AGREEMENT, least_telling=LEAST_TELLING)
         file = load_exported(path)
         if pictures is not None:
             cost = pictures.cost(file)

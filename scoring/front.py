@@ -21,6 +21,7 @@ from scoring.tables import SummaryRow, mean_over
 
 CHARTS = (".png", ".svg", ".pdf", ".jpg", ".webp")
 SIZE = re.compile(r" at (\d+(?:x\d+)?)$")  # of a segmenter's name
+WORKING_SIZE = re.compile(r": working size (\d+),")  # of a protocol
 
 
 def read_rows(path: Path) -> list[SummaryRow]:
@@ -78,6 +79,12 @@ class Point:
     size: str = "native"
 
 
+def size_of(row: SummaryRow) -> str:
+    """The working size of a row, in words; a teacher's name does not tell it, its protocol does."""
+    match = SIZE.search(row["model"]) or WORKING_SIZE.search(row["protocol"])
+    return match[1] if match else "native"
+
+
 def on_front(points: Iterable[Point]) -> list[Point]:
     """Those that no other one beats: of all that are as fast or faster, the best; fastest first."""
     front: list[Point] = []
@@ -102,9 +109,8 @@ def draw_front(rows: Sequence[SummaryRow], path: Path, classes: Sequence[str] = 
     lines: dict[str, list[Point]] = {}
     for row in rows:
         score = mean_over(row, classes) if classes else row["miou"]
-        size = match[1] if (match := SIZE.search(row["model"])) else "native"
         if score is not None:
-            lines.setdefault(row["checkpoint"], []).append(Point(row["ms_per_image"], 100 * score, size))
+            lines.setdefault(row["checkpoint"], []).append(Point(row["ms_per_image"], 100 * score, size_of(row)))
     names = [name.encode("utf-8", "backslashreplace").decode() for name in short_names(list(lines))]
     labels: list[tuple[bool, Point, str]] = []
     figure = Figure(figsize=(7.2, 4.5), layout="constrained", facecolor="white")

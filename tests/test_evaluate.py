@@ -25,7 +25,7 @@ from dataset import build_dataset
 from deploy.segmenter import load_segmenter
 from networks.working_size import at_working_size
 from scoring import protocol
-from scoring.front import Point, draw_front, label_sizes, on_front, short_names
+from scoring.front import Point, draw_front, label_sizes, on_front, short_names, size_of
 from scoring.in_turn import InTurn
 from scoring.metrics import ConfusionMatrix
 from scoring.protocol import evaluate_model, same_size_batches
@@ -348,7 +348,7 @@ def test_sizes_in_the_chart_cover_neither_each_other_nor_the_legend():
 def test_a_name_in_the_chart_is_no_formula_and_is_not_left_out(tmp_path, monkeypatch):
     names = ["r/$\\frac$.pth", "r/a$b_{$.pth", "r/_x.pth", "r/\udcff.pth"]
     rows = [
-        {"checkpoint": name, "model": "small at 64", "ms_per_image": 1.0 + number, "miou": 0.1 * number}
+        {"checkpoint": name, "model": "small at 64", "protocol": "", "ms_per_image": 1.0 + number, "miou": 0.1 * number}
         for number, name in enumerate(names)
     ]
     figures, save = [], Figure.savefig
@@ -358,6 +358,17 @@ def test_a_name_in_the_chart_is_no_formula_and_is_not_left_out(tmp_path, monkeyp
     draw_front(rows, tmp_path / "front.png")
     legend = [text.get_text() for text in figures[0].axes[0].get_legend().get_texts()]
     assert legend == ["none faster is better", "$\\frac$.pth", "a$b_{$.pth", " _x.pth", "\\udcff.pth"]
+
+
+def test_sizes_in_the_chart_are_those_of_the_protocol():
+    common = "masks at native resolution, single scale"
+    for model, said, size in (
+        ("small at 64", f"voc/val, 9 images: working size 64, {common}", "64"),
+        ("small at 48x64", f"voc/val, 9 images: working size 80, pictures fitted into 48x64, {common}", "48x64"),
+        ("teacher", f"voc/val, 9 images: working size 192, {common}", "192"),
+        ("teacher", "voc/val, 9 images: native resolution, single scale", "native"),
+    ):
+        assert size_of({"model": model, "protocol": said}) == size
 
 
 def test_names_in_the_chart_are_as_short_as_they_can_be():

@@ -18,6 +18,7 @@ from deploy import export_checks
 from deploy.arguments import make_deployed
 from deploy.exporting import Deployed, export_program
 from deploy.formats import FORMATS, load_exported
+from deploy.int8_files import LEAST_TELLING
 from deploy.model_card import ModelCard
 from deploy.segmenter import load_segmenter
 from deploy.speed import file_table, size_alone
@@ -227,9 +228,9 @@ def test_the_students_background_hides_no_fault(student, fault, monkeypatch):
     monkeypatch.setattr(export_checks, "load_exported", lambda path: faulty)
     *smooth, telling = export_checks.compare(deployed, Path("a.onnx"), network)
     assert min(difference.agreement for difference in smooth) > 0.99, "the reason for the test"
-    assert telling.agreement < 0.8
+    assert telling.is_telling and telling.agreement < LEAST_TELLING
     with pytest.raises(UserError, match="differ, file not written"):
-        export_checks.require_agreement([*smooth, telling], 0.9)
+        export_checks.require_agreement([*smooth, telling], 0.9, least_telling=LEAST_TELLING)
 
 
 def test_mistakes(folder, plain, pt2, tmp_path):

@@ -14,17 +14,24 @@ import pytest
 import torch
 from torch import nn
 
+from basics.batch import normalize
 from basics.checkpoint import load_file, save_atomic
 from basics.errors import UserError
-from tests.conftest import assert_one_line_error
+from networks.working_size import resize
+from segdata.pictures import read_picture
+from tests.conftest import ROOT, assert_one_line_error
 from tests.small import DROPOUT, EPS, MOMENTUM, SmallStudent, in_zoo, lively, small_checkpoint
 
 pytest.importorskip("torchao")
 
 from deploy import graphs, quantization, torch_internals
 from deploy import int8_files as writing
+from deploy.arguments import make_deployed
 from deploy.calibration import quantize_calibrated
 from deploy.quantized import FakeQuantModel, capture
+from predict import DEFAULT_STUDENT
+from quantize import get_args_parser
+from zoo import load_checkpoint_model
 
 
 @pytest.fixture
@@ -633,3 +640,16 @@ def test_students_of_the_zoo(name):
     assert (difference > 1e-3 * largest).float().mean() < 0.01
     assert difference.max() < 0.05 * largest
     assert all(isinstance(module, nn.Module) for module in model.modules())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("student", ["student.pth", "compact.pth"])
+def test_the_students_that_come_along_can_be_quantized(student, tmp_path):
+    """Trained for long, they have layers whose rounding shows; no file is refused for it."""
+    model, checkpoint = load_checkpoint_model(DEFAULT_STUDENT.with_name(student))
+    cat = read_picture(ROOT / "docs" / "cat.jpg")[None]
+    images = [resize(normalize(cat), (side, side)) for side in (192, 256)]
+    args = get_args_parser().parse_args(["x.pth"])
+    deployed = make_deployed(model, checkpoint, args, quantize_calibrated(model, images))
+    writing.write_int8(deployed, model, None, None, [tmp_path / "a.onnx", tmp_path / "a.pt2"])
+    assert len(list(tmp_path.iterdir())) == 2
