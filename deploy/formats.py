@@ -114,10 +114,9 @@ def refuse_networks(inputs: Sequence[str]) -> None:
     """A `UserError` for a network among the pictures, where it would be passed over and another one take its place."""
     for text in inputs:
         path = Path(text)
-        kind = (
-            format_of(path) if path.is_file() and path.suffix.lower() != ".xml" else None
-        )  # VOC's outlines end in .xml, too
-        if kind or (path / STUDENT).is_file() or path.suffix.lower() in (".pth", ".pt", ".safetensors"):
+        suffix = path.suffix.lower()
+        kind = format_of(path) if path.is_file() and suffix != ".xml" else None  # VOC's outlines end in .xml, too
+        if kind or (path / STUDENT).is_file() or suffix in (".pth", ".pt", ".safetensors"):
             raise UserError(f"{text} is a network, not a picture: --checkpoint {text}")
 
 

@@ -10,7 +10,7 @@ images/0001.jpg,masks/0001_mask.png
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -40,7 +40,7 @@ def usual_name(split: str) -> str:
     return SPLIT_NAMES.get(split.lower(), split.lower() if split.lower() in USUAL_SPLITS else split)
 
 
-def find_lists(root: Path, images: Iterable[str], remarks: list[str]) -> dict[str, Path]:
+def find_lists(root: Path, images: Sequence[str], remarks: list[str]) -> dict[str, Path]:
     """The lists of a data set by split: all in ImageSets/Segmentation/, elsewhere those that have a split's name.
 
     Args:
@@ -48,13 +48,12 @@ def find_lists(root: Path, images: Iterable[str], remarks: list[str]) -> dict[st
             ``train_log.txt`` that does not is no list, and goes to ``remarks``.
     """
     found: dict[str, Path] = {}
-    known = {same_name(form) for name in images for form in (name, PurePosixPath(name).stem)}
     for place in PLACES:
         for path in sorted((root / place).glob("*.txt")):
             split = usual_name(path.stem if place == LISTS else LIST_WORDS.sub("", path.stem))
             if path.name.startswith(".") or not (place == LISTS or split.partition("_")[0] in USUAL_SPLITS):
                 continue
-            if place == LISTS or split in USUAL_SPLITS or not known.isdisjoint(map(same_name, _names_in(path))):
+            if place == LISTS or split in USUAL_SPLITS or _names_one_of(images, path):
                 found.setdefault(split, path)
             else:
                 remarks.append(f"{path} names no image, and is taken for no list of a split")
@@ -107,11 +106,11 @@ def read_split_list(path: Path, faults: list[str]) -> list[Line]:
     return found
 
 
-def _names_in(path: Path) -> Iterator[str]:
-    """All that may be the name of an image in a split list, with its ending or without."""
-    for line in read_split_list(path, []):
-        for place in (line.path, *(line.columns or ())):
-            yield from {place.name, place.stem}
+def _names_one_of(images: Sequence[str], path: Path) -> bool:
+    """Whether some line of a split list names one of these files, with its ending or without."""
+    places = [place for line in read_split_list(path, []) for place in (line.path, *(line.columns or ()))]
+    named = {same_name(form) for place in places for form in (place.name, place.stem)}
+    return any(same_name(form) in named for image in images for form in (image, PurePosixPath(image).stem))
 
 
 def _relative(text: str) -> PurePosixPath:
