@@ -30,6 +30,7 @@ from torchvision.models import segmentation as tvs
 from basics.text import text_table
 from networks import sources
 from networks.base import SegmentationModel
+from networks.class_lists import same_names
 from networks.class_names import class_difference
 from networks.cost import count_macs, count_parameters
 from networks.fastlitessnet import FastLiteSSNet
@@ -160,11 +161,9 @@ def create_model(
     model = build_model(name, num_classes, **(file.checkpoint or {}).get("model_args", {}))
     state = unwrap(model, file)
     whole = is_whole(model, state)
-    if whole and file.class_names and class_names is not None:
-        difference = class_difference(file.class_names, class_names)
-        if difference:
-            print(f"{weights}: made for {difference}: only the backbone is taken")
-            whole = False
+    if whole and file.class_names and class_names is not None and not same_names(file.class_names, class_names):
+        print(f"{weights}: made for {class_difference(file.class_names, class_names)}: only the backbone is taken")
+        whole = False
     if whole:
         try:
             load_whole(model, state, file.origin)
@@ -221,7 +220,7 @@ def load_any_teacher(name: str, weights: str = "default", num_classes: int | Non
 
 def _row(name: str, what: str) -> ModelSpec:
     """The row of `MODELS`; a `UserError` where there is none."""
-    if name not in MODELS and Path(name).suffix in FILES:
+    if name not in MODELS and Path(name).suffix.lower() in FILES:
         option = "--teacher-weights" if what == "teacher" else "--student-weights"
         raise UserError(f"unknown {what} {name!r}: a file of weights goes to {option}, beside its network's name")
     if name not in MODELS and (Path(name).is_dir() or name.count("/") == 1):
@@ -245,6 +244,7 @@ def _resolve(name: str, weights: str) -> tuple[str, str]:
     checkpoint = read_weights(name).checkpoint
     if checkpoint is None:
         raise UserError(f"{name}: bare weights: name their network, too: --teacher NAME --teacher-weights {name}")
+    sources.refuse_foreign(checkpoint)
     return str(checkpoint["model"]), name
 
 

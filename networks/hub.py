@@ -8,7 +8,7 @@ import re
 import socket
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,6 +94,7 @@ class Repository:
 
         Raises:
             FileNotFoundError: it has none of that name.
+            UserError: whether it has one cannot be found out, for the hub does not answer.
         """
         if self.is_folder:
             path = Path(self.source) / name
@@ -104,20 +105,39 @@ class Repository:
 
         try:
             return Path(huggingface_hub.hf_hub_download(self.source, name, **self.options))
+        except huggingface_hub.errors.LocalEntryNotFoundError as error:  # not here, and the hub has not said that
+            if not _known_to_be_missing(self.source, name, self.revision):
+                reason = f"{name}: {reason_of(error)[:300]}"
+                raise UserError(f"cannot download {self.spec} ({reason}); {self._way_on}") from error
+            raise FileNotFoundError(f"{name} is missing") from error
         except huggingface_hub.errors.EntryNotFoundError as error:
             raise FileNotFoundError(f"{name} is missing") from error
 
-    def listed_classes(self) -> list[str] | None:
-        """The class names in the folder's ``classes.txt``; None without it."""
-        return read_listed_classes(Path(self.source)) if self.is_folder else None
+    def first_file(self, names: Sequence[str]) -> Path | None:
+        """The first of these files that can be had; None where the repository has none of them.
 
-    def check_listed(self, count: int) -> list[str] | None:
-        """As `listed_classes`, for a network of ``count`` classes.
+        Raises:
+            UserError: none can be had, and of some it cannot be found out whether there are any.
+        """
+        trouble = None
+        for name in names:
+            try:
+                return self.file(name)
+            except FileNotFoundError:
+                continue
+            except UserError as error:
+                trouble = trouble or error
+        if trouble is not None:
+            raise trouble
+        return None
+
+    def listed_classes(self, count: int) -> list[str] | None:
+        """The class names in the folder's ``classes.txt``, for a network of ``count`` classes; None without it.
 
         Raises:
             UserError: these are more or fewer.
         """
-        listed = self.listed_classes()
+        listed = read_listed_classes(Path(self.source)) if self.is_folder else None
         if listed is not None and len(listed) != count:
             raise UserError(
                 f"{self.spec}: {CLASSES_FILE} in that folder names {len(listed)} classes, the network has {count}: "
@@ -164,6 +184,14 @@ def cached(repository: str, filename: str, revision: str | None = None) -> bool:
     import huggingface_hub
 
     return isinstance(huggingface_hub.try_to_load_from_cache(repository, filename, revision=revision), str)
+
+
+def _known_to_be_missing(repository: str, filename: str, revision: str | None) -> bool:
+    """Whether the hub once said that the repository has no such file, which its cache keeps."""
+    import huggingface_hub
+
+    kept = huggingface_hub.try_to_load_from_cache(repository, filename, revision=revision)
+    return kept is not None and not isinstance(kept, str)
 
 
 def out_of_reach() -> str:

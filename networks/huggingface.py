@@ -12,7 +12,6 @@ transformer; ``decoder`` what the classifier reads, before its ReLU. Code from a
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any, cast
@@ -100,7 +99,7 @@ def read_settings(repository: Repository, config: Any) -> Settings:
         options["class_info_file"] = None  # it is for training, and would be downloaded from elsewhere
     processor = None
     with repository.explained():
-        if _has_processor(repository):
+        if repository.first_file(PROCESSOR_FILES):
             processor = transformers.AutoImageProcessor.from_pretrained(repository.source, **options)
         else:
             print(f"{repository.spec}: brings no image processor: images are normalised as for ImageNet")
@@ -110,14 +109,6 @@ def read_settings(repository: Repository, config: Any) -> Settings:
         return Settings(_normalisation(processor), windows, task)
     except (TypeError, ValueError) as error:
         raise UserError(f"{repository.spec}: its image processor's {error}") from error
-
-
-def _has_processor(repository: Repository) -> bool:
-    for name in PROCESSOR_FILES:
-        with contextlib.suppress(FileNotFoundError):
-            repository.file(name)
-            return True
-    return False
 
 
 def _normalisation(processor: Any) -> Normalisation:
@@ -157,7 +148,7 @@ def _task_tokens(repository: Repository, config: Any) -> list[int]:
 
 def read_class_names(repository: Repository, config: Any) -> list[str] | None:
     """``id2label`` in order, or the folder's ``classes.txt``; None where the labels are but numbered."""
-    if listed := repository.check_listed(config.num_labels):
+    if listed := repository.listed_classes(config.num_labels):
         return listed
     names = named_classes({"id2label": config.id2label})
     if names is None or all(name == f"LABEL_{index}" for index, name in enumerate(names)):

@@ -68,7 +68,7 @@ class OnnxInput:
         reason = ""
         for size, batch in itertools.product(sizes, batches):
             try:
-                alone = self._run_once(session, noise(size, batch), names)
+                alone = self._run_once(session, distinct_noise(size, batch), names)
             except UserError as error:
                 reason = reason or str(error)
                 continue
@@ -87,7 +87,7 @@ class OnnxInput:
     ) -> bool:
         """Whether two images at once give for the first what it gave ``alone``."""
         try:
-            both = self._run_once(session, noise(size, 2), names)
+            both = self._run_once(session, distinct_noise(size, 2), names)
         except UserError:
             return False
         with np.errstate(invalid="ignore"):  # outputs that are not finite are refused for that
@@ -122,7 +122,7 @@ class OnnxInput:
         return [np.asarray(values).astype(np.float32, copy=False) for values in results]
 
 
-def noise(size: tuple[int, int], images: int = 1) -> np.ndarray:
+def distinct_noise(size: tuple[int, int], images: int = 1) -> np.ndarray:
     """Random images (N, 3, H, W), always the same: constant ones hide how a network is built.
 
     Each next one is brighter and has more contrast: in a network where they see each other it shows.

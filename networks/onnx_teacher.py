@@ -6,7 +6,7 @@ size alone, pictures go in by such batches, and are brought to that size, and wh
 logits are the output with as many channels as there are classes (of several rather ``out`` or ``logits``, and no
 ``aux``; which one is said):
 
-- at full size: averaged to stride 8;
+- at full size: averaged to stride 8 in training, as they are for scores and pictures;
 - at a stride: taken as they are, cell i covering pixels s*i .. s*i + s - 1. Where the same file has its logits at
   full size, too, these tell whether cells stand for that, or for the single pixel s*i (as in networks ported from
   TensorFlow, ``align_corners=True``); so does the metadata entry ``grid`` = ``half_pixel`` or ``corner``. Logits on
@@ -34,7 +34,7 @@ from basics.errors import UserError
 from basics.grids import pad_to_stride
 from networks.base import TAPS, SegmentationModel
 from networks.logits import fault_of_decisions, fault_of_logits
-from networks.onnx_input import PROBE, OnnxInput, noise
+from networks.onnx_input import PROBE, OnnxInput, distinct_noise
 from networks.onnx_metadata import OnnxMetadata
 from networks.onnx_session import open_session
 from networks.output_names import by_preference, is_main
@@ -77,6 +77,7 @@ class OnnxTeacher(SegmentationModel):
         self._device = torch.device("cpu")
         self._session = self._open()
         self._input = OnnxInput(self.path, self._session)
+        self.fitted_size = self._input.size  # see `networks.working_size`
         said = OnnxMetadata(self.path, self._session.get_modelmeta().custom_metadata_map)
         self.input_size = said.input_size
         self._renormalise = None if said.normalisation.is_imagenets else said.normalisation.from_imagenets()
@@ -111,10 +112,11 @@ class OnnxTeacher(SegmentationModel):
         """Decide which output the logits are, of how many classes, on which grid."""
         names = [entry.name for entry in self._session.get_outputs()]
         probe, grid = self._input.probe, said.grid
-        probed = dict(zip(names, self._run(noise(probe), names), strict=True))
+        probed = dict(zip(names, self._run(distinct_noise(probe), names), strict=True))
         maps = {name: values for name, values in probed.items() if name not in TAPS and values.ndim == 4}
         if not any(values.shape[1] > 1 for values in maps.values()):
             self._refuse_decisions(probed)
+        maps = {name: values for name, values in maps.items() if values.shape[1] > 1}  # decisions beside the logits
         self.num_classes = self._count_classes(maps, num_classes, said.class_names)
         self._logits, self._cell, self.grid = self._pick(self._class_maps(maps), grid)
         if self.grid == "corner":
@@ -153,8 +155,9 @@ class OnnxTeacher(SegmentationModel):
             if counts and len(names) not in counts:
                 raise UserError(f"{self.path}: its metadata name {len(names)} classes, its outputs are: {shapes}")
             return len(names)
-        if len(counts) == 1:
-            return counts.pop()
+        main = {values.shape[1] for name, values in maps.items() if is_main(name)}
+        if len(main) == 1 or len(counts) == 1:
+            return (main if len(main) == 1 else counts).pop()
         if num_classes is None:
             raise UserError(f"{self.path}: does not say how many classes it has; its outputs are: {shapes}")
         return num_classes
@@ -199,7 +202,7 @@ class OnnxTeacher(SegmentationModel):
         """On which grid ``strided`` has to lie for its interpolation to be ``whole``; None if on neither."""
         for grid, size in (("corner", (8 * stride + 1, 10 * stride + 1)), ("half_pixel", (8 * stride, 10 * stride))):
             try:
-                full, cells = map(torch.from_numpy, self._run(noise(size), [whole, strided]))
+                full, cells = map(torch.from_numpy, self._run(distinct_noise(size), [whole, strided]))
             except UserError:  # it does not take such sizes
                 continue
             guess = F.interpolate(cells, size=size, mode="bilinear", align_corners=grid == "corner")
@@ -213,7 +216,7 @@ class OnnxTeacher(SegmentationModel):
         if not names:
             names = self._find_inner_taps()
         probe = self._input.probe
-        values = dict(zip(names, self._run(noise(probe), [self._logits, *names.values()])[1:], strict=True))
+        values = dict(zip(names, self._run(distinct_noise(probe), [self._logits, *names.values()])[1:], strict=True))
         self._taps = names
         self.tap_channels = {tap: value.shape[1] for tap, value in values.items()}
         self.tap_strides = {
@@ -234,7 +237,7 @@ class OnnxTeacher(SegmentationModel):
         names = list(dict.fromkeys([*blocks, *([last] if last else [])]))
         session = self._open(onnx_graph.with_outputs(model, names))
         probe = self._input.probe
-        probed = dict(zip(names, self._run(noise(probe), names, session), strict=True))
+        probed = dict(zip(names, self._run(distinct_noise(probe), names, session), strict=True))
         taps = choose_taps({name: probed[name].shape for name in blocks}, probe)
         if taps:
             if last and exact_stride(probed[last].shape, probe):
@@ -257,19 +260,21 @@ class OnnxTeacher(SegmentationModel):
         covers_any = self.grid == "corner" and not self._input.size
         return self._forward_padded(images if covers_any else pad_to_stride(images, self.stride))
 
-    @torch.no_grad()
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """As every model's; logits that the file itself brings to full size are as it gives them."""
+        if self._cell > 1:
+            return super().forward(images)
+        height, width = images.shape[-2:]
+        own = images if self._input.size else pad_to_stride(images, self.stride)
+        (logits,) = self._compute(own, [self._logits])
+        fit = resize if self._input.size else _fit
+        return fit(logits, (height, width)).to(images.device)
+
     def _forward_padded(self, images: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         height, width = (side + -side % self.stride for side in images.shape[-2:])
-        own = images.detach().float().cpu()
-        if self._renormalise:
-            own = own * self._renormalise[0] + self._renormalise[1]
         size = self._input.size or (height, width)
         fit = resize if self._input.size else _fit
-        if self._input.size:
-            own = resize(own, size)
-        logits, *taps = (
-            torch.from_numpy(values) for values in self._run(own.numpy(), [self._logits, *self._taps.values()])
-        )
+        logits, *taps = self._compute(images, [self._logits, *self._taps.values()])
         if self.grid == "corner":
             logits = sample_corner_grid(logits, self._cell, self.logit_stride, size)
         elif self._cell == 1:  # the mean of each cell; as many as there are whole ones
@@ -280,6 +285,15 @@ class OnnxTeacher(SegmentationModel):
         for (tap, stride), values in zip(self.tap_strides.items(), taps, strict=True):
             fitted[tap] = fit(values, (height // stride, width // stride)).to(images.device)
         return logits.to(images.device), fitted
+
+    @torch.no_grad()
+    def _compute(self, images: torch.Tensor, outputs: list[str]) -> list[torch.Tensor]:
+        """Outputs, on the CPU, for ``images`` (N, 3, H, W), normalised as ImageNet's."""
+        own = images.detach().float().cpu()
+        if self._renormalise:
+            own = own * self._renormalise[0] + self._renormalise[1]
+        own = resize(own, self._input.size) if self._input.size else own
+        return [torch.from_numpy(values) for values in self._run(own.numpy(), outputs)]
 
     def _run(self, images: np.ndarray, outputs: list[str], session: InferenceSession | None = None) -> list[np.ndarray]:
         """Outputs for ``images`` (N, 3, H, W) float32, which are of the file's own size if it has one."""

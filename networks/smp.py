@@ -10,7 +10,6 @@ smp loads after that renaming. The head's upsampling and activation are taken ou
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -292,7 +291,7 @@ def load(spec: str) -> SmpModel:
         model = rebuild(classes, **arguments)
         state = {name: value for name, value in tensors.items() if not name.startswith("classification_")}
         model.load_state_dict({_own_name(name): value for name, value in state.items()})
-    model.class_names = repository.check_listed(classes) or published_classes(repository.source, classes)
+    model.class_names = repository.listed_classes(classes) or published_classes(repository.source, classes)
     return model.eval()
 
 
@@ -344,10 +343,10 @@ def load_for(spec: str, num_classes: int, class_names: Sequence[str] | None = No
 
 def _tensors(repository: Repository) -> dict[str, torch.Tensor]:
     """The weights; pickled ones are read without running anything."""
-    for name in (WEIGHTS, "pytorch_model.bin"):
-        with contextlib.suppress(FileNotFoundError):
-            return load_file(repository.file(name))
-    raise UserError(f"{repository.spec}: neither {WEIGHTS} nor pytorch_model.bin in it")
+    file = repository.first_file((WEIGHTS, "pytorch_model.bin"))
+    if file is None:
+        raise UserError(f"{repository.spec}: neither {WEIGHTS} nor pytorch_model.bin in it")
+    return load_file(file)
 
 
 def _eval_normalisation(repository: Repository) -> Normalisation:

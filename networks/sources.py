@@ -116,6 +116,12 @@ def load(name: str, num_classes: int | None = None, file: WeightsFile | None = N
     return user_file.load(name, num_classes, own=True, trained=True)
 
 
+def refuse_foreign(checkpoint: Mapping[str, Any]) -> None:
+    """A `UserError` where a checkpoint, and nobody else, names a file of code that may not be run for that."""
+    if user_file.is_spec(name := str(checkpoint["model"])):
+        user_file.refuse_foreign(name, str(checkpoint.get("model_args", {}).get("sha256")))
+
+
 def _load_with(name: str, num_classes: int | None, file: WeightsFile) -> SegmentationModel:
     """A teacher with the weights of ``file``, of as many classes as these are for."""
     names = file.class_names
@@ -138,7 +144,7 @@ def _load_with(name: str, num_classes: int | None, file: WeightsFile) -> Segment
 
 
 def _build_for(name: str, num_classes: int, file: WeightsFile) -> SegmentationModel:
-    """The network that the weights of ``file`` are for; the user has named it, so that a file of code may be run."""
+    """The network that the weights of ``file`` are for; whoever named it has been asked whether its code may be run."""
     args = {} if user_file.is_spec(name) else (file.checkpoint or {}).get("model_args", {})
     return build(name, num_classes, **args)
 
@@ -146,7 +152,7 @@ def _build_for(name: str, num_classes: int, file: WeightsFile) -> SegmentationMo
 def _for_classes(name: str, num_classes: int, model_args: Mapping[str, Any] | None = None) -> SegmentationModel:
     """A user's network as a student; one that a checkpoint names, if there are ``model_args``."""
     if model_args:
-        user_file.refuse_foreign(name, str(model_args.get("sha256")))
+        refuse_foreign({"model": name, "model_args": model_args})
     model = user_file.load(name, num_classes)
     if model.num_classes != num_classes:
         raise UserError(

@@ -23,6 +23,8 @@ import zoo  # noqa: E402
 from basics.batch import MEAN, STD, normalize  # noqa: E402
 from basics.errors import UserError  # noqa: E402
 from dataset import build_dataset  # noqa: E402
+from deploy.scored import score_teacher  # noqa: E402
+from deploy.teachers import TeacherChoice  # noqa: E402
 from kd.distiller import DistilledStudent, Distiller, LiveTeacher, Recipe  # noqa: E402
 from kd.teacher_cache import open_teacher_cache  # noqa: E402
 from networks.cost import count_parameters  # noqa: E402
@@ -138,6 +140,28 @@ def test_full_size_logits_alone_are_averaged(tmp_path):
     cells = TorchTwin().maps(images)[2]
     whole = F.interpolate(cells, size=(64, 64), mode="bilinear", align_corners=False)
     torch.testing.assert_close(model.forward_taps(images)[0], F.avg_pool2d(whole, 8), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(model(images), whole, rtol=1e-3, atol=1e-4)  # but not for scores and pictures
+    assert model(images[..., :50, :41]).shape == (1, CLASSES, 50, 41)
+
+
+def test_decisions_beside_the_logits_do_not_count_as_classes(tmp_path):
+    """An output of one channel, as exporters add it, whatever number of classes the data set has."""
+    path = write_model(tmp_path / "m.onnx", outputs=("whole",), resize="half_pixel")
+    model = onnx.load(path)
+    model.graph.node.append(helper.make_node("ArgMax", ["whole"], ["decided"], axis=1, keepdims=1))
+    model.graph.output.append(helper.make_tensor_value_info("decided", TensorProto.INT64, [None] * 4))
+    onnx.save(model, path)
+    assert load_onnx_teacher(path, CLASSES + 2).num_classes == CLASSES
+
+
+def test_a_file_of_one_size_is_scored_as_such(tmp_path, demo_data):
+    path = write_model(tmp_path / "m.onnx", TorchTwin(classes=7), size=(64, 96))
+    words = ["--dataset", "demo", "--data-dir", str(demo_data), "--workers", "0", "--device", "cpu"]
+    args, data = test_teacher.get_args_parser().parse_args(words), build_dataset("demo", demo_data, "val")
+    (scored,) = score_teacher(TeacherChoice(str(path)), data, args)
+    assert "pictures fitted into 64x96, masks at native resolution" in scored.row["protocol"]
+    with pytest.raises(UserError, match="a file for pictures of 64x96 has no other size"):
+        list(score_teacher(TeacherChoice(str(path)), data, args, [192]))
 
 
 def test_strided_logits_alone_follow_the_metadata(tmp_path):
@@ -260,6 +284,16 @@ def test_no_file_and_no_onnx_are_one_line(tmp_path):
     (tmp_path / "noise.onnx").write_bytes(b"no model")
     with pytest.raises(UserError, match="not an ONNX file"):
         zoo.load_any_teacher("fcn_resnet50", str(tmp_path / "noise.onnx"))
+
+
+def test_a_suffix_in_capitals_is_the_same_suffix(tmp_path):
+    """As cameras and Windows write them."""
+    path = write_model(tmp_path / "M.ONNX")
+    for name, weights in ((str(path), "default"), ("fcn_resnet50", str(path))):
+        assert count_parameters(zoo.load_any_teacher(name, weights, CLASSES)) is not None
+        assert zoo.teacher_name(name, weights) == "M" and TeacherChoice(name, weights).files == {"teacher": path}
+    with pytest.raises(UserError, match="a file of weights goes to --student-weights"):
+        zoo.create_model(str(path), CLASSES)
 
 
 def test_its_weights_are_counted(tmp_path):

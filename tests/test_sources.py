@@ -140,6 +140,32 @@ def test_a_hub_that_is_switched_off_says_so(no_network, monkeypatch):
         load_any_teacher("hf:org/name")
 
 
+@pytest.fixture
+def half_cached(no_network, tmp_path) -> Path:
+    """The folder of a repository in the hub's cache, of which its configuration alone was fetched."""
+    folder = tmp_path / "models--org--name"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text("0" * 40)
+    (folder / "snapshots" / ("0" * 40)).mkdir(parents=True)
+    (folder / "snapshots" / ("0" * 40) / "config.json").write_text("{}")
+    return folder
+
+
+def test_what_cannot_be_asked_for_is_not_missing(half_cached):
+    """Without a network nobody knows whether there is an image processor: ImageNet's values might be wrong."""
+    repository = hub.find_repository("hf:org/name")
+    assert repository.file("config.json").is_file()
+    for ask in (repository.file, lambda name: repository.first_file([name])):
+        with pytest.raises(UserError, match=r"cannot download hf:org/name \(preprocessor_config.json.*local-dir"):
+            ask("preprocessor_config.json")
+    assert repository.first_file(["preprocessor_config.json", "config.json"]).name == "config.json"
+    (half_cached / ".no_exist" / ("0" * 40)).mkdir(parents=True)
+    (half_cached / ".no_exist" / ("0" * 40) / "preprocessor_config.json").touch()  # the hub once said so
+    assert repository.first_file(["preprocessor_config.json"]) is None
+    with pytest.raises(FileNotFoundError):
+        repository.file("preprocessor_config.json")
+
+
 def test_segformer_rows_out_of_reach(no_network):
     pytest.importorskip("segmentation_models_pytorch")
     with pytest.raises(UserError, match=r"cannot download smp:smp-hub/segformer-b4-512x512-ade-160k .*no route"):
@@ -556,8 +582,9 @@ class TestUserFile:
         save_atomic(model_file_dict(f"{file}:build", model, Labels), tmp_path / "model.pth")
         (tmp_path / "elsewhere").mkdir()
         monkeypatch.chdir(tmp_path / "elsewhere")
-        with pytest.raises(UserError, match="only if it lies below the current folder"):
-            load_checkpoint_model(tmp_path / "model.pth")
+        for load in (load_checkpoint_model, lambda path: load_any_teacher(str(path))):
+            with pytest.raises(UserError, match="only if it lies below the current folder"):
+                load(tmp_path / "model.pth")
         assert not (tmp_path / "was run").exists()
 
     def test_it_can_be_compiled(self, user):
