@@ -269,13 +269,18 @@ def synchronize_batchnorm(model: M, device: torch.device) -> M:
             if device.type == "cuda" and (has_activation or kind in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)):
                 convert = timm.convert_sync_batchnorm if timm else nn.SyncBatchNorm.convert_sync_batchnorm
                 parent.add_module(name, convert(layer))
-            elif device.type != "cuda" and (has_activation or kind is nn.BatchNorm2d):
+            elif device.type != "cuda" and (has_activation or kind is nn.BatchNorm2d) and _is_whole(layer):
                 layer.__class__ = SyncedBatchNormAct if has_activation else SyncedBatchNorm  # behaviour, no state
             else:
                 others.add(kind.__name__)
     if others:
         print(f"remark: layers of the kind {', '.join(sorted(others))} take their statistics in each process by itself")
     return model
+
+
+def _is_whole(layer: nn.modules.batchnorm._BatchNorm) -> bool:
+    """Whether it has scale and shift, and running statistics."""
+    return layer.affine and layer.track_running_stats
 
 
 class SyncedBatchNorm(nn.BatchNorm2d):

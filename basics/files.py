@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import functools
 import glob
 import hashlib
 import os
@@ -102,19 +103,17 @@ def replacing_folder(path: str | Path) -> Iterator[Path]:
         yield fresh
         if path.exists():
             _rename(path, old)
-        try:
-            _rename(fresh, path)
-        except OSError:
-            if old.exists():
-                old.replace(path)
-            raise
+        _rename(fresh, path)
         _sync_folder(path.parent)
     except OSError as error:
         raise UserError(
             f"cannot write {path}: {error.strerror or error}; free some space or name another place"
         ) from error
     finally:
-        for folder in (fresh, old):
+        if not path.exists():  # an error or Ctrl-C between the two
+            with contextlib.suppress(OSError):
+                old.replace(path)
+        for folder in (fresh, *([old] if path.exists() else [])):
             shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -126,6 +125,40 @@ def expanded(paths: Iterable[Path]) -> list[Path]:
         matches = sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor)))) if is_pattern else []
         found += matches or [path]
     return found
+
+
+def files_below(folder: Path, depth: int | None = None) -> Iterator[Path]:
+    """All files and dangling links, but hidden ones; links to folders are followed, each folder is searched once.
+
+    The files of a folder come sorted, before those of the folders in it; those behind links come last, so that what can
+    be reached without one is. A folder that is closed is left out, aloud.
+
+    Args:
+        depth: folders below this one are not looked into; 1: ``folder`` alone.
+    """
+    seen: set[Path] = set()
+    starts = [folder]
+    for start in starts:  # which grows
+        for place, folders, files in os.walk(start, onerror=_say_closed):
+            here = Path(place)
+            real = here.resolve()
+            if real in seen or (depth is not None and len(here.relative_to(folder).parts) >= depth):
+                folders.clear()
+                continue
+            seen.add(real)
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            starts += [here / name for name in folders if (here / name).is_symlink()]
+            yield from (here / name for name in sorted(files) if not name.startswith("."))
+
+
+def _say_closed(error: OSError) -> None:
+    _say_once(f"remark: {error.filename}: cannot be listed ({error.strerror}): what lies there is left out")
+
+
+@functools.cache
+def _say_once(line: str) -> None:
+    """However often a folder is gone through."""
+    print(line)
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -1,6 +1,6 @@
 """The pictures in a folder and those below it, without what only looks like pictures: masks and results of predict.py.
 
-Told by the names of folders, as `datalayouts.folders` does; in a folder that holds both, as `segdata.pairing` does.
+Told by the names of folders, see `datalayouts.folder_names`; in a folder that holds both, as `segdata.pairing` does.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from datalayouts.folders import meaning
+from basics.files import files_below
+from datalayouts.folder_names import meaning
 from segdata.pairing import IMAGE_SUFFIXES, MASK_WORDS, Affixes, Listing, pair_one_folder
 from segdata.reading import DataError, read_header
 
@@ -34,6 +35,20 @@ def find_pictures(folder: Path, there: Iterable[Path]) -> tuple[list[Path], Coun
     apart |= _masks_beside(path for path in files if path not in apart)
     left_out = Counter((path.parent.relative_to(folder)).as_posix() for path in files if path in apart)
     return [path for path in files if path not in apart], left_out
+
+
+def masks_below(folder: Path) -> list[Path]:
+    """Masks in a folder and those below it: in folders of masks that have images beside them, and in one with these."""
+    files = [path for path in sorted(files_below(folder)) if path.suffix.lower() in IMAGE_SUFFIXES]
+    with_images = {path.parent for path in files}
+    with_images |= {parent for path in files for parent, child in _steps(path, folder) if _kind(child) == "image"}
+
+    def is_mask(path: Path) -> bool:
+        kinds = [(parent, _kind(child)) for parent, child in _steps(path, folder)]
+        return any(kind == "mask" and parent in with_images for parent, kind in kinds)
+
+    masks = {path for path in files if is_mask(path)}
+    return sorted(masks | _masks_beside(path for path in files if path not in masks))
 
 
 def images_beside(folder: Path) -> Path | None:

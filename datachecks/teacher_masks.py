@@ -15,7 +15,7 @@ from typing import Protocol
 
 from basics.checkpoint import file_sha256
 from basics.errors import UserError
-from basics.files import read_text, write_text
+from basics.files import files_below, read_text, write_text
 from segdata.pairing import IMAGE_SUFFIXES, same_name
 from segdata.parallel import map_in_order
 
@@ -73,7 +73,8 @@ def are_in(folder: Path) -> bool:
 
 def labelled_below(folders: Iterable[Path]) -> list[Path]:
     """The data sets in ``folders``, at any depth, that a teacher has labelled."""
-    return sorted({path.parent for folder in folders for path in folder.rglob(f"{FILE}*")})  # and JOURNAL
+    below = (path for folder in folders for path in files_below(folder))
+    return sorted({path.parent for path in below if path.name in (FILE, JOURNAL)})
 
 
 def _checked(path: Path) -> set[str]:

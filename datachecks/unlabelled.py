@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from basics.errors import UserError
+from basics.files import files_below
 from datachecks.census import Census, SplitCensus, open_census
 from datachecks.picture_search import described, find_pictures, images_beside
 from segdata.layouts import Layout, SplitFiles
@@ -65,7 +66,7 @@ def _files_of(layout: Layout, place: str) -> tuple[SplitFiles, Counter[str]]:
         )
     if pictures := images_beside(folder):
         raise UserError(f"--unlabelled {place}: no pictures, by its name; they lie beside it: --unlabelled {pictures}")
-    there = [path for path in sorted(folder.rglob("*")) if not _is_hidden(path, folder)]
+    there = sorted(files_below(folder))
     images, left_out = find_pictures(folder, there)
     others = other_formats(there)
     if not images:
@@ -78,10 +79,6 @@ def _files_of(layout: Layout, place: str) -> tuple[SplitFiles, Counter[str]]:
     stems = Counter(name.with_suffix("") for name in names)
     ids = [(name if stems[name.with_suffix("")] > 1 else name.with_suffix("")).as_posix() for name in names]
     return SplitFiles(ids, images, None), left_out
-
-
-def _is_hidden(path: Path, folder: Path) -> bool:
-    return any(part.startswith(".") for part in path.relative_to(folder).parts)
 
 
 def _new_ones(census: Census, there: SplitCensus, known: Sequence[SplitCensus], apart: str) -> tuple[SplitFiles, str]:

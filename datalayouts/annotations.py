@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from basics.batch import VOID
+from basics.files import files_below
 from datalayouts.shapes import FARTHEST, Shape
 from segdata.pairing import same_name
 from segdata.reading import DataError
@@ -249,14 +250,9 @@ def unique_ids(names: Sequence[str]) -> list[str]:
 # -- files -----------------------------------------------------------------------------------------
 
 
-def walk_files(root: Path) -> list[tuple[str, ...]]:
-    """Every file below ``root`` as its parts relative to it, sorted; hidden files and folders left out."""
-    found = []
-    for folder, folders, files in os.walk(root):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        parts = Path(folder).relative_to(root).parts
-        found += [(*parts, name) for name in sorted(files) if not name.startswith(".")]
-    return found
+def parts_below(root: Path) -> list[tuple[str, ...]]:
+    """Every file below ``root``, hidden ones left out, as its parts relative to it."""
+    return [path.relative_to(root).parts for path in files_below(root)]
 
 
 class Pictures:
@@ -266,7 +262,7 @@ class Pictures:
         self.root = root
         self.by_name: dict[str, list[tuple[str, ...]]] = {}
         self._by_letters: dict[str, list[tuple[str, ...]]] = {}  # without capitals: annotated on Windows
-        for parts in walk_files(root):
+        for parts in parts_below(root):
             self.by_name.setdefault(same_name(parts[-1]), []).append(parts)
             self._by_letters.setdefault(same_name(parts[-1]).casefold(), []).append(parts)
 

@@ -1,6 +1,6 @@
 """Anybody's folder as a data set: where its images, masks, lists and class names are.
 
-    images/ masks/                          and the other usual names, see `IMAGE_FOLDERS` and `MASK_FOLDERS`
+    images/ masks/                          and the other usual names, see `datalayouts.folder_names`
     train/images/ train/masks/ val/...      or images/train/ masks/train/, train_images/ train_masks/, train/ train_gt/
     a.jpg a_mask.png ...                    in one folder, or in train/ and val/
     a.jpg b.jpg ...                         pictures alone, for a teacher to speak of
@@ -11,33 +11,20 @@ Lists are optional; upper and lower case are the same.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from datalayouts.annotations import XML
+from datalayouts.folder_names import KINDS, holds_pictures, meaning, plain_name, subfolders
 from segdata.class_tables import CLASS_FILES, ClassTable, choose_table, read_class_tables
 from segdata.labels import describe_content
 from segdata.layouts import Layout
 from segdata.pairing import IMAGE_SUFFIXES, MASK_SUFFIXES, Listing, other_formats, pair_one_folder
 from segdata.reading import DataError
-from segdata.split_lists import SPLIT_NAMES, USUAL_SPLITS, find_lists, usual_name
+from segdata.split_lists import find_lists
 
-# Folder names without case, spaces, hyphens and underscores; where several are there, the first counts.
-IMAGE_FOLDERS = (
-    "jpegimages", "images", "image", "imgs", "img", "imgdir", "pictures", "photos", "rgb", "inputs", "input",
-    "originals", "original", "originalimages", "originalimage", "leftimg8bit", "frames",
-)  # fmt: skip
-MASK_FOLDERS = (
-    "segmentationclass", "segmentationclassraw", "segmentationclasspng", "masks", "mask", "labels", "label",
-    "annotations", "annotation", "annots", "annot", "anns", "ann", "anndir", "gt", "gts", "groundtruth",
-    "groundtruths", "gtfine", "segmentations", "segmentation", "segs", "seg", "targets", "target", "maskspng",
-    "pngmasks", "labelimages", "labelimagessemantic", "masksmachine",
-)  # fmt: skip
-KINDS = [*IMAGE_FOLDERS, *MASK_FOLDERS]
-SPLITS = {name.replace("_", ""): usual_name(name) for name in (*SPLIT_NAMES, *USUAL_SPLITS)}
 DEPTH = 2  # folders below the data set's own that are looked at
 PEEK = 6  # masks that are looked into where nobody says what they hold
 
@@ -66,10 +53,11 @@ def find_folder(data_dir: Path) -> Layout:
 def folder_layout(name: str, root: Path) -> Layout:
     """As `find_folder`, for a data set called ``name``; what it lacks of classes is in `Layout.class_fault`."""
     search = Search(root)
-    inner = [path for path in _folders(root) if path.name != "__MACOSX"]
+    inner = [path for path in subfolders(root) if path.name != "__MACOSX"]
     if search.missing and len(inner) == 1:  # as archives are unpacked
         below = Search(inner[0])
-        search = search if below.missing else below
+        # One folder beside pictures is a part of them, unless it has masks of its own.
+        search = search if below.missing or (holds_pictures(root) and not below.masks) else below
     if search.missing and not search.take_pictures_below():
         raise DataError(
             f"{root}: no data set yet, for want of {'; of '.join(search.missing)}. Lists (train.txt, val.txt) may be "
@@ -122,7 +110,7 @@ class Search:
     def _parts(self, folder: Path, split: str | None, kind: str | None, depth: int) -> Iterator[Part]:
         """The folders below ``folder`` that hold pictures and whose names, or those above them, say what they are."""
         inner: list[Part] = []
-        for child in _folders(folder) if depth else ():
+        for child in subfolders(folder) if depth else ():
             child_split, child_kind = meaning(child.name)
             known = child_split or child_kind
             if known and not (child_split and split) and not (child_kind and kind):
@@ -132,7 +120,7 @@ class Search:
         flat = inner or folder == self.root
         files = folder.iterdir() if flat else self.listing(folder).files
         if any(path.suffix.lower() in (MASK_SUFFIXES if kind == "mask" else IMAGE_SUFFIXES) for path in files):
-            words = [_plain(part) for part in folder.relative_to(self.root).parts]
+            words = [plain_name(part) for part in folder.relative_to(self.root).parts]
             orders = [KINDS.index(word) for word in words if word in KINDS]
             yield Part(min(orders, default=len(KINDS)), folder, split, kind)
 
@@ -162,7 +150,7 @@ class Search:
             return
         kind, there, other = ("image", self.masks, self.images) if self.masks else ("mask", self.images, self.masks)
         suffixes = IMAGE_SUFFIXES if kind == "image" else MASK_SUFFIXES
-        folders = [path for path in _folders(self.root) if path not in there.values()]
+        folders = [path for path in subfolders(self.root) if path not in there.values()]
         pictures = [path for path in folders if self.listing(path).by_name(suffixes)]
         if len(pictures) == 1:
             other[None] = pictures[0]
@@ -172,7 +160,7 @@ class Search:
         """Folders with pictures of which nobody says what they are: they may be the masks."""
         return [
             path
-            for path in _folders(self.root)
+            for path in subfolders(self.root)
             if path not in self.images.values()
             and meaning(path.name) == (None, None)
             and self.listing(path).by_name(MASK_SUFFIXES)
@@ -241,7 +229,7 @@ class Search:
         """
         layout = Layout(name, self.root, [], [], self.images, self.masks, self.lists, complete=False)
         layout.listings |= self.listings
-        layout.remarks += [*self.remarks, *self._doubled(), *self._other_formats()]
+        layout.remarks += [*self.remarks, *self._doubled(), *not_searched(self), *self._other_formats()]
         try:
             if self.tables:
                 layout.take_classes(choose_table(self.tables))
@@ -284,7 +272,7 @@ class Search:
     @property
     def xml(self) -> str:
         """What to do where annotations lie in the place of masks that nothing here reads."""
-        folders = () if self.masks else (self.root, *_folders(self.root))
+        folders = () if self.masks else (self.root, *subfolders(self.root))
         found = any(path.suffix.lower() == ".xml" for folder in folders for path in self.listing(folder).files)
         return f"{self.root}: {XML}" if found else ""
 
@@ -328,30 +316,19 @@ class Search:
             )
 
 
-def meaning(folder: str) -> tuple[str | None, str | None]:
-    """(split, kind) that a folder's name speaks of: `train_masks` of ("train", "mask"), `images` of (None, "image")."""
-    plain = _plain(folder)
-    if plain == "segmentationclassaug":  # VOC's masks of SBD
-        return "train_aug", "mask"
-    if plain in SPLITS:
-        return SPLITS[plain], None
-    for split in ("", *sorted(SPLITS, key=len, reverse=True)):
-        for rest in (plain.removeprefix(split), plain.removesuffix(split)):
-            kind = "image" if rest in IMAGE_FOLDERS else "mask" if rest in MASK_FOLDERS else None
-            if kind and (not split or rest != plain):
-                return SPLITS.get(split), kind
-    return None, None
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[\s_-]+", "", name.casefold())
-
-
-def _folders(folder: Path) -> list[Path]:
-    try:
-        return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    except OSError as error:
-        raise DataError(f"{folder}: cannot be listed: {error.strerror or error}") from None
+def not_searched(search: Search) -> Iterator[str]:
+    """A remark on each folder with pictures of its own, whose folders, which hold some too, are passed over."""
+    used = {*search.images.values(), *search.masks.values()}
+    for folder in sorted(used):
+        if not holds_pictures(folder):
+            continue
+        below = [path for path in subfolders(folder) if meaning(path.name) == (None, None) and holds_pictures(path)]
+        if below := [path for path in below if not any(other.is_relative_to(path) for other in used)]:
+            names = ", ".join(path.name for path in below[:3]) + ", ..." * (len(below) > 3)
+            yield (
+                f"{folder} holds pictures itself, so that those in its folders ({names}) are not read: bring all of "
+                "them into folders, or none"
+            )
 
 
 def _contents(root: Path, most: int = 10) -> str:
@@ -371,7 +348,7 @@ def _contents(root: Path, most: int = 10) -> str:
 
 def _outlines_hint(root: Path) -> str:
     """What to do where outlines lie in the place of masks."""
-    files = [path for folder in (root, *_folders(root)) for path in Listing(folder).files]
+    files = [path for folder in (root, *subfolders(root)) for path in Listing(folder).files]
     found = any(path.suffix.lower() == ".json" for path in files)
     return "; outlines in .json files are read with --dataset coco or --dataset labelme" if found else ""
 

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from basics.batch import VOID
+from basics.errors import UserError
 from basics.files import write_text
 from datalayouts.annotations import (
     BACKGROUND,
@@ -35,11 +36,11 @@ from datalayouts.annotations import (
     as_size,
     check_class_names,
     check_folder,
+    parts_below,
     read_json,
     settle_pictures,
     split_of_folders,
     telling_folders,
-    walk_files,
 )
 from datalayouts.polygons import elsewhere, open_layout, writable_home
 from datalayouts.shapes import Bitmap, Circle, Polygons, Shape
@@ -83,7 +84,7 @@ def find_labelme(data_dir: Path) -> Layout:
     """
     root = Path(data_dir)
     check_folder(root)
-    there = walk_files(root)
+    there = parts_below(root)
     paths = [root.joinpath(*parts) for parts in there if parts[-1].lower().endswith(".json")]
     if not paths:
         hint = XML if any(parts[-1].lower().endswith(".xml") for parts in there) else "LabelMe writes one a picture"
@@ -133,7 +134,12 @@ def write_class_list(root: Path, files: Sequence[AnnotationFile]) -> Path:
         )
     path = writable_home(root) / CLASS_LISTS[0]
     check_class_names([BACKGROUND, *names], path)
-    write_text(path, class_list_text([BACKGROUND, *names]))
+    text = class_list_text([BACKGROUND, *names])
+    try:
+        write_text(path, text)
+    except UserError:
+        if not path.is_file() or path.read_text(encoding="utf-8") != text:  # another run was there first
+            raise
     print(f"labelme: {len(names) + 1} classes written to {path}: {', '.join([BACKGROUND, *names])}")
     return path
 

@@ -100,20 +100,24 @@ def _whole(layout: Layout, parted: bool) -> list[str] | None:
     """The images to part into train and val; None where the data say themselves what is what."""
     splits = [split for split in layout.splits() if not split.startswith("test")]
     known = [split for split in splits if split.startswith((TRAIN, VAL))]
-    test = set(layout.scan("test")[0].ids) if "test" in layout.splits() else set()
+    test = set(layout.scan("test")[0].images) if "test" in layout.splits() else set()
+    found: dict[str, Path | None]
     if not known:
         if splits:  # lists with names of their own (CVAT: default)
-            names = [name for split in splits for name in layout.scan(split)[0].ids]
+            scanned = [layout.scan(split)[0] for split in splits]
+            found = {name: path for files in scanned for name, path in zip(files.ids, files.images, strict=True)}
         elif None in layout.image_folders:
             pairing = layout.pairing(None)
-            names = list(pairing.masks or pairing.images)
+            found = {name: pairing.images.get(name) for name in pairing.masks or pairing.images}
         else:
             return None
-        return [name for name in dict.fromkeys(names) if name not in test]
-    if any(split.startswith(VAL) for split in known) or not (parted or (layout.root / FOLDER).is_dir()):
+    elif any(split.startswith(VAL) for split in known) or not (parted or (layout.root / FOLDER).is_dir()):
         return None
-    first = next((split for split in USUAL_SPLITS if split in known), known[0])
-    return [name for name in layout.scan(first)[0].ids if name not in test]
+    else:
+        files = layout.scan(next((split for split in USUAL_SPLITS if split in known), known[0]))[0]
+        found = dict(zip(files.ids, files.images, strict=True))
+    # By their paths: pictures of train and of test may bear the same numbers.
+    return [name for name, path in found.items() if path not in test]
 
 
 def _check_share(layout: Layout, share: float) -> None:

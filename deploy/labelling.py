@@ -29,8 +29,9 @@ from basics.checkpoint import file_sha256
 from basics.device import pick_device
 from basics.errors import UserError
 from basics.files import write_text
+from datachecks.picture_search import masks_below
 from datachecks.teacher_masks import is_mended, keep_written, labelled_below, note_written, written_masks
-from datalayouts.folders import meaning
+from datalayouts.folder_names import meaning
 from deploy.picture_folder import PictureFolder, is_read_alike, is_same_file, rows_of, shows
 from deploy.predictor import Options, Predictor, Tally
 from deploy.results import KINDS, PICTURED
@@ -48,6 +49,7 @@ from kd.class_matching import map_file, read_groups
 from kd.teacher_cache import weights_sha256
 from networks.cost import count_parameters
 from networks.working_size import at_working_size
+from scoring.protocol import computes_itself
 from segdata.class_tables import CLASS_FILES, class_list_text, read_class_table
 from segdata.inputs import Source
 from segdata.pairing import IMAGE_SUFFIXES
@@ -106,6 +108,7 @@ def load_labeller(choice: TeacherChoice, min_confidence: float = 0.0, device: st
     parameters = count_parameters(teacher.model) or 0
     said_by = [weights_sha256(teacher.model), teacher.model.input_size, min_confidence, names]
     said_by += [file_sha256(map_file(choice.class_map)) if choice.class_map else ""]
+    said_by += ["full size"] if computes_itself(teacher.model) else []  # ONNX logits were averaged once
     source = hashlib.sha256(json.dumps(said_by).encode()).hexdigest()[:16]
     return LabellingSegmenter(
         network.to(target).eval(), choice.label, names, palette, parameters, 0, target, min_confidence, source
@@ -187,8 +190,8 @@ class Labeller(Predictor):
                 _refuse_other_masks(path, segmenter.class_names)
 
     def results(self, inputs: Sequence[str]) -> list[Path]:
-        """As `Predictor.results`, with the pictures of this data set, and those of any that a teacher has labelled in
-        the folders that are given; what is asked for itself is none of them.
+        """As `Predictor.results`, with the pictures of this data set, those of any that a teacher has labelled in the
+        folders that are given, and the masks there; what is asked for itself is none of them.
         """
         asked = {Path(text).resolve() for text in inputs}
         # A data set that is asked for is its pictures, unless they lie beside as well.
@@ -196,7 +199,8 @@ class Labeller(Predictor):
         asked |= {folder / "images" for folder in folders if not any(map(_may_hold_pictures, folder.iterdir()))}
         found = [self.folder, *labelled_below(folders)]
         places = [folder / kind for folder in found for kind in ("images", *KINDS)]
-        return [place for place in places if place.resolve() not in asked]
+        masks = [path.resolve() for folder in folders for path in masks_below(folder)]
+        return [*masks, *(place for place in places if place.resolve() not in asked)]
 
     @property
     def memory_advice(self) -> str:

@@ -61,7 +61,7 @@ class Tally:
         done = self.pictures + self.frames
         line = f"{' and '.join(counts) or 'nothing'} in {self.seconds:.1f} s"
         if done:
-            line += f" ({done / self.seconds:.1f} images/s), written to {folder}"
+            line += f" ({done / max(self.seconds, 1e-9):.1f} images/s), written to {folder}"
         return line + (f"; {len(self.failures)} skipped" if self.failures else "")
 
 
@@ -103,7 +103,7 @@ class Predictor:
         self.taken: dict[str, str] = {}  # names of results, so that what is asked for later overwrites nothing
 
     def results(self, inputs: Sequence[str]) -> list[Path]:
-        """Folders of results, which are no inputs when they lie in a folder that is."""
+        """Folders of results, and files, which are no inputs when they lie in a folder that is."""
         return [self.folder / kind for kind in KINDS]
 
     @property

@@ -251,7 +251,10 @@ def _csv_entries(path: Path, lines: list[str]) -> Iterator[Entry]:
     if None in channels:
         channels = [value] * 3
     if name is None or None in channels:
-        raise DataError(f"{path}, line 1: the columns are {', '.join(header) or 'none'}; wanted are name,r,g,b")
+        raise DataError(
+            f"{path}, line 1: the columns are {', '.join(header) or 'none'}; wanted are name,r,g,b (or, for masks of "
+            "class numbers, a classes.txt with a name a line)"
+        )
     for row in reader:
         if row:
             label, *words = (row[at].strip() if at is not None and at < len(row) else "" for at in (name, *channels))

@@ -12,19 +12,20 @@ drew; pictures of other places are cached apart.
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 
 import torch
 
 from basics.batch import VOID
 from basics.errors import UserError
-from basics.files import free_bytes, require_room
+from basics.files import file_bytes, free_bytes, require_room
 from basics.grids import working_shape
 from basics.record_file import RecordFile, read_manifest, record_offsets
 from segdata.layouts import Layout, SplitFiles
@@ -34,6 +35,7 @@ from segdata.reading import DataError, image_size, read_header
 from segdata.transforms import to_working_size
 
 FORMAT = 1
+DIGITS = 16  # of the hash in a file's name
 DEFAULT_FOLDER = Path("data/decoded")
 STALE_SECONDS = 3600  # a temporary file that nobody wrote to for so long belongs to a run that was killed
 
@@ -111,10 +113,15 @@ def open_cache(
         UserError: a source file is faulty, there is no room, or the folder cannot be written.
     """
     folder = Path(folder or DEFAULT_FOLDER)
+    kind = f"{layout.name}_{split}"
+    there = set(folder.glob(f"{glob.escape(kind)}_{'[0-9a-f]' * DIGITS}.bin"))
     records: dict[Path, tuple[DecodeCache, int]] = {}
     for part in _parts(layout, split, files):
         cache = _open(layout, split, part, read_pair, folder, input_size)
         records |= {path: (cache, place) for place, path in enumerate(part.images)}
+    own = {cache.file.path for cache, _ in records.values()}
+    if own - there:  # something was made
+        _name_others(kind, there - own)
     return DecodedFiles([records[path] for path in files.images], len(files.masks or []))
 
 
@@ -150,6 +157,16 @@ def _open(
     return cache
 
 
+def _name_others(kind: str, others: Collection[Path]) -> None:
+    """Say what else is kept of a split: each mended mask makes a new file."""
+    if others:
+        size = sum(map(file_bytes, others)) / 1e9
+        print(
+            f"decoded cache: beside it lie {len(others)} of {kind} that were made of other data, labels or sizes, "
+            f"{size:.2f} GB: those that no run needs any more may be deleted"
+        )
+
+
 def room_needed(layout: Layout, split: str, files: SplitFiles, folder: Path, input_size: int = 0) -> int:
     """Bytes that `open_cache` would write; 0 if all is there."""
     absent = [
@@ -169,7 +186,7 @@ def _locate(layout: Layout, split: str, files: SplitFiles, folder: Path, input_s
     """The data file's path in ``folder``, and the sources its name is made of."""
     sources = describe_sources(layout, files)
     about = [FORMAT, layout.class_names, sources, *([input_size] if input_size else [])]
-    digest = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
+    digest = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:DIGITS]
     return folder / f"{layout.name}_{split}_{digest}.bin", sources
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePath, PurePosixPath
 
 from basics.errors import UserError
+from basics.files import files_below
 from segdata.pictures import looks_like_picture, picture_suffixes
 from segdata.video import CAMERA, VIDEO_SUFFIXES, is_url, looks_like_video
 
@@ -56,8 +57,8 @@ class Found:
     Attributes:
         sources: each once.
         missing: a message for each input that means nothing.
-        left_out: messages of what folders and globs hold and do not mean: files that are no pictures or videos, those
-            that lie where results go, and the moving half of Live Photos.
+        left_out: messages of what folders and globs hold and do not mean: files that are no pictures or videos,
+            results and masks, and the moving half of Live Photos.
     """
 
     sources: list[Source] = field(default_factory=list)
@@ -74,7 +75,7 @@ def find_sources(inputs: Sequence[str], skip: Sequence[Path] = (), taken: dict[s
 
     Args:
         inputs: as given on the command line.
-        skip: folders whose content is never meant by a folder or a glob: those of the results.
+        skip: files, and folders whose content, that a folder or a glob never means: results and masks.
         taken: names that earlier calls gave, and the file each belongs to; those of this call are added.
 
     Raises:
@@ -111,7 +112,7 @@ class _PassedOver:
 
     Attributes:
         others: files that are no pictures or videos.
-        results: files that lie where results go.
+        results: files that are results, or masks.
         dangling: links to nothing.
         twice: files that are meant already, under this name or another: links.
         moving: videos that belong to a picture beside them: Live Photos of an iPhone.
@@ -127,7 +128,7 @@ class _PassedOver:
         """A line for each kind, naming some."""
         kinds = [
             (self.others, "file that is no picture or video", "files that are no pictures or videos"),
-            (self.results, "file that lies where results go", "files that lie where results go"),
+            (self.results, "file that is a result or a mask", "files that are results or masks"),
             (self.twice, "name of a file that is there already", "names of files that are there already"),
             (self.moving, "video of a Live Photo", "videos of Live Photos"),  # their pictures are taken
         ]
@@ -146,14 +147,14 @@ def _expand(text: str, skip: Sequence[Path], passed_over: _PassedOver) -> Iterat
         if not _is_picture_url(text):
             yield text, PurePath(_url_name(text)), True
     elif path.is_dir():
-        yield from _sort_out(path, _files_below(path), skip, passed_over)
+        yield from _sort_out(path, sorted(files_below(path)), skip, passed_over)
     elif path.exists():
         is_video = _is_video(path) or (not looks_like_picture(path) and looks_like_video(path))
         yield str(path), PurePath(path.name), is_video
     elif glob.has_magic(text):
         fixed = _fixed_part(path)
         pattern = path.relative_to(fixed).parts
-        below = _files_below(fixed, None if "**" in pattern else len(pattern))
+        below = sorted(files_below(fixed, None if "**" in pattern else len(pattern)))
         # A name with brackets is a name first, and a pattern second.
         names = [part.replace("[", "[[]") for part in pattern]
         files = [file for file in below if _matches(file.relative_to(fixed).parts, names)]
@@ -166,28 +167,6 @@ def _is_video(path: Path) -> bool:
         with contextlib.suppress(OSError), path.open("rb") as file:
             return b"\0" in file.read(1024)
     return path.suffix.lower() in VIDEO_SUFFIXES
-
-
-def _files_below(folder: Path, depth: int | None = None) -> list[Path]:
-    """All files and dangling links, but hidden ones; links to folders are followed, each folder is searched once.
-
-    Args:
-        depth: folders below this one are not looked into; 1: ``folder`` alone.
-    """
-    found: list[Path] = []
-    seen: set[Path] = set()
-    for place, folders, files in os.walk(folder, followlinks=True):
-        here = Path(place)
-        real = here.resolve()
-        if real in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        if depth is not None and len(here.relative_to(folder).parts) == depth - 1:
-            folders.clear()
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found += [here / name for name in files if not name.startswith(".")]
-    return sorted(found)
 
 
 def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
@@ -208,7 +187,7 @@ def _sort_out(
         relative = file.relative_to(folder)
         if file.suffix.lower() == ".mov" and file.with_suffix("") in stills:
             passed_over.moving.append(relative)
-        elif results and not results.isdisjoint(file.resolve().parents):
+        elif results and not results.isdisjoint([file.resolve(), *file.resolve().parents]):
             passed_over.results.append(relative)
         elif not file.exists():
             passed_over.dangling.append(file)

@@ -118,9 +118,17 @@ class Layout:
     def folders(self, split: str | None) -> tuple[Path, Path | None]:
         """Where the images and the masks of a split lie; a split without masks has no folder of them."""
         images, masks = self.image_folders, self.mask_folders
-        # A list may have a name that no folder has: its images are looked for in the first.
-        own = split if split in images else None if None in images else next(iter(images))
+        own = split if split in images else None if None in images else self._folder_of_list(split or "train")
         return images[own], masks.get(split) or masks.get(None) or masks.get(own)
+
+    def _folder_of_list(self, split: str) -> str:
+        """The split in whose folder a list's images are looked for first, where the list's own name has no folder.
+
+        Folders may number their pictures alike: val.txt beside train/ and test/ means those of train/.
+        """
+        named = [name for name in self.image_folders if name]
+        alike = [name for name in named if split.startswith(name)]  # train_hard.txt
+        return next(iter([*alike, *(name for name in USUAL_SPLITS if name in named), *named]))
 
     def pairing(self, split: str | None) -> Pairing:
         """The images and masks in the folders of a split, whether they are listed or not.

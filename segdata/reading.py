@@ -277,9 +277,15 @@ def load_mask(path: Path) -> Image.Image:
     if image.mode not in RGB_LIKE:
         raise DataError(f"{path}: mask of mode {image.mode}; save class numbers as an 8-bit palette or grey PNG")
     try:
-        return upright(image)
+        bits, turned = _stored_bits(image, data), upright(image)
     except PARSE_FAULTS as error:
         raise DataError(f"{path}: truncated or damaged image: {error}") from None
+    if bits == 16 or (bits in (2, 4) and image.mode != "P"):  # what is read is the higher byte, or a multiple
+        raise DataError(
+            f"{path}: a mask of {bits} bits a channel, whose numbers programs read in two ways; save class numbers as "
+            "an 8-bit palette or grey PNG"
+        )
+    return turned
 
 
 def _is_lossy(image: Image.Image, data: bytes) -> bool:
@@ -287,6 +293,15 @@ def _is_lossy(image: Image.Image, data: bytes) -> bool:
     if image.format == "WEBP":  # its pixels are in a chunk VP8L where they are whole, otherwise in VP8
         return b"VP8L" not in _riff_chunks(data)
     return image.format in ("JPEG", "MPO") or image.info.get("compression") in ("jpeg", "tiff_jpeg", "webp")
+
+
+def _stored_bits(image: Image.Image, data: bytes) -> int:
+    """Bits of a channel in the file, of which Pillow makes 8; 8 where a format has no others."""
+    if image.format == "PNG":
+        return data[24]  # in the chunk IHDR, behind width and height
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        return max(image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (1,)))
+    return 8
 
 
 def _riff_chunks(data: bytes) -> set[bytes]:

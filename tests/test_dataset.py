@@ -359,14 +359,14 @@ def encode(image: Image.Image, kind: str, **options) -> bytes:
     return file.getvalue()
 
 
-def bare_png(width: int, height: int, colour_type: int = 2) -> bytes:
-    """A PNG that promises a size and holds no pixels."""
+def bare_png(width: int, height: int, colour_type: int = 2, bits: int = 8, rows: bytes = b"") -> bytes:
+    """A PNG that promises a size and holds no pixels, or ``rows``, each behind a byte 0."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
-    header = struct.pack(">IIBBBBB", width, height, 8, colour_type, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    header = struct.pack(">IIBBBBB", width, height, bits, colour_type, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
 NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8))
@@ -405,6 +405,9 @@ BAD_MASKS = {
     "empty": (b"", "is empty"),
     "rgb": (encode(NOISE, "PNG"), "holds RGB colours"),
     "16 bit": (encode(Image.fromarray(np.zeros((40, 50), np.uint16)), "PNG"), "mode I;16"),
+    # Classes 1 and 2, which Pillow reads as 0 (the higher byte), or as 17 and 34.
+    "16 bit rgb": (bare_png(50, 40, 2, 16, (b"\0" + b"\0\1" * 75 + b"\0\2" * 75) * 40), "of 16 bits a channel"),
+    "4 bit grey": (bare_png(50, 40, 0, 4, (b"\0" + b"\x12" * 25) * 40), "of 4 bits a channel"),
     "jpeg": (encode(INDEXED, "JPEG"), "lossy compression"),
     "truncated": (encode(INDEXED, "PNG")[:-100], "truncated or damaged"),
     "tiff": (DAMAGED_TIFF, "truncated or damaged"),

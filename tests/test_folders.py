@@ -11,7 +11,7 @@ from PIL import Image
 
 from basics.errors import UserError
 from datachecks.check import check_layout
-from datalayouts.folders import meaning
+from datalayouts.folder_names import meaning
 from dataset import SegmentationDataset, build_dataset, find_layout
 from segdata.pairing import IMAGE_SUFFIXES, Listing
 from segdata.reading import DataError
@@ -431,6 +431,19 @@ def test_each_trains_in_one_command(tmp_path, run_script, way):
     rows = [line.split() for line in scored.splitlines() if line.split()[:1] and line.split()[0] in names]
     assert [row[0] for row in rows] == list(names)
     assert all(float(row[-1]) > 5 for row in rows)  # the share of the pixels: each class is there
+
+
+def test_pictures_in_folders_beside_pictures_are_said_not_to_be_read(tmp_path):
+    root = write(tmp_path / "d", "images/{n}.jpg", "masks/{n}.png")
+    (root / "images" / "notes").mkdir()
+    assert not [line for line in find_layout("folder", root).remarks if "holds pictures itself" in line]
+    draw(11, root / "images/new/011.jpg", root / "masks/new/011.png")
+    remarks = [line for line in find_layout("folder", root).remarks if "holds pictures itself" in line]
+    assert [line.partition(" holds")[0] for line in remarks] == [str(root / "images"), str(root / "masks")]
+    assert all("(new)" in line for line in remarks)
+    photos = write(tmp_path / "photos", "{n}.jpg", None)
+    draw(11, photos / "day1" / "011.jpg", None)
+    assert any("those in its folders (day1) are not read" in line for line in find_layout("folder", photos).remarks)
 
 
 def test_files_that_share_a_name_are_said(tmp_path):

@@ -446,6 +446,10 @@ def open_elsewhere() -> None:
     raise PermissionError(13, "open in another program")
 
 
+def interrupt() -> None:
+    raise KeyboardInterrupt
+
+
 def test_an_older_folder_survives_an_error(tmp_path, monkeypatch):
     (tmp_path / "page").mkdir()
     (tmp_path / "page" / "old").write_text("old")
@@ -462,6 +466,11 @@ def test_an_older_folder_survives_an_error(tmp_path, monkeypatch):
         with pytest.raises(UserError, match="cannot write"), replacing_folder(tmp_path / "page") as folder:
             (folder / "newer").write_text("newer")
     assert [path.name for path in tmp_path.rglob("*")] == ["page", "new"], "Windows refuses to rename what is open"
+    with monkeypatch.context() as patch:  # Ctrl-C between the two renames
+        patch.setattr(Path, "replace", lambda path, to: interrupt() if ".tmp" in path.name else replace(path, to))
+        with pytest.raises(KeyboardInterrupt), replacing_folder(tmp_path / "page") as folder:
+            (folder / "newer").write_text("newer")
+    assert [path.name for path in tmp_path.rglob("*")] == ["page", "new"]
     (tmp_path / "page").rename(tmp_path / ".page.old")  # as a kill between the two renames leaves it
     with pytest.raises(ValueError), replacing_folder(tmp_path / "page"):
         raise ValueError

@@ -88,7 +88,7 @@ def test_pictures_where_results_go_are_named(tmp_path):
     save_picture(tmp_path / "overlay" / "2.png")
     found = find_sources([str(tmp_path)], skip=[tmp_path / "overlay"])
     assert [source.name.as_posix() for source in found.sources] == ["a/1"]
-    assert found.left_out == [f"{tmp_path}: left out 1 file that lies where results go (overlay/2.png)"]
+    assert found.left_out == [f"{tmp_path}: left out 1 file that is a result or a mask (overlay/2.png)"]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows counts letters, and the whole path")

@@ -230,12 +230,29 @@ def test_what_a_teacher_has_labelled_elsewhere_is_no_picture(label, run_script):
     args = ["--teacher", "colours.py:build", "--device", "cpu", "--save", "mask", "overlay", "--output-dir"]
     run_script("predict.py", "photos", *args, "photos")
     run_script("predict.py", "photos", *args, "photos/first")
-    assert "left out 6 files that lie where results go" in label("photos").stderr
+    assert "left out 6 files that are results or masks" in label("photos").stderr
     assert masks() == {"a": 0}
     for asked, name in (("photos/first/images", "a"), ("photos/first", "images_a")):  # the data set is its pictures
         shutil.rmtree("out")
         label(asked)
         assert masks() == {name: 0}
+
+
+@pytest.mark.parametrize("place", ["photos/images/{}", "photos/{}", "photos/day1/images/{}"])
+def test_masks_of_a_data_set_are_no_pictures(label, place):
+    """In a folder of masks beside the images, or beside each one; photographs in a folder called so are some."""
+    image = Path(place.format("a.png"))
+    folder = image.parent.parent if image.parent.name == "images" else image.parent
+    for path in (image, folder / "masks" / "a.png", image.with_name("b.png"), image.with_name("b_mask.png")):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        paint(path, RED)
+    Path("photos/other/labels").mkdir(parents=True)
+    paint(Path("photos/other/labels/c.png"), BLUE)
+    assert "left out 2 files that are results or masks" in label("photos").stderr
+    assert sorted(name.rpartition("_")[2] for name in masks()) == ["a", "b", "c"]
+    shutil.rmtree("out")
+    label(str(folder / "masks"))
+    assert masks() == {"a": 0}
 
 
 def test_a_class_list_of_a_person_stays(label):

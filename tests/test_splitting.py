@@ -157,6 +157,39 @@ def test_a_train_list_alone_is_parted_on_request(flat):
     assert ids(flat) == (train, val)
 
 
+def numbered(folder: Path, count: int, grey: int) -> None:
+    """Pictures 000, 001, ... of one grey, in ``folder``/images, with masks."""
+    for number in range(count):
+        for place, value in (("images", grey), ("masks", 0)):
+            (folder / place).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.full((4, 4), value, np.uint8)).save(folder / place / f"{number:03d}.png")
+
+
+@pytest.mark.parametrize("place", ["train", "."])
+@pytest.mark.parametrize("writable", [True, False])
+def test_pictures_of_a_test_split_may_bear_the_same_names(tmp_path, monkeypatch, place, writable):
+    """None of train's is lost to them, and no list of names means one of theirs."""
+    numbered(tmp_path / place, 20, 10)
+    numbered(tmp_path / "test", 10, 200)
+    (tmp_path / "classes.txt").write_text("a\nb\n")
+    monkeypatch.setattr(splitting, "can_write", lambda folder: writable)
+    for _ in range(2):  # as it is made, and as it is read
+        sets = [build_dataset("folder", tmp_path, split, val_share=0.2) for split in ("train", "val")]
+        assert [len(data) for data in sets] == [16, 4]
+        assert all((data[index]["image"] == 10).all() for data in sets for index in range(len(data)))
+    assert len({path for data in sets for path in data.files.images}) == 20
+
+
+def test_a_list_beside_folders_of_train_and_test_means_train(tmp_path):
+    numbered(tmp_path / "train", 6, 10)
+    numbered(tmp_path / "test", 6, 200)
+    (tmp_path / "classes.txt").write_text("a\nb\n")
+    (tmp_path / "val.txt").write_text("000\n001\n")
+    (tmp_path / "test_hard.txt").write_text("002\n")
+    for split, grey in (("val", 10), ("test_hard", 200)):
+        assert (build_dataset("folder", tmp_path, split)[0]["image"] == grey).all()
+
+
 def test_a_list_with_a_name_of_its_own_is_what_is_parted(flat):
     """As CVAT writes it."""
     (flat / "ImageSets/Segmentation").mkdir(parents=True)

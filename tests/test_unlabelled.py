@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from dataclasses import replace
@@ -11,15 +12,20 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.nn import functional as F
+from torch.utils.data import default_collate
 
-from basics.batch import normalize
+from basics.batch import normalize, prepare_batch
 from basics.checkpoint import load_file, save_atomic
 from basics.errors import UserError
 from datachecks.stats import class_weights
 from datachecks.unlabelled import find_unlabelled
 from dataset import build_dataset, find_layout
+from kd.distiller import DistilledStudent, Distiller, Recipe
 from segdata.sampler import EpochSampler, Mixture
+from segdata.transforms import TrainTransform
 from tests.test_train import arguments, assert_same_run, rows
+from tests.tiny import TinyModel
 from train_kd import main
 from training.data import build_data, draw_labelled
 from zoo import load_checkpoint_model
@@ -188,7 +194,34 @@ def test_draws_of_masks_share_what_was_decoded(demo_data, tmp_path):
             assert one["id"] == other["id"] and torch.equal(one["image"], other["image"])
             assert torch.equal(one["mask"], other["mask"]) and torch.equal(one["box"], other["box"])
             assert (other["mask"] == 255).all() == (index >= labels)
+            assert one.get("labelled", False) == other.get("labelled", False) == (index < labels)
     assert len(list(cache.glob("*.bin"))) == 2
+
+
+def test_few_masks_weigh_as_much_as_they_are_of_a_batch(demo_data, tmp_path):
+    """Three masks in a batch of four: three quarters of their mean cross-entropy."""
+    words = ["--labels", 3, "--unlabelled", "train", "--alpha", "1", "--teacher", "compact"]
+    data = build_data(arguments(demo_data, tmp_path, *words), resumed=False).train_set
+    data.transform = TrainTransform(64)
+    batch = prepare_batch(default_collate([data[index, 7] for index in range(4)]), torch.device("cpu"))
+    recipe, student = Recipe({"ce": 1.0}), TinyModel(data.num_classes).eval()
+    found = Distiller(DistilledStudent(student, recipe), student, recipe).losses(batch)["ce"]
+    mean = F.cross_entropy(student(batch["image"])[:3], batch["mask"][:3], ignore_index=255)
+    assert found.item() == pytest.approx(0.75 * mean.item(), rel=1e-5)
+
+
+def test_all_pictures_come_round_alike_in_epochs_of_a_given_length():
+    """Five pictures in epochs of twelve: two or three times each, each time seen otherwise."""
+    pairs = list(EpochSampler(5, seed=0, epoch_samples=12))
+    times = [sum(index == number for index, _ in pairs) for number in range(5)]
+    assert sorted(times) == [2, 2, 2, 3, 3] and len({seed for _, seed in pairs}) == 12
+
+
+def test_epochs_of_a_given_length_take_the_same_steps_whatever_the_masks(demo_data, teacher_file, tmp_path):
+    words = ["--epoch-images", "24", "--teacher", "compact", "--teacher-weights", teacher_file, "--alpha", "1"]
+    for name, more in (("few", FEW), ("all", [])):
+        assert main(arguments(demo_data, tmp_path / name, *words, *more)) == 0
+        assert rows(tmp_path / name / "run")[-1]["step"] == "12"  # 2 epochs of 24 in batches of 4
 
 
 # -- training ----------------------------------------------------------------------------------------
@@ -442,6 +475,17 @@ def test_the_guards_hold_whatever_places_are_called(tmp_path):
     picture(tmp_path / "d" / "images" / "09.png", 9)
     files, _ = find_unlabelled(layout, places, layout.files("train"), layout.files("test"))
     assert files.ids == ["03", "04", "05", "09"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links want rights on Windows")
+def test_folders_behind_links_are_searched(demo_data, tmp_path):
+    """As predict.py searches them."""
+    picture(tmp_path / "elsewhere" / "real.png", 1)
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "day1").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "photos" / "loop").symlink_to(tmp_path / "photos")
+    files, _ = find(demo_data, tmp_path / "photos")
+    assert files.ids == ["day1/real"]
 
 
 def test_files_beside_the_data_are_no_files_in_them(tmp_path, monkeypatch):
