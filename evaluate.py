@@ -3,13 +3,13 @@
     python evaluate.py checkpoints/RUN/best.pth --dataset voc
     python evaluate.py checkpoints/*/best.pth --dataset voc --csv scores.csv --json scores.json
     python evaluate.py checkpoints/RUN/best.pth ptq_int8.onnx qat_int8.onnx --agreement
-    python evaluate.py best.pth best_int8.onnx --input-size 192 256 384 --chart front.png --beside teacher.json
+    python evaluate.py best.pth best_int8.onnx --teacher hf:... --input-size 192 256 384 --chart front.png
     python evaluate.py checkpoints/RUN/best.pth --submission voc_test.tgz        # for VOC's evaluation server
 
 Architecture, classes, normalisation and working size come from the checkpoint. The protocol: native resolution, or
 the checkpoint's working size, one scale, no flip; logits are resized to the mask, never the mask to the logits; only
 255 is left out. The column "score" is 4 * mIoU / (1 + millions of parameters), with mIoU in 0..1; ms/image is the
-median forward time of one picture, of 20 spread over the split, all files in turn.
+median forward time of one picture, of 20 spread over the split, all networks in turn.
 """
 
 from __future__ import annotations
@@ -20,14 +20,16 @@ from pathlib import Path
 
 from basics.errors import UserError, run_cli
 from basics.files import expanded, nearest
-from datachecks import teacher_masks
+from basics.tiling import check_tile
 from dataset import SegmentationDataset, build_split
-from deploy.segmenter import Segmenter, load_segmenter
+from deploy.scored import ScoredNetwork, score_files, score_teacher
+from deploy.segmenter import load_segmenter
+from deploy.teachers import TeacherChoice, add_teacher_arguments, refuse_without_teacher
 from networks.working_size import fault_of_size
 from scoring.front import check_chart, draw_front, read_rows, require_same_data
 from scoring.in_turn import InTurn
 from scoring.protocol import Agreement, check_classes, check_untiled
-from scoring.reporting import add_evaluation_arguments, report
+from scoring.reporting import add_evaluation_arguments, split_to_score
 from scoring.submission import refuse_scores, submit
 from scoring.tables import SummaryRow, format_summary, write_results
 
@@ -44,28 +46,29 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument("--beside", type=Path, nargs="+", default=[], metavar="FILE.json",
                         help="results of this script or of test_teacher.py, for the table and the chart")  # fmt: skip
     parser.add_argument("--submission", type=Path, metavar="FILE.tgz", help="write the masks of VOC's test split")
+    add_teacher_arguments(parser, None, "score and time it, too; as for test_teacher.py")
     add_evaluation_arguments(parser)
     return parser
 
 
 def main(args: argparse.Namespace) -> None:
     args.checkpoints, args.beside = expanded(args.checkpoints), expanded(args.beside)
+    refuse_without_teacher(args)
+    check_tile("--eval-tile", args.eval_tile)
     if args.submission:
         return write_submission(args)
-    dataset = build_split(args, args.val_split)
-    dataset.require_masks()
-    teacher_masks.warn(dataset)
+    dataset = split_to_score(args)
     check_arguments(args, dataset)
     others = [row for path in args.beside for row in read_rows(path)]
     rows: list[SummaryRow] = []
     in_turn = InTurn(dataset, args.eval_tile, args.amp)
     beside: list[SummaryRow] = []  # once they are known to be of the same masks
     try:
-        for row, network in score_checkpoints(args, dataset):
-            rows.append(row)
-            require_same_data(row, others)
+        for scored in score_all(args, dataset):
+            rows.append(scored.row)
+            require_same_data(scored.row, others)
             beside = others
-            in_turn.add(row, network.model, network.device)
+            in_turn.add(scored.row, scored.network, scored.device)
         in_turn.time()
     finally:  # what was scored before one that could not be is not lost
         if rows:
@@ -102,18 +105,13 @@ def check_arguments(args: argparse.Namespace, dataset: SegmentationDataset) -> N
                             "name a file for the results")  # fmt: skip
 
 
-def score_checkpoints(args: argparse.Namespace, dataset: SegmentationDataset) -> Iterator[tuple[SummaryRow, Segmenter]]:
-    """The summary row of each checkpoint, as soon as it is scored, and what was scored."""
-    agreement = Agreement() if args.agreement else None
-    for path in args.checkpoints:
-        segmenter = load_segmenter(path, args.device)
-        check_classes(str(path), segmenter.class_names, dataset)
-        for sized in map(segmenter.at, dict.fromkeys(args.input_size)) if args.input_size else [segmenter]:
-            if agreement is not None:
-                agreement.restart()
-            row = report(str(path), sized.name, sized.model, dataset, args, device=sized.device,
-                         parameters=sized.parameters, file_mb=sized.file_bytes / 1e6, agreement=agreement)  # fmt: skip
-            yield row, sized
+def score_all(args: argparse.Namespace, dataset: SegmentationDataset) -> Iterator[ScoredNetwork]:
+    """The teacher, if one is named, and each checkpoint, as soon as it is scored."""
+    sizes = args.input_size or []
+    if args.teacher:
+        teacher = TeacherChoice.of(args)
+        yield from score_teacher(teacher, dataset, args, [] if teacher.input_size else sizes)
+    yield from score_files(args.checkpoints, dataset, args, sizes, Agreement() if args.agreement else None)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,6 @@ import torch
 
 from basics.batch import normalize
 from basics.optional_packages import need
-from datachecks import teacher_masks
 from dataset import add_data_arguments, build_split
 from deploy.arguments import add_form_arguments, make_deployed
 from deploy.calibration import quantize_calibrated
@@ -38,6 +37,7 @@ from deploy.quantized import GraphModel, load_fake_quant
 from networks.base import SegmentationModel
 from networks.model_file import ModelFile
 from scoring.protocol import check_classes
+from scoring.reporting import split_to_score
 from zoo import load_checkpoint_model
 
 
@@ -47,6 +47,7 @@ def calibration_images(args: argparse.Namespace, class_names: list[str], input_s
     check_classes(str(args.checkpoint), class_names, dataset)
     dataset.input_size = input_size
     count = min(args.calibration_images, len(dataset))
+    print(f"INT8 post-training, ranges from {count} images of {dataset.name}/{dataset.split}")
     for number in ProgressBar(range(count), desc="calibrate", unit="img"):
         yield normalize(dataset[number * len(dataset) // count]["image"][None])
 
@@ -56,7 +57,6 @@ def make_int8(model: SegmentationModel, checkpoint: ModelFile, args: argparse.Na
     if "qat" in checkpoint:
         print("INT8 with the ranges of quantization-aware training")
         return load_fake_quant(model, checkpoint).to_int8().eval()
-    print(f"INT8 post-training, ranges from {args.calibration_images} images of {args.dataset}/{args.train_split}")
     return quantize_calibrated(model, calibration_images(args, checkpoint["class_names"], checkpoint["input_size"]))
 
 
@@ -65,9 +65,8 @@ def real_pictures(network: SegmentationModel, checkpoint: ModelFile, args: argpa
     if not args.score_images:
         return None
     try:
-        dataset = build_split(args, args.val_split)
+        dataset = split_to_score(args)
         check_classes(str(args.checkpoint), checkpoint["class_names"], dataset)
-        teacher_masks.warn(dataset)
         return RealPictures(network, dataset, args.score_images, checkpoint["input_size"])
     except UserError as error:
         if args.max_drop is not None:
@@ -104,9 +103,9 @@ def main(args: argparse.Namespace) -> None:
     if args.score_images < 0 or (args.max_drop is not None and not args.score_images):
         raise UserError("--score-images must be at least 0, and more than 0 with --max-drop")
     model, checkpoint = load_checkpoint_model(args.checkpoint)
-    deployed = make_deployed(model, checkpoint, args, make_int8(model, checkpoint, args))
     # A --qat checkpoint is what it was trained to be only with its rounding.
     pictures = real_pictures(load_fake_quant(model, checkpoint) if "qat" in checkpoint else model, checkpoint, args)
+    deployed = make_deployed(model, checkpoint, args, make_int8(model, checkpoint, args))
     write_int8(deployed, model, pictures, args.max_drop, files)
     parameters, fp32 = deployed.card.parameters, 4 * deployed.card.parameters / 1e6
     share = output.stat().st_size / 1e6 / fp32

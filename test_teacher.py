@@ -15,14 +15,11 @@ from __future__ import annotations
 
 import argparse
 
-from basics.device import pick_device
 from basics.errors import run_cli
-from datachecks import teacher_masks
-from dataset import build_split
-from deploy.teachers import MappedNetwork, TeacherChoice, add_teacher_arguments, load_teacher_for
-from networks.cost import count_parameters
+from deploy.scored import score_teacher
+from deploy.teachers import TeacherChoice, add_teacher_arguments
 from scoring.in_turn import InTurn
-from scoring.reporting import add_evaluation_arguments, report
+from scoring.reporting import add_evaluation_arguments, split_to_score
 from scoring.tables import format_summary, write_results
 
 
@@ -35,20 +32,13 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> None:
-    dataset = build_split(args, args.val_split)
-    dataset.require_masks()
-    teacher_masks.warn(dataset)
-    teacher = load_teacher_for(TeacherChoice.of(args), dataset)
-    label = teacher.label if args.teacher_weights == "default" else args.teacher_weights
-    network, parameters = teacher.as_network().to(pick_device(args.device)), count_parameters(teacher.model)
-    row = report(label, teacher.label, network, dataset, args, parameters=parameters)
-    if isinstance(network, MappedNetwork) and (remark := network.remark(row["iou"])):
-        print(f"remark: {remark}")
+    dataset = split_to_score(args)
+    (scored,) = score_teacher(TeacherChoice.of(args), dataset, args)
     in_turn = InTurn(dataset, args.eval_tile, args.amp)
-    in_turn.add(row, network, pick_device(args.device))
+    in_turn.add(scored.row, scored.network, scored.device)
     in_turn.time()
-    print("\n" + format_summary([row]))
-    write_results([row], args.json, args.csv)
+    print("\n" + format_summary([scored.row]))
+    write_results([scored.row], args.json, args.csv)
 
 
 if __name__ == "__main__":

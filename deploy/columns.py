@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,7 +154,8 @@ def write_sheets(
 
 def write_overlays(row: PanelRow, titles: Sequence[str], dataset: SegmentationDataset, folder: Path) -> int:
     """Write the image's masks over the image, at its own size, as FOLDER/ID_TITLE.png; returns how many."""
-    names = [f"{row.name}_{title}".replace("/", "_").replace(":", "").replace(" ", "_") for title in titles]
+    titles = [re.sub(r"[/\\ ]", "_", title).replace(":", "") for title in titles]
+    names = [f"{row.name}_{title}" for title in titles]  # with the folders that the image's name may have
     names = [name if names.count(name) == 1 else f"{name}_{number}" for number, name in enumerate(names, start=1)]
     masks = [(name, mask) for name, mask in zip(names, row.masks, strict=True) if mask is not None]
     for name, mask in masks:

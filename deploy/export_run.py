@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from basics.errors import UserError
-from datachecks import teacher_masks
-from dataset import build_split
 from deploy.arguments import make_deployed
 from deploy.export_checks import Difference, compare, require_agreement
 from deploy.exporting import Deployed, ExportOptions, Size, export_program
@@ -21,6 +19,7 @@ from deploy.speed import FILE_SIZES, file_table
 from networks.base import SegmentationModel
 from networks.model_file import ModelFile
 from scoring.protocol import check_classes
+from scoring.reporting import split_to_score
 from zoo import load_checkpoint_model
 
 ALL = "all"
@@ -143,11 +142,20 @@ def export_one(args: argparse.Namespace, kind: Format) -> None:
     if not args.rounds or not differences:
         return
     int8 = args.int8 or output.with_name(f"{output.stem}_int8.onnx")
-    files = {"exported": output} | ({"INT8": int8} if args.int8 or int8.is_file() else {})
+    files = {"exported": output} | ({"INT8": int8} if args.int8 or _runs(int8) else {})
     sizes = timed_sizes(size, working_size)
     print("\n" + file_table(deployed, args.checkpoint, files, args.rounds, sizes))
     if len(files) == 1:
         print(f"for a row of INT8: python quantize.py {args.checkpoint} --dataset ... --data-dir ... --output {int8}")
+
+
+def _runs(file: Path) -> bool:
+    """Whether a file that nobody named, but that lies there, can be run; why not is said."""
+    try:
+        return file.is_file() and load_exported(file) is not None
+    except UserError as error:
+        print(f"left out: {error}")
+        return False
 
 
 def export_all(args: argparse.Namespace) -> None:
@@ -155,11 +163,9 @@ def export_all(args: argparse.Namespace) -> None:
     network, checkpoint = load_network(args)
     working_size = checkpoint["input_size"]
     warn_of_scale(args.size, working_size)
-    dataset = build_split(args, args.val_split) if args.dataset else None
+    dataset = split_to_score(args) if args.dataset else None
     if dataset is not None:
         check_classes(str(args.checkpoint), checkpoint["class_names"], dataset)
-        dataset.require_masks()
-        teacher_masks.warn(dataset)
     deployed = make_deployed(network, checkpoint, args)
     left_out: list[str] = []
     int8 = int8_files(args.int8, deployed, left_out)

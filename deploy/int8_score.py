@@ -58,7 +58,6 @@ class RealPictures:
     """
 
     def __init__(self, network: nn.Module, dataset: SegmentationDataset, count: int, input_size: int = 0) -> None:
-        dataset.require_masks()
         self.input_size = input_size
         count = min(count, len(dataset))
         self.dataset = dataset

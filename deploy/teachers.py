@@ -5,7 +5,7 @@
     teacher.class_map             # what they mean; None: they are the data's own
     teacher.as_network()          # images -> logits of the data's classes, for scores and pictures
 
-Training, test_teacher.py, visualize.py, compare.py and predict.py all get their teachers here.
+Training and every script that shows, scores or asks a teacher get it here.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class TeacherChoice:
     @property
     def files(self) -> dict[str, Path]:
         """What it is read from, by role: its weights where these are a file, the class map where one is named."""
-        weights = self.name if self.weights == "default" and Path(self.name).suffix in FILES else self.weights
+        weights = self.name if self.weights == "default" and Path(self.name).suffix.lower() in FILES else self.weights
         found = {} if weights == "default" else {"teacher": Path(weights)}
         return found | ({"class map": map_file(self.class_map)} if self.class_map else {})
 
@@ -96,10 +96,16 @@ class FittedTeacher:
     model: SegmentationModel
     class_map: ClassMap | None
 
-    def as_network(self) -> nn.Module:
-        """The network that gives logits of the data's classes, at its working size; without a map the teacher alone."""
-        model = at_working_size(self.model, self.model.input_size)
-        return model if self.class_map is None else MappedNetwork(model, self.class_map)
+    def as_network(self, input_size: int | None = None) -> nn.Module:
+        """The network that gives logits of the data's classes; without a map the teacher alone.
+
+        Args:
+            input_size: it sees pictures with so many pixels on the longer side, 0: at their own size; None: as it was
+                trained, or as was asked for.
+        """
+        # What is brought to the picture's size are the data's few classes, not the teacher's many.
+        network = self.model if self.class_map is None else MappedNetwork(self.model, self.class_map)
+        return at_working_size(network, self.model.input_size if input_size is None else input_size)
 
 
 class MappedNetwork(nn.Module):
@@ -116,6 +122,7 @@ class MappedNetwork(nn.Module):
     def __init__(self, model: nn.Module, class_map: ClassMap):
         super().__init__()
         self.model, self.class_map = model, class_map
+        self.training = model.training  # who scores it puts it back into the mode that it was in
         self.decides_only = bool(class_map.unknown)
         self.unheard = self.pixels = 0
 
@@ -142,6 +149,12 @@ class MappedNetwork(nn.Module):
                 "likeliest of the others"
             )
         return "; ".join(said) or None
+
+
+def remark_of(network: nn.Module, iou: Mapping[str, float | None]) -> str | None:
+    """`MappedNetwork.remark` of the one in ``network``; None if there is none, or nothing to say."""
+    mapped = (part for part in network.modules() if isinstance(part, MappedNetwork))
+    return next((part.remark(iou) for part in mapped), None)
 
 
 def add_teacher_arguments(parser: argparse._ActionsContainer, default: str | None, what: str) -> None:

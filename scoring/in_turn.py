@@ -36,19 +36,19 @@ class InTurn:
     def __init__(self, dataset: SegmentationDataset, tile: int = 0, amp: str = "off") -> None:
         self.dataset, self.tile, self.amp = dataset, tile, amp
         self._networks: list[tuple[SummaryRow, nn.Module, torch.device]] = []
-        self._bytes = 0.0
+        self._bytes: dict[str, int] = {}  # by name: a network at several sizes is kept once
         self._held: tuple[int, torch.device, torch.Tensor] | None = None
 
     def add(self, row: SummaryRow, model: nn.Module, device: torch.device) -> None:
         """Time ``model`` (images (N, 3, H, W), normalised -> logits (N, C, H, W); in eval mode, on ``device``), too."""
-        self._bytes += 4 * (row["parameters"] or 0)
+        self._bytes[row["checkpoint"]] = 4 * (row["parameters"] or 0)
         self._networks.append((row, model, device))
-        if self._bytes > MOST_BYTES:
+        if self._too_large():
             self._networks.clear()
 
     def time(self) -> None:
         """Run all of them, in turn."""
-        if self._bytes > MOST_BYTES:
+        if self._too_large():
             print("ms/image: taken while each network was scored; together they are too large to be timed in turn")
         variants = {
             str(place): lambda number, model=model, device=device: self._run(model, device, number)
@@ -61,6 +61,9 @@ class InTurn:
         timings = interleave(variants, count, WARMUP_ROUNDS, next(devices, torch.device("cpu")), LIMIT_S, AHEAD)
         for name, (row, _, _) in zip(variants, self._networks, strict=True):
             row["ms_per_image"] = 1000 * timings.median(name)
+
+    def _too_large(self) -> bool:
+        return sum(self._bytes.values()) > MOST_BYTES
 
     @torch.inference_mode()
     def _run(self, model: nn.Module, device: torch.device, number: int) -> None:

@@ -157,10 +157,11 @@ def evaluate_model(
         Stopped: ``stop`` was requested before the last image.
         UserError: the split has no labelled pixel, or the network's outputs are not finite: there is no score.
     """
-    amp = "off" if any(getattr(part, "computes_itself", False) for part in model.modules()) else amp
+    amp = "off" if computes_itself(model) else amp
     protocol, was_training = protocol_text(tile, working_size_of(model), fitted_size_of(model), amp), model.training
     model.eval()
-    loader = loader or scoring_loader(dataset, device, batch_size, workers)
+    if loader is None:  # an empty one, of a rank that has no batch, is false
+        loader = scoring_loader(dataset, device, batch_size, workers)
     network, counts = _TimedNetwork(model, device, amp), _Counts(dataset.num_classes, device)
     quiet = not (progress and distributed.is_main())
     batches = ProgressBar(loader, desc=f"evaluate {dataset.split}", disable=quiet, unit="batch")
@@ -187,6 +188,11 @@ def evaluate_model(
         ms_per_image=network.median_ms(),
         protocol=f"{dataset.name}/{dataset.split}, {len(dataset)} images: {protocol}",
     )
+
+
+def computes_itself(model: nn.Module) -> bool:
+    """Whether another runtime than PyTorch's runs it, or a part of it, which no autocast reaches."""
+    return any(getattr(part, "computes_itself", False) for part in model.modules())
 
 
 def _refuse_no_score(dataset: SegmentationDataset, scores: Scores, broken: Sequence[int], amp: str) -> None:

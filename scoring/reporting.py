@@ -1,4 +1,4 @@
-"""One model scored as a script's command line asks for it: the options, the class table, the summary's row."""
+"""One model scored as a script's command line asks for it: the options, the split, class table, and summary's row."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from basics.errors import UserError
 from basics.machine import WORKERS_HELP, loader_processes, number_or_auto
 from basics.memory import explain_memory
 from basics.tiling import check_tile
-from dataset import SegmentationDataset, add_data_arguments
+from datachecks import teacher_masks
+from dataset import SegmentationDataset, add_data_arguments, build_split
 from networks.working_size import working_size_of
 from scoring.memory import memory_advice
-from scoring.protocol import Agreement, check_untiled, evaluate_model
+from scoring.protocol import Agreement, check_untiled, computes_itself, evaluate_model
 from scoring.tables import SummaryRow, format_class_table, summary_row
 
 
@@ -32,6 +33,22 @@ def add_evaluation_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=number_or_auto, metavar="auto|N", help=WORKERS_HELP)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results as JSON")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write the results as CSV")
+
+
+def split_to_score(args: argparse.Namespace) -> SegmentationDataset:
+    """--val-split of the data set that the arguments of `add_data_arguments` name.
+
+    What is remarkable about the data, and masks that a teacher wrote, are told.
+
+    Raises:
+        UserError: there are no such data, or no masks.
+    """
+    dataset = build_split(args, args.val_split)
+    dataset.require_masks()
+    for remark in dataset.layout.remarks:
+        print(f"remark: {remark}")
+    teacher_masks.warn(dataset)
+    return dataset
 
 
 def report(
@@ -65,7 +82,8 @@ def report(
     check_tile("--eval-tile", args.eval_tile)
     check_untiled(label, working_size_of(model), "--eval-tile", args.eval_tile)
     device = device or pick_device(args.device)
-    check_amp(device, args.amp)
+    if not computes_itself(model):
+        check_amp(device, args.amp)
     with explain_memory(memory_advice(args.batch_size, args.eval_tile, "--batch-size", working_size_of(model))):
         evaluation = evaluate_model(
             model,

@@ -26,7 +26,7 @@ def refuse_scores(args: argparse.Namespace) -> None:
     """A `UserError` for arguments of evaluate.py that mean nothing where there is no truth to score against."""
     if len(args.checkpoints) > 1 or len(args.input_size or ()) > 1:
         raise UserError("--submission takes one checkpoint, and at most one --input-size")
-    for name in ("agreement", "mean_over", "chart", "beside", "json", "csv"):
+    for name in ("agreement", "mean_over", "chart", "beside", "teacher", "json", "csv"):
         if getattr(args, name):
             raise UserError(f"--submission has no scores: leave out --{name.replace('_', '-')}")
     if args.amp != "off":

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 
+import zoo
 from basics.batch import normalize
 from basics.checkpoint import save_atomic
 from basics.device import exact_dtype
@@ -304,7 +305,7 @@ def test_networks_side_by_side_are_timed_in_turn_on_the_same_pictures(val_set, m
     clock = [0.0]
     monkeypatch.setattr("basics.timing.time.perf_counter", lambda: clock[0])
     models = [Ticking(clock, 0.02), Ticking(clock, 0.005)]
-    rows = [{"ms_per_image": 1.0, "parameters": 1} for _ in range(2)]
+    rows = [{"checkpoint": name, "ms_per_image": 1.0, "parameters": 1} for name in "ab"]
     in_turn = InTurn(val_set)
     for row, model in zip(rows, models, strict=True):
         in_turn.add(row, model, CPU)
@@ -315,12 +316,18 @@ def test_networks_side_by_side_are_timed_in_turn_on_the_same_pictures(val_set, m
 
 
 def test_networks_too_large_to_be_kept_side_by_side_are_not(val_set, capsys):
-    in_turn, rows = InTurn(val_set), [{"ms_per_image": 1.0, "parameters": 300_000_000} for _ in range(2)]
+    large = {"ms_per_image": 1.0, "parameters": 300_000_000}
+    in_turn, rows = InTurn(val_set), [large | {"checkpoint": name} for name in "ab"]
     for row in rows:
         in_turn.add(row, torch.nn.Identity(), CPU)
     in_turn.time()
     assert [row["ms_per_image"] for row in rows] == [1, 1]
     assert "too large to be timed in turn" in capsys.readouterr().out
+    in_turn, rows = InTurn(val_set), [large | {"checkpoint": "a"} for _ in range(3)]  # one network at three sizes
+    for row in rows:
+        in_turn.add(row, torch.nn.Identity(), CPU)
+    in_turn.time()
+    assert all(row["ms_per_image"] != 1 for row in rows)
 
 
 def test_half_precision_is_a_part_of_the_protocol():
@@ -395,6 +402,27 @@ def test_script_scores_at_other_working_sizes(run_script, checkpoint, demo_data,
     with Image.open(chart) as picture:
         assert picture.format == "PNG" and picture.width > 600
     assert not list(chart.parent.glob(".*"))
+
+
+def test_agreement_is_the_share_of_pixels_decided_alike(run_script, demo_data, val_set, tmp_path, monkeypatch):
+    """Of all pixels, void ones, too, with the first file, whichever are between."""
+    monkeypatch.setitem(zoo.MODELS, "tiny", zoo.ModelSpec(TinyModel, None, "random"))
+    files = [tmp_path / "a.pth", tmp_path / "b.pth"]
+    for seed, file in enumerate(files):
+        torch.manual_seed(seed)
+        model = TinyModel(7).eval()
+        with torch.no_grad():  # every class somewhere
+            model.classifier.weight.mul_(8)
+            model.classifier.bias.sub_(model(torch.randn(4, 3, 64, 64)).mean((0, 2, 3)))
+        save_atomic(model_file_dict("tiny", model, val_set), file)
+    options = ["--dataset", "demo", "--data-dir", demo_data, "--workers", 0, "--device", "cpu", "--agreement"]
+    run_script("evaluate.py", files[0], files[1], files[0], *options, "--json", tmp_path / "rows.json")
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    one, other = (load_segmenter(file, "cpu") for file in files)
+    alike = [one.mask(sample["image"]) == other.mask(sample["image"]) for sample in val_set]
+    share = sum(int(same.sum()) for same in alike) / sum(same.numel() for same in alike)
+    assert rows[1]["agreement"] == pytest.approx(share, abs=1e-12) and 0 < share < 0.9
+    assert rows[0]["agreement"] == rows[2]["agreement"] == 1
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Exported files: that they do what the network does, at any size, and say what they are."""
 
+import copy
 import dataclasses
 import json
 from pathlib import Path
@@ -173,6 +174,18 @@ def test_checkpoint_and_onnx_score_the_same(raw, demo_student, demo_data, tmp_pa
     assert second["iou"].keys() == first["iou"].keys()
 
 
+def test_half_precision_is_no_matter_of_a_file_that_computes_itself(raw, run_script, demo_data):
+    """On a machine with a GPU that its runtime does not use."""
+    data = ["--dataset", "demo", "--data-dir", demo_data, "--workers", 0, "--device", "cpu"]
+    assert "computed in" not in run_script("evaluate.py", raw, *data, "--amp", "fp16").stdout
+
+
+def test_an_int8_file_that_nobody_named_and_nothing_runs_is_left_out(folder, tmp_path, run_script):
+    (tmp_path / "a_int8.onnx").write_bytes(b"damaged")
+    said = run_script("export.py", folder / "best.pth", "--output", tmp_path / "a.pt2", "--rounds", 1).stdout
+    assert f"left out: {tmp_path / 'a_int8.onnx'}" in said and "torch.export fp32" in said.rpartition("left out")[2]
+
+
 # -- refusals -------------------------------------------------------------------------------------
 
 
@@ -186,6 +199,24 @@ def test_a_file_that_disagrees_is_refused(folder, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="differ, file not written"):
         run_export(folder / "best.pth", tmp_path / "out" / "a.onnx")
     assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize(("shift", "refused"), [(0.005, True), (1e-5, False)])
+def test_logits_that_differ_alike_in_all_classes_are_noticed(folder, tmp_path, monkeypatch, shift, refused):
+    """Every mask is the same; a thousandth is what formats are allowed (docs/formats.md)."""
+
+    def exchanged(deployed, size):
+        network = copy.deepcopy(deployed.model)
+        network.classifier.bias.data += shift
+        return export_program(Deployed(network, deployed.card), size)
+
+    monkeypatch.setattr("deploy.export_run.export_program", exchanged)
+    if refused:
+        with pytest.raises(UserError, match="differ, file not written"):
+            run_export(folder / "best.pth", tmp_path / "a.pt2")
+    else:
+        run_export(folder / "best.pth", tmp_path / "a.pt2")
+    assert (tmp_path / "a.pt2").exists() != refused
 
 
 def test_an_older_file_survives_a_refusal(folder, tmp_path, monkeypatch):

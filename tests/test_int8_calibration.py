@@ -116,6 +116,17 @@ def test_a_map_that_rounding_spoils_stays_float():
         torch.testing.assert_close(calibration.Rounding(graph, names).run(pictures())[0], expected)
 
 
+@pytest.mark.parametrize(("share", "harmful"), [(0.001, False), (0.003, True)])
+def test_two_thousandths_of_the_decisions_may_change(monkeypatch, share, harmful):
+    graph = quantization.prepare_calibration(capture(lively(SmallStudent(3))))
+    logits = torch.zeros(1, 3, 100, 100)
+    changed = logits.clone()
+    changed[0, 1].view(-1)[: round(share * 10_000)] = 1
+    monkeypatch.setattr(calibration.Rounding, "run", lambda self, images: [changed if self.rounded else logits])
+    names = {str(node.target) for node, each in calibration.observed(graph) if not calibration.is_of_weights(each)}
+    assert calibration.harmful_roundings(graph, [pictures()]) == (names if harmful else set())
+
+
 def test_what_is_simulated_is_what_is_converted(calibrated):
     _, graph = copy.deepcopy(calibrated)
     with torch.no_grad():

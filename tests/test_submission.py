@@ -1,7 +1,9 @@
 """The archive for VOC's evaluation server: its names, its palette images, and what stands in them."""
 
 import io
+import shutil
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -95,18 +97,23 @@ def test_mistakes_write_nothing(voc_test):
 
 
 def test_other_classes_are_refused(demo_data, demo_checkpoint, tmp_path):
+    root = Path(shutil.copytree(demo_data, tmp_path / "data"))
+    for lists in root.glob("demo/ImageSets/Segmentation"):
+        shutil.copy(lists / "val.txt", lists / "test.txt")
     argv = [
         demo_checkpoint("compact"),
         "--dataset",
         "demo",
         "--data-dir",
-        demo_data,
+        root,
         "--submission",
         tmp_path / "a.tgz",
     ]
-    with pytest.raises(UserError):
+    with pytest.raises(UserError, match="for VOC's 21 classes: demo has others"):
         main(get_args_parser().parse_args(list(map(str, argv))))
-    assert not list(tmp_path.iterdir())
+    assert not (tmp_path / "a.tgz").exists()
+    with pytest.raises(UserError, match="--eval-tile"):
+        main(get_args_parser().parse_args([*map(str, argv), "--eval-tile", "8"]))
 
 
 def test_a_failure_half_way_leaves_no_file(tmp_path):

@@ -127,6 +127,29 @@ def test_a_teacher_is_scored_at_its_size(root, teachers, tmp_path, run_script): 
     assert rows[0]["miou"] == rows[1]["miou"] and all("working size 48" in row["protocol"] for row in rows)
 
 
+def test_a_teacher_stands_beside_students_at_their_sizes(root, teachers, tmp_path, run_script):  # noqa: F811
+    """Its rows are test_teacher.py's; 0 is native, whatever it was trained at."""
+    common = ["--dataset", "folder", "--data-dir", root, "--device", "cpu", "--workers", 0, "--json", tmp_path / "j"]
+    sized, native = (["--teacher", "tiny", "--teacher-weights", file] for file in teachers)
+    expected = []
+    for words in ([*native, "--teacher-size", 64], native, sized):
+        run_script("test_teacher.py", *common, *words)
+        expected += json.loads((tmp_path / "j").read_text())
+    files, chart = [teachers[1], "--agreement"], tmp_path / "front.png"
+    said = run_script("evaluate.py", *files, *common, *sized, "--input-size", 64, 0, "--chart", chart).stdout
+    rows = json.loads((tmp_path / "j").read_text())
+    assert [row["checkpoint"] for row in rows] == [str(teachers[0])] * 2 + [str(teachers[1])] * 2
+    for row, other in zip(rows, expected[:2], strict=False):
+        assert row["iou"] == other["iou"] and row["protocol"] == other["protocol"] and row["model"] == "tiny"
+    assert [row["iou"] for row in rows[:2]] == [row["iou"] for row in rows[2:]]  # they are the same network
+    assert "agreement" not in rows[0] and rows[2]["agreement"] == 1 and chart.is_file() and said.count(" - ") >= 2
+    for words, size in (([], "48"), (["--teacher-size", 64, "--input-size", 80], "64")):
+        run_script("evaluate.py", *files, *common, *sized, *words)
+        assert f"working size {size}," in json.loads((tmp_path / "j").read_text())[0]["protocol"]
+    refused = run_script("evaluate.py", *files, *common, "--teacher-weights", teachers[0], check=False)
+    assert_one_line_error(refused, "--teacher-weights without --teacher")
+
+
 def test_a_plan_scores_its_teacher_at_its_size(root, teachers, tmp_path):  # noqa: F811
     common = f'dataset = "folder"\ndata_dir = "{root}"\nteacher = "tiny"\nteacher_weights = "{teachers[1]}"'
     text = f"{common}\ncache_teacher = true\nepochs = 1\nteacher_size = 48"

@@ -15,8 +15,9 @@ from basics.batch import normalize
 from basics.checkpoint import load_file, save_atomic
 from basics.errors import UserError
 from dataset import build_dataset
-from deploy.columns import Column, column_titles, find_ids, make_row, rank_images
+from deploy.columns import Column, column_titles, find_ids, make_row, rank_images, write_overlays
 from deploy.segmenter import Segmenter, load_segmenter
+from segdata.drawing import PanelRow
 from tests.conftest import assert_one_line_error
 from zoo import load_checkpoint_model
 
@@ -103,6 +104,16 @@ def test_column_titles(tmp_path):
     root = Path(tmp_path.anchor)  # where containers have them
     assert column_titles([root / "best.pth"]) == ["best"]
     assert column_titles([root / "best.pth", tmp_path / "b" / "best.pth"]) == ["best", "b"]
+
+
+def test_overlays_of_pictures_in_folders_are_files_of_their_own(dataset, tmp_path):
+    """`a/b` and `a_b` are two."""
+    image, mask = dataset[0]["image"].permute(1, 2, 0).numpy(), dataset[0]["mask"].numpy()
+    for name in ("a/b", "a_b"):
+        row = PanelRow(name, image, [mask, mask], ["", ""])
+        assert write_overlays(row, ["Ground truth", "x/best: a"], dataset, tmp_path) == 2
+    written = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.png"))
+    assert written == ["a/b_Ground_truth.png", "a/b_x_best_a.png", "a_b_Ground_truth.png", "a_b_x_best_a.png"]
 
 
 def test_a_checkpoint_trained_for_int8_is_shown_with_its_rounding(dataset, demo_checkpoint, tmp_path):
