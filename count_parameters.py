@@ -23,6 +23,7 @@ import torch
 from torch import nn
 
 from basics.device import add_device_argument, pick_device
+from basics.files import expanded
 from basics.machine import device_name
 from basics.text import text_table
 from networks.cost import count_macs, file_megabytes, measure_latencies, parameters_by_part
@@ -97,6 +98,7 @@ def main(args: argparse.Namespace) -> None:
     names = args.models or [DEFAULT_TEACHER, *(DEFAULT_STUDENTS if not args.checkpoints else [])]
     for name in names:
         check_name(name)
+    args.checkpoints = expanded(args.checkpoints)
     # Read before anything is measured, so that a wrong path is known at once.
     trained = [load_checkpoint_model(path) for path in args.checkpoints]
     models: list[tuple[str, nn.Module]] = [(short_name(name), build_model(name, args.num_classes)) for name in names]

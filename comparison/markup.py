@@ -44,7 +44,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Column:
+class HtmlColumn:
     """A table's column; ``numeric`` ones are flush right, and sorted from the highest value first."""
 
     title: str
@@ -53,7 +53,7 @@ class Column:
 
 
 def table(
-    columns: Sequence[Column],
+    columns: Sequence[HtmlColumn],
     rows: Iterable[Sequence[Cell]],
     caption: str,
     *,

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from basics.machine import describe_start
 from comparison.plan import Group, Plan, Run
 from comparison.scoring import Comparison
-from comparison.statistics import DASH, LEAST_PAIRS, Line
+from comparison.statistics import DASH, LEAST_PAIRS, Line, best_method
 from comparison.tables import gain_cell, seeds_in_words
 
 
@@ -64,7 +65,7 @@ def _chosen_note(plan: Plan) -> list[str]:
 
 
 def plain_words(lines: Sequence[Line]) -> list[str]:
-    """A sentence a group: which method is best, by how much, and which do not help."""
+    """A sentence a group: which method gains most, by how much, and which do not help."""
     sentences = []
     for group in dict.fromkeys(line.group for line in lines if line.kind != "teacher"):
         methods = [
@@ -74,10 +75,14 @@ def plain_words(lines: Sequence[Line]) -> list[str]:
         ]
         if not methods:
             continue
-        best, difference = max(methods, key=lambda pair: pair[1].mean)
+        best = best_method(lines, group)
+        assert best is not None and best.difference is not None  # there are methods with differences
+        difference = best.difference
         gain = gain_cell(difference).replace(" (", " points (95 % interval ", 1)
         points = "" if difference.interval else " points"
         sentence = f"{group.title}: the largest difference to the baseline is that of {best.method}, {gain}{points}."
+        if few := [line.method for line, gained in methods if gained.n < min(LEAST_PAIRS, difference.n)]:
+            sentence += f" (Left out, of fewer pairs: {', '.join(few)}.)"
         if not difference.interval:
             sentence += " With one pair of runs nothing says whether that is chance."
         else:
@@ -127,7 +132,9 @@ def commands(comparison: Comparison) -> list[tuple[str, str]]:
     firsts: dict[tuple[str, Group], Run] = {}
     for result in comparison.results:
         firsts.setdefault((result.run.method, result.run.group), result.run)
-    everything = shlex.join(["python", "compare.py", comparison.plan.path.as_posix()])
+    where = comparison.plan.folder.parent
+    words = ["python", "compare.py", comparison.plan.path.as_posix()]
+    everything = shlex.join([*words, *([] if where == Path("checkpoints") else ["--output-dir", where.as_posix()])])
     return [
         ("everything", everything),
         *((f"{run.method}, {run.group.title}, seed {run.seed}", run.command) for run in firsts.values()),

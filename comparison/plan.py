@@ -241,9 +241,10 @@ def check_files(plan: Plan) -> None:
         choose(dict.fromkeys(dataset.class_names), name, f"class in {plan.path}: [report] classes:")
     teachers = [TeacherChoice.of(run.args) for run in plan.runs if run.needs_teacher]
     teachers += [plan.teacher] if plan.teacher else []
-    weights = {*(run.args.student_weights for run in plan.runs), *(teacher.weights for teacher in teachers)}
-    for path in sorted(weights - {"default", "none"}):
-        if not Path(path).is_file():
+    weights = {Path(given) for run in plan.runs if (given := run.args.student_weights) not in ("default", "none")}
+    weights |= {teacher.files["teacher"] for teacher in teachers if "teacher" in teacher.files}
+    for path in sorted(weights):
+        if not path.is_file():
             raise UserError(f"{plan.path}: no such file: {path}; train that network first, or name another file")
     for given in {teacher.class_map for teacher in teachers if teacher.class_map}:
         read_groups(given)
@@ -369,7 +370,7 @@ def _teacher(table: dict, path: Path, runs: tuple[Run, ...]) -> TeacherChoice | 
     same = (name, weights) == (args.teacher, args.teacher_weights)
     class_map = table.get("class_map", args.class_map if same else None)
     choice = TeacherChoice(name, weights, class_map, table.get("teacher_size", args.teacher_size if same else 0))
-    if not weights.endswith(".onnx") and Path(name).suffix not in FILES:
+    if not weights.lower().endswith(".onnx") and Path(name).suffix.lower() not in FILES:
         check_name(name, f"teacher in {path}:")
     return choice
 

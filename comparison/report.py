@@ -8,7 +8,7 @@ from pathlib import Path
 from basics.batch import VOID
 from comparison.budgets import budgets_png, budgets_source, budgets_words
 from comparison.charts import STYLES, Curve, bars_svg, curves_svg, gains_svg, make_curve, swatch
-from comparison.markup import Cell, Column, Element, details, element, table, write
+from comparison.markup import Cell, Element, HtmlColumn, details, element, table, write
 from comparison.notes import commands, made_with, plain_words, protocol, reading_notes
 from comparison.panels import Panel, make_panels
 from comparison.scoring import Comparison
@@ -73,7 +73,7 @@ def _section(name: str, children: Sequence[Element]) -> Element:
 
 def _result(comparison: Comparison, lines: Sequence[Line]) -> list[Element]:
     shown = columns_of(comparison.plan)
-    columns = [Column(title, not is_text(title)) for title, _, _ in shown]
+    columns = [HtmlColumn(title, not is_text(title)) for title, _, _ in shown]
     rows = [[_cell(title, show(line), key(line)) for title, show, key in shown] for line in lines]
     main = table(
         columns,
@@ -184,8 +184,9 @@ def _bar_table(comparison: Comparison, lines: Sequence[Line], title: str) -> Ele
     """A row a class: bars, the numbers beside them, and the gain of the best method on the baseline."""
     baseline = next((line for line in lines if line.kind == "baseline"), None)
     best = next((line for line in lines if line.kind == "method"), None)
-    columns = [Column("class", False), Column("bars", False, sortable=False), *(Column(line.method) for line in lines)]
-    columns += [Column("gain")] if baseline and best else []
+    columns = [HtmlColumn("class", False), HtmlColumn("bars", False, sortable=False)]
+    columns += [HtmlColumn(line.method) for line in lines]
+    columns += [HtmlColumn("gain")] if baseline and best else []
     rows = []
     for name in comparison.dataset.class_names:
         values = [line.iou[name] for line in lines]
@@ -203,7 +204,7 @@ def _bar_table(comparison: Comparison, lines: Sequence[Line], title: str) -> Ele
 
 
 def _class_table(comparison: Comparison, lines: Sequence[Line]) -> Element:
-    columns = [Column("class", False), *(Column(line.method) for line in lines)]
+    columns = [HtmlColumn("class", False), *(HtmlColumn(line.method) for line in lines)]
     rows = [
         [Cell(name, name), *(Cell(percent(line.iou[name], 1), line.iou[name]) for line in lines)]
         for name in comparison.dataset.class_names
@@ -253,7 +254,7 @@ def _curve_table(curves: Sequence[Curve]) -> Element:
     epochs = sorted({epoch for curve in curves for epoch in curve.points})
     step = -(-len(epochs) // MOST_EPOCHS)
     kept = epochs[::-1][::step][::-1]  # the last epoch is always one of them
-    columns = [Column("epoch"), *(Column(curve.name) for curve in curves)]
+    columns = [HtmlColumn("epoch"), *(HtmlColumn(curve.name) for curve in curves)]
     rows = []
     for epoch in kept:
         means = [curve.points[epoch][0] if epoch in curve.points else None for curve in curves]
@@ -307,7 +308,7 @@ def _panel_legend(comparison: Comparison, panels: dict[str, list[Panel]]) -> Ele
 
 
 def _making(comparison: Comparison) -> list[Element]:
-    columns = [Column("what", False), Column("value", False)]
+    columns = [HtmlColumn("what", False), HtmlColumn("value", False)]
     rows = [[Cell(name), Cell(value)] for name, value in made_with(comparison)]
     runs = "\n".join(result.run.command for result in comparison.results)
     return [

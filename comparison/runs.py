@@ -145,6 +145,7 @@ class Job:
         self.run, self.slot = run, slot
         self.last_line = ""
         run.folder.mkdir(parents=True, exist_ok=True)
+        self.log = (run.folder / LOG).open("a", encoding="utf-8", buffering=1)
         self.process = subprocess.Popen(
             [sys.executable, str(SCRIPT), *run.words],
             env=environment,
@@ -160,16 +161,15 @@ class Job:
 
     def _read(self) -> None:
         assert self.process.stdout is not None  # it is a pipe
-        log = (self.run.folder / LOG).open("a", encoding="utf-8", buffering=1)
         for line in self.process.stdout:
             # Whether the disk is full or our own reader has left: were this one to end, the run would wait for ever.
             with contextlib.suppress(OSError):
-                log.write(line)
+                self.log.write(line)
             with contextlib.suppress(OSError):
                 print(f"[{self.run.name}] {line}", end="", flush=True)
             self.last_line = line.strip() or self.last_line
         with contextlib.suppress(OSError):
-            log.close()
+            self.log.close()
 
     def poll(self) -> int | None:
         """The exit status, once the run has ended and all it printed is read."""
@@ -223,7 +223,7 @@ def train_missing(plan: Plan, runs: Sequence[Run], jobs: int) -> list[str]:
 
 def _environment(jobs: int) -> dict[str, str]:
     """The runs' environment: several at a time share the threads and loader processes that one would have."""
-    environment = os.environ | {"PYTHONIOENCODING": "utf-8"}  # as `Job` reads them
+    environment = os.environ | {"PYTHONIOENCODING": "utf-8", "PYTHONUNBUFFERED": "1"}  # as `Job` reads them
     if jobs > 1:
         environment["LOCAL_WORLD_SIZE"] = str(jobs)  # by which `loader_processes` divides the cores
         given = environment.get("OMP_NUM_THREADS", "")

@@ -23,7 +23,7 @@ from comparison.plan import Group, Plan, Run
 from comparison.runs import refuse_mixed
 from dataset import SegmentationDataset, build_split
 from deploy.segmenter import load_segmenter
-from deploy.teachers import FittedTeacher, MappedNetwork, load_teacher_for
+from deploy.teachers import FittedTeacher, load_teacher_for, remark_of
 from kd.teacher_cache import weights_sha256
 from networks import user_file
 from networks.cost import count_macs, count_parameters, measure_latencies
@@ -39,7 +39,7 @@ from training.made_from import fingerprint
 from training.runlog import CONFIG, METRICS, read_metrics
 from zoo import build_model, load_any_teacher
 
-FORMAT = 1
+FORMAT = 2  # of the rows that are kept; 1: ONNX teachers were scored on averaged logits
 # Loads a network when it is needed: its name, itself, how many parameters it has.
 Load = Callable[[], tuple[str, nn.Module, int | None]]
 
@@ -223,7 +223,7 @@ def _score(
             watcher=images,
         )
     row = summary_row(label, name, parameters, evaluation, dataset.class_names)
-    if isinstance(model, MappedNetwork) and (remark := model.remark(row["iou"])):
+    if remark := remark_of(model, row["iou"]):
         print(f"remark: {remark}")
     content = {"made_from": made_from, "row": row, "images": images.images}
     write_text(kept, json.dumps(content, indent=1) + "\n")
@@ -261,7 +261,7 @@ def measure_costs(comparison: Comparison) -> None:
     if plan.teacher:
         name, weights = plan.teacher.name, plan.teacher.weights
         wanted["teacher"] = (
-            f"{name} {weights}{_version(name, weights)}",
+            f"{name} {weights}{_version(name, plan.teacher.files.get('teacher'))}",
             partial(load_any_teacher, name, weights, classes),
         )
     measured_on = f"{plan.report.size} pixels, {device_name(device)}, torch {torch.__version__}"
@@ -273,10 +273,10 @@ def measure_costs(comparison: Comparison) -> None:
     comparison.costs.update({label: Cost(**known[key]) for label, key in keys.items()})
 
 
-def _version(name: str, weights: str = "default") -> str:
+def _version(name: str, weights: Path | None = None) -> str:
     """What tells a network from another one of the same name later: hashes of the files that it is made of."""
     files = [user_file.file_of(name)] if user_file.is_spec(name) else []
-    files += [Path(weights)] if Path(weights).is_file() else []
+    files += [weights] if weights else []
     return "".join(f" {_digest(path)[:12]}" for path in files)
 
 

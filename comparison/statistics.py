@@ -236,6 +236,12 @@ def _score(miou: float, cost: Cost) -> float | None:
 
 
 def best_method(lines: Sequence[Line], group: Group) -> Line | None:
-    """The method of this group with the highest mean mIoU, the baseline apart."""
+    """The method of this group that gains most on the baseline, seed by seed; those of enough pairs go first."""
+
+    def rank(line: Line) -> tuple[int, float]:
+        if line.difference is None:
+            return 0, line.miou.mean
+        return min(line.difference.n, LEAST_PAIRS), line.difference.mean
+
     methods = [line for line in lines if line.kind == "method" and line.group == group]
-    return max(methods, key=lambda line: line.miou.mean, default=None)
+    return max(methods, key=rank, default=None)

@@ -217,13 +217,13 @@ class CacheWriter:
 
 
 @contextlib.contextmanager
-def writing(folder: Path) -> Iterator[None]:
+def writing(folder: Path, what: str = "teacher cache") -> Iterator[None]:
     """Turn a failed write below ``folder`` into one line that says what to do."""
     try:
         yield
     except OSError as error:
         raise UserError(
-            f"cannot write the teacher cache {folder}: {error.strerror or error}; make room (or name another "
+            f"cannot write the {what} {folder}: {error.strerror or error}; make room (or name another "
             "--cache-dir) and run again: what is done is kept"
         ) from error
 
@@ -310,19 +310,23 @@ def _short(value: Any) -> str:
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold ``path`` as a lock between processes; the system gives it back when a process ends, however it ends."""
-    with writing(path.parent):
+def locked(path: Path, what: str = "teacher cache") -> Iterator[None]:
+    """Hold ``path`` as a lock between processes; the system gives it back when a process ends, however it ends.
+
+    Args:
+        what: is made, in words, for who waits.
+    """
+    with writing(path.parent, what):
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("a+b")
     with file:
         waited = False
         while True:
-            with writing(path.parent):  # a file system without locks is an error, not a lock held for ever
+            with writing(path.parent, what):  # a file system without locks is an error, not a lock held for ever
                 if try_lock(file):
                     break
             if not waited:
-                print(f"teacher cache: another run is building {path.parent}; waiting for it", flush=True)
+                print(f"{what}: another run is building {path.parent}; waiting for it", flush=True)
             waited = True
             time.sleep(LOCK_POLL_SECONDS)
         yield  # closing the file gives the lock back

@@ -14,10 +14,10 @@ A loss is a pure function of tensors; `LOSSES` says of which kind it is:
 A term of a recipe is a loss by its name, or on maps of one's choice, NAME@TAP or NAME@TAP+TAP: a feature loss on
 these maps; a hard one, or one on logits, on what an auxiliary head says that looks at them in training (``ce@high``).
 
-All compute in float32 whatever comes in, send a gradient to the student alone, are 0 for a student equal to the
-teacher, and do not change when a batch is tiled along N, H or W (but ``bpkd``, which finds class borders where copies
-meet). In a distributed run the mean over ranks of a loss, and of its gradient, is that of the whole batch (see
-`basics.distributed`); all ranks must call it.
+All compute in float32 whatever comes in, send a gradient to the student alone, are 0 (but the hard ones) for a student
+equal to the teacher, and do not change when a batch is tiled along N, H or W (but ``bpkd``, which finds class borders
+where copies meet). In a distributed run the mean over ranks of a loss, and of its gradient, is that of the whole batch
+(see `basics.distributed`); all ranks must call it.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ class Recipe:
 
     Attributes:
         weights: weight by term, spelt as by `term_name`; terms of weight 0 are left out.
-        temperature: the T of every loss that softens logits.
+        temperature: the T of every loss that has one: those that soften logits, and ``cwd_feat``.
         adaptive: shift weight from the soft and feature terms to the hard ones (see `adaptive_weights`).
         source: the paper of a published mix, in a few words.
 
@@ -166,8 +166,8 @@ class Recipe:
         for name, weight in weights.items():
             if not math.isfinite(weight) or weight < 0:
                 raise UserError(f"the weight of loss {name!r} must be finite and >= 0, not {weight}")
-        if not self.temperature > 0:
-            raise UserError(f"--temperature must be > 0, not {self.temperature}")
+        if not 0 < self.temperature < math.inf:
+            raise UserError(f"--temperature must be a number > 0, not {self.temperature}")
         object.__setattr__(self, "weights", {name: w for name, w in weights.items() if w != 0})
         if not self.weights:
             raise UserError("no loss is left: give ce, focal, dice, or a loss with a teacher, a weight above 0")

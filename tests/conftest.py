@@ -29,6 +29,11 @@ settings.register_profile("explore", derandomize=False, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
 
+def pytest_runtest_teardown() -> None:
+    """--deterministic, which a test may have given a script in this process, is not for the next one."""
+    torch.use_deterministic_algorithms(False)
+
+
 @pytest.fixture
 def run_script(monkeypatch, capsys) -> RunScript:
     """``run_script("evaluate.py", "--device", "cpu", ...)`` -> `CompletedProcess` with text output.

@@ -62,6 +62,15 @@ def wait(child: int, timeout: float) -> int:
         time.sleep(0.01)
 
 
+def wait_for(path: Path, timeout: float = 60) -> None:
+    """Until somebody else has made a file."""
+    end = time.monotonic() + timeout
+    while not path.exists():
+        if time.monotonic() > end:
+            pytest.fail(f"no {path} after {timeout} s")
+        time.sleep(0.01)
+
+
 def kill(child: int) -> None:
     """SIGKILL to the child and all its children; reap it."""
     try:

@@ -95,12 +95,17 @@ def test_calls_ahead_are_not_timed():
     assert interleave(variants, rounds=4, warmup=0, device=CPU, ahead=2).median("a") < 0.01
 
 
-def test_parts_add_up():
+def test_parts_add_up(monkeypatch):
+    clock = [0.0]
+
+    def nap(seconds):
+        clock[0] += seconds
+
     timer = PartTimer(CPU)
-    timer("nap", time.sleep, 0.03)
-    timer("rest", time.sleep, 0.01)
-    timer("nap", time.sleep, 0.03)
-    assert timer.shares()["nap"] == pytest.approx(6 / 7, abs=0.1)
+    monkeypatch.setattr("basics.timing.time.perf_counter", lambda: clock[0])
+    for part, seconds in (("nap", 0.03), ("rest", 0.01), ("nap", 0.03)):
+        timer(part, nap, seconds)
+    assert timer.shares()["nap"] == pytest.approx(6 / 7)
 
 
 def test_the_naive_loss_is_the_usual_one(monkeypatch):

@@ -107,6 +107,27 @@ def test_where_the_teacher_says_nothing_it_is_not_heard(loss):
     assert changed != pytest.approx(values[0], rel=1e-3)
 
 
+def test_feature_losses_listen_everywhere():
+    """Where it says `lamp` alone there is no class to learn, and its maps are as good as any."""
+
+    class Shows(Says):
+        tap_channels, tap_strides = {"low": 8}, {"low": 4}
+
+        def __call__(self, batch):
+            maps = torch.randn(2, 8, 16, 16, generator=torch.Generator().manual_seed(1))
+            return TeacherOutput(self.logits, {"low": maps})
+
+    logits = torch.zeros(2, 5, 16, 16)
+    logits[:, 3] = 10  # lamp
+    values = []
+    for teacher in (Shows(logits), MappedTeacher(Shows(logits), make_map())):
+        torch.manual_seed(0)
+        student, recipe = TinyModel(3).eval(), Recipe({"cosine@low": 1.0})
+        found = Distiller(DistilledStudent(student, recipe, teacher), student, recipe, teacher).losses(tiny_batch())
+        values.append(found["cosine@low"].item())
+    assert values[0] == values[1] > 0
+
+
 def test_a_class_that_the_teacher_lacks_is_left_out_on_both_sides():
     """KL over the two classes that both know, by hand; the third student logit gets no gradient."""
     class_map = make_map({"background": ["sky", "lamp"], "cow": ["cow"]})

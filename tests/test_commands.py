@@ -13,7 +13,10 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 TEXTS = ["train.txt", "test.txt", "count_params.txt", "README.md", "CONTRIBUTING.md"]
-PAGES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md"))
+PAGES = [f"{folder}/README.md" for folder in ("results", "checkpoints", "checkpoints/animals", "data")]
+PAGES += sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md"))
+# A script behind any Python, or torchrun and its options, with variables set before it.
+COMMAND = re.compile(r"(?:^ *|&& )(?:\w+=\S* )*(?:[\w./]*python3?|torchrun(?: --\w+(?:=\S+| \d+)?)*) (\w+\.py[^&#]*)")
 
 
 def documented_commands():
@@ -23,11 +26,11 @@ def documented_commands():
         for number, line in enumerate((ROOT / name).read_text().splitlines(), 1):
             if line.startswith("```"):
                 fenced = not fenced
-            if name.endswith(".md") and not fenced:
+            if name.endswith(".md") and not fenced and not line.startswith("    "):
                 continue
-            for command in re.findall(r"(?:^|&& )(python \w+\.py[^&#]*)", line):
+            for command in COMMAND.findall(line):
                 words = shlex.split(command)
-                yield pytest.param(words[1], words[2:], id=f"{name}:{number}")
+                yield pytest.param(words[0], words[1:], id=f"{name}:{number}")
 
 
 @pytest.mark.parametrize(("script", "arguments"), documented_commands())
@@ -47,7 +50,8 @@ def test_documented_command_parses(script, arguments):
 def test_there_are_commands():
     names = {parameters.id.split(":")[0] for parameters in documented_commands()}
     texts = {"train.txt", "test.txt", "count_params.txt", "README.md"}
-    assert names >= {*texts, "docs/data.md", "docs/teachers.md", "docs/unlabelled.md"}
+    assert names >= {*texts, "docs/data.md", "docs/teachers.md", "docs/unlabelled.md", "docs/prediction.md"}
+    assert names >= {"docs/clusters.md", "docs/weights.md", "docs/working_size.md", "checkpoints/animals/README.md"}
 
 
 def test_a_wrong_command_would_be_noticed():

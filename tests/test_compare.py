@@ -26,14 +26,20 @@ import compare
 from basics.errors import UserError
 from comparison import runs, scoring
 from comparison.markdown import escape, to_markdown
+from comparison.notes import reading_notes
 from comparison.plan import check_files, load_plan
 from comparison.runs import refuse_mixed, state_of, train_missing
+from comparison.scoring import Comparison, Cost, ImageScores, measure_costs, score_run
 from comparison.statistics import Spread, summarize, t_quantile, verdict
 from comparison.tables import runs_csv, summary_csv, tex_escape, to_tex
 from comparison.words import METHOD_ARGUMENTS
 from datachecks import teacher_masks
 from dataset import build_dataset
+from deploy.segmenter import load_segmenter
+from deploy.teachers import TeacherChoice
 from kd.losses import LOSSES
+from scoring.metrics import image_miou
+from scoring.protocol import evaluate_model
 from tests.comparisons import PARAMETERS, invent, pretend_done, read_plan, write_plan
 from training.arguments import flags
 
@@ -163,7 +169,24 @@ def test_missing_weights_are_named_before_anything_is_trained(tmp_path, demo_dat
     args = compare.get_args_parser().parse_args([str(path), "--output-dir", str(tmp_path / "runs")])
     with pytest.raises(UserError, match=r"no such file: absent\.pth"):
         compare.main(args)
+    write_plan(tmp_path, demo_data, 'teacher = "absent.PTH"', methods=METHODS)  # a file says itself what network it is
+    with pytest.raises(UserError, match=r"no such file: absent\.PTH"):
+        compare.main(args)
     assert not (tmp_path / "runs").exists()
+
+
+def test_costs_of_a_teacher_that_another_file_of_its_name_replaced_are_measured_anew(tmp_path, demo_data, monkeypatch):
+    plan = read_plan(write_plan(tmp_path, demo_data, methods=METHODS), tmp_path)
+    plan = dataclasses.replace(plan, teacher=TeacherChoice(str(tmp_path / "t.pth")))
+    measured: list[int] = []
+    cost = Cost(1, None, 1.0, "a machine")
+    monkeypatch.setattr(scoring, "_measure", lambda models, *_: measured.append(len(models)) or [cost] * len(models))
+    monkeypatch.setattr(scoring, "load_any_teacher", lambda *args: torch.nn.Identity())
+    for content, times in ((b"one", 1), (b"one", 1), (b"another", 2)):
+        (tmp_path / "t.pth").write_bytes(content)
+        plan.folder.mkdir(parents=True, exist_ok=True)
+        measure_costs(Comparison(plan, build_dataset("demo", demo_data, "val"), [], [], None))
+        assert len(measured) == times
 
 
 def test_a_loss_that_cannot_act_on_the_data_is_named_before_anything_is_trained(tmp_path, demo_data, monkeypatch):
@@ -324,6 +347,34 @@ def test_runs_that_chose_when_to_validate_are_done_until_the_plan_says_when(tmp_
             state_of(plan.runs[0])
 
 
+@pytest.mark.parametrize("file", ["best", "last"])
+def test_the_checkpoint_that_the_plan_names_is_scored(tmp_path, demo_data, demo_checkpoint, file):
+    """And the report says which: the last is chosen by nobody, the best by the pictures that score it."""
+    methods = f'[methods.baseline]\n[report]\ncheckpoint = "{file}"\n'
+    plan = read_plan(write_plan(tmp_path, demo_data, methods=methods, seeds=[0]), tmp_path)
+    pretend_done(plan)
+    (run,) = plan.runs
+    dataset, scores = build_dataset("demo", demo_data, "val"), {}
+    for seed, name in enumerate(("best", "last")):
+        shutil.copy(demo_checkpoint("compact", seed=seed), run.folder / f"{name}.pth")
+        model = load_segmenter(run.folder / f"{name}.pth", "cpu").model
+        scores[name] = evaluate_model(model, dataset, torch.device("cpu"), progress=False).scores.miou
+    result = score_run(run, plan, dataset)
+    assert result.row["miou"] == scores[file] != scores["last" if file == "best" else "best"]
+    assert (run.folder / f"scores_{file}.json").is_file()
+    costs = {"compact": Cost(1, None, 1.0, "a machine")}
+    said = " ".join(reading_notes(Comparison(plan, dataset, [result], [], None, costs)))
+    assert ("its last epoch" in said) == (file == "last")
+
+
+def test_each_picture_has_its_own_score(demo_data, demo_checkpoint):
+    dataset, images = build_dataset("demo", demo_data, "val"), ImageScores(7)
+    segmenter = load_segmenter(demo_checkpoint("compact"), "cpu")
+    evaluate_model(segmenter.model, dataset, torch.device("cpu"), watcher=images, progress=False)
+    alone = {one["id"]: image_miou(segmenter.mask(one["image"]), one["mask"], 7) for one in dataset}
+    assert images.images == pytest.approx(alone, abs=1e-3) and len(set(alone.values())) > 2
+
+
 def test_masks_that_a_teacher_wrote_are_no_truth(tmp_path, demo_data, monkeypatch, capsys):
     plan = read_plan(write_plan(tmp_path, demo_data, methods="[methods.baseline]\n"), tmp_path)
     monkeypatch.setattr(teacher_masks, "unmended", lambda masks: list(masks)[:1])
@@ -379,12 +430,15 @@ def stop(number, frame):
     (folder / "saved").write_text("")
     sys.exit(130)
 signal.signal(signal.SIGTERM, stop)
-print("threads", os.environ.get("OMP_NUM_THREADS"), "of", os.environ.get("LOCAL_WORLD_SIZE"), flush=True)
-print("gpu", os.environ.get("CUDA_VISIBLE_DEVICES"), flush=True)
+print("threads", os.environ.get("OMP_NUM_THREADS"), "of", os.environ.get("LOCAL_WORLD_SIZE"))
+print("gpu", os.environ.get("CUDA_VISIBLE_DEVICES"))
 (folder / "began").write_text(str(time.time()))
 if "--alpha" in words and value("--seed") == "0" and MODE == "fail":
     sys.exit("error: out of luck")
-time.sleep(60 if MODE == "wait" else 0.3)
+end = time.time() + 30
+while MODE == "meet" and len(list(folder.parent.glob("*/began"))) < 2 and time.time() < end:
+    time.sleep(0.01)
+time.sleep(60 if MODE == "wait" else 0.1)
 (folder / "report.txt").write_text("done")
 (folder / "best.pth").write_text("")
 (folder / "ended").write_text(str(time.time()))
@@ -393,7 +447,7 @@ time.sleep(60 if MODE == "wait" else 0.3)
 
 @pytest.fixture
 def stand_in(tmp_path, monkeypatch):
-    """``stand_in("fail")`` puts a script in train_kd.py's place that fails, waits or just ends."""
+    """``stand_in("fail")`` puts a script in train_kd.py's place that fails, waits (for another) or just ends."""
 
     def put(mode: str) -> None:
         script = tmp_path / "stand_in.py"
@@ -415,7 +469,7 @@ def test_a_run_that_dies_does_not_take_the_others_with_it(tmp_path, demo_data, s
 
 
 def test_jobs_run_at_the_same_time_and_share_the_threads(tmp_path, demo_data, stand_in, capsys, monkeypatch):
-    stand_in("pass")
+    stand_in("meet")
     monkeypatch.setenv("OMP_NUM_THREADS", "8")
     plan = read_plan(write_plan(tmp_path, demo_data, methods=METHODS), tmp_path)
     assert train_missing(plan, plan.runs[:2], jobs=2) == []
@@ -465,17 +519,23 @@ def test_ctrl_c_lets_the_runs_save_themselves_and_says_how_to_go_on(tmp_path, de
     stand_in("wait")
     plan = read_plan(write_plan(tmp_path, demo_data, methods=METHODS), tmp_path)
 
+    log = plan.runs[0].folder / "train.log"
+
     def press() -> None:
-        while not (plan.runs[0].folder / "began").exists():
+        end = time.monotonic() + 30
+        while time.monotonic() < end and not (log.exists() and "threads" in log.read_text()):
             pressed.wait(0.05)
+        said.append(log.read_text())
         os.kill(os.getpid(), signal.SIGINT)
 
+    said: list[str] = []
     pressed = threading.Event()
     thread = threading.Thread(target=press)
     thread.start()
     with pytest.raises(KeyboardInterrupt):
         train_missing(plan, plan.runs, jobs=1)
     thread.join()
+    assert "threads" in said[0], "what a run prints is kept line by line"
     assert (plan.runs[0].folder / "saved").exists()
     assert not plan.runs[1].folder.exists()
     assert "the same command goes on" in capsys.readouterr().out

@@ -84,6 +84,27 @@ def test_every_loss_trains_the_student_and_only_the_student(name):
         assert all(p.grad is None for p in distiller.teacher.model.parameters())
 
 
+@pytest.mark.parametrize("amp", ["off", "bf16"])
+def test_student_and_teacher_run_in_the_precision_that_was_asked_for(amp):
+    seen = []
+
+    class Watched(TinyModel):
+        def _forward_padded(self, images):
+            seen.append((type(self).__name__, torch.is_autocast_enabled("cpu")))
+            return super()._forward_padded(images)
+
+    class Teacher(Watched):
+        pass
+
+    recipe, student = Recipe({"ce": 1.0, "kl": 1.0}), Watched()
+    teacher = LiveTeacher(Teacher(), amp)
+    distiller = Distiller(DistilledStudent(student, recipe, teacher), student, recipe, teacher, amp=amp)
+    seen.clear()
+    losses = distiller.losses(tiny_batch())
+    assert set(seen) == {("Watched", amp == "bf16"), ("Teacher", amp == "bf16")}
+    assert all(loss.dtype == torch.float32 for loss in losses.values())
+
+
 def test_teacher_is_bit_identical_after_steps():
     teacher = TinyModel(width=16)
     before = {key: value.clone() for key, value in teacher.state_dict().items()}
@@ -253,9 +274,22 @@ def test_batch_without_a_label_costs_nothing():
 
 
 def test_adaptive_recipe_shifts_the_weight_to_the_hard_loss():
-    distiller = make_distiller({"ce": 1.0, "kl": 1.0}, adaptive=True)
-    losses = {"ce": torch.tensor(1.0), "kl": torch.tensor(0.0)}
-    assert distiller.total(losses, progress=1.0) > distiller.total(losses, progress=0.0)
+    distiller = make_distiller({"ce": 1.0, "kl": 1.0, "cosine": 2.0}, adaptive=True)
+    losses = {"ce": torch.tensor(2.0), "kl": torch.tensor(3.0), "cosine": torch.tensor(5.0)}
+    for progress in (0.0, 0.25, 1.0):
+        expected = progress * 2 + (1 - progress) * (3 + 2 * 5)
+        assert distiller.total(losses, progress=progress).item() == pytest.approx(expected, rel=1e-5, abs=1e-4)
+    assert not distiller.recipe.without_hard().adaptive, "it would fade to nothing"
+
+
+@pytest.mark.parametrize("recipe", [{"ce": 1.0}, {"ce": 1.0, "dice": 1.0}])
+def test_class_weights_reach_the_cross_entropy(recipe):
+    """Both ways in which it is computed."""
+    weights, student, batch = torch.tensor([1.0, 0.5, 3.0]), TinyModel().eval(), tiny_batch()
+    recipe = Recipe(recipe)
+    distiller = Distiller(DistilledStudent(student, recipe), student, recipe, class_weights=weights)
+    expected = F.cross_entropy(student(batch["image"]).double(), batch["mask"], weights.double(), ignore_index=255)
+    assert distiller.losses(batch)["ce"].item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("weights", [{"nonsense": 1.0}, {"ce": 0.0}, {"ce": float("nan")}, {"ce": 1.0, "kl": -1.0}])

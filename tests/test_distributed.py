@@ -9,6 +9,7 @@ import time
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 import zoo
@@ -19,7 +20,7 @@ from basics.errors import UserError
 from dataset import build_dataset
 from kd.distiller import DistilledStudent, Distiller, LiveTeacher, Recipe
 from kd.losses import LOSSES
-from scoring.protocol import evaluate_model
+from scoring.protocol import evaluate_model, scoring_loader
 from tests.conftest import ROOT
 from tests.forks import Ranks, free_port, needs_fork
 from tests.test_train import arguments, assert_same_run, rows
@@ -242,14 +243,25 @@ def test_a_frozen_backbone_whose_maps_are_compared_as_they_are(tiny_run, tmp_pat
     assert len(rows(tmp_path / "two" / "run")) == 2
 
 
-@pytest.mark.parametrize("world", [2, 7])
-def test_validation_counts_every_pixel_once(world, demo_data, tmp_path):
-    """Six images over 2 and 7 ranks: even shares, and one rank without any."""
-    dataset = build_dataset("demo", demo_data, "val")
+@pytest.mark.parametrize(("world", "batch"), [(2, 1), (7, 1), (4, 4)])
+def test_validation_counts_every_pixel_once(world, batch, demo_data, tmp_path):
+    """Six images of one size: even shares, one rank without any, and two batches of them for four ranks."""
+    for number, sample in enumerate(build_dataset("demo", demo_data, "val")):
+        for place, pixels in (("images", sample["image"].permute(1, 2, 0)), ("masks", sample["mask"])):
+            (tmp_path / "equal" / place).mkdir(parents=True, exist_ok=True)
+            pixels = pixels[:96, :128].to(torch.uint8).numpy()
+            Image.fromarray(pixels).save(tmp_path / "equal" / place / f"{number}.png")
+    (tmp_path / "equal" / "classes.txt").write_text("\n".join("abcdefg"))
+    (tmp_path / "equal" / "val.txt").write_text("".join(f"{number}\n" for number in range(6)))
+    dataset = build_dataset("folder", tmp_path / "equal", "val")
     torch.manual_seed(0)
     model = TinyModel(dataset.num_classes)
     one = evaluate_model(model, dataset, CPU, progress=False)
-    ranks = Ranks(lambda rank: evaluate_model(model, dataset, CPU), world, tmp_path / "ranks").results()
+
+    def work(rank):
+        return evaluate_model(model, dataset, CPU, loader=scoring_loader(dataset, CPU, batch, 0))
+
+    ranks = Ranks(work, world, tmp_path / "ranks").results()
     labelled = sum(int((sample["mask"] != 255).sum()) for sample in dataset)
     for evaluation in ranks:
         assert evaluation.scores.pixels == one.scores.pixels == labelled
@@ -335,7 +347,7 @@ def test_a_rank_that_dies_or_hangs_stops_the_others(number, tiny_run, tmp_path, 
 
     monkeypatch.setattr(Trainer, "train_step", step_and_die)
     start = time.monotonic()
-    ranks = Ranks(lambda rank: train(tiny_run(tmp_path, "--save-steps", "1")), 2, tmp_path / "ranks", timeout_s=5)
+    ranks = Ranks(lambda rank: train(tiny_run(tmp_path, "--save-steps", "1")), 2, tmp_path / "ranks", timeout_s=20)
     ranks.children.reverse()  # the dead one first, to look at the survivor
     dead, alive = ranks.children
     ranks.children = [alive]

@@ -36,12 +36,14 @@ KILLS = int(os.environ.get("KILLS", "20"))
 STEPS = 4  # an epoch
 
 
-@pytest.fixture(autouse=True)
-def tiny_model(monkeypatch):
-    monkeypatch.setitem(zoo.MODELS, "tiny", zoo.ModelSpec(TinyModel, None, "random"))
+@pytest.fixture(scope="module", autouse=True)
+def tiny_model():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(zoo.MODELS, "tiny", zoo.ModelSpec(TinyModel, None, "random"))
+        yield
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def tiny_run(demo_data):
     """``tiny_run(output_dir, "--more")`` -> arguments of a tiny run that saves at every step and resumes by itself."""
 
@@ -52,12 +54,12 @@ def tiny_run(demo_data):
     return make
 
 
-@pytest.fixture
-def whole_run(tiny_run, tmp_path):
+@pytest.fixture(scope="module")
+def whole_run(tiny_run, tmp_path_factory):
     """The folder of a run that nothing disturbs."""
-    output = tmp_path / "whole"
-    child = forks.fork(lambda: main(tiny_run(output)), tmp_path / "whole.txt")
-    assert forks.wait(child, 120) == 0, (tmp_path / "whole.txt").read_text()
+    output = tmp_path_factory.mktemp("whole")
+    child = forks.fork(lambda: main(tiny_run(output)), output / "whole.txt")
+    assert forks.wait(child, 120) == 0, (output / "whole.txt").read_text()
     return output / "run"
 
 
@@ -83,6 +85,9 @@ def assert_readable(folder: Path) -> None:
 def assert_same_end(whole: Path, folder: Path) -> None:
     """The run is complete and equal to the undisturbed one, bit for bit, best and kept students included."""
     assert_same_run(whole, folder)
+    one, two = (load_file(place / "last.pth")["training"]["progress"] for place in (whole, folder))
+    kept = [key for key in one if key.startswith(("best", "stale"))]
+    assert len(kept) == 3 and all(one[key] == two[key] for key in kept)
     assert {path.name for path in folder.iterdir()} == {path.name for path in whole.iterdir()}
     for name in ("best.pth", "epoch_1.pth", "epoch_2.pth"):
         one, two = load_file(whole / name), load_file(folder / name)
@@ -314,8 +319,7 @@ def test_two_processes_do_not_share_a_folder(tiny_run, tmp_path):
         return lock
 
     child = forks.fork(hold, tmp_path / "output.txt")
-    while not (tmp_path / "ready").exists():
-        time.sleep(0.01)
+    forks.wait_for(tmp_path / "ready")
     with pytest.raises(UserError, match="another process is at work"):
         main(tiny_run(tmp_path))
     assert not (tmp_path / "run" / "config.json").exists()

@@ -17,16 +17,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from basics.checkpoint import load_file, save_atomic
 from comparison.charts import curves_svg, gains_svg, make_curve, nice_ticks
 from comparison.markup import element, write
-from comparison.panels import extremes, image_differences
-from comparison.plan import Group
+from comparison.panels import extremes, image_differences, make_panels
+from comparison.plan import Group, Plan
 from comparison.report import to_html
 from comparison.statistics import Spread, summarize
 from dataset import build_dataset
+from deploy.segmenter import Segmenter
 from segdata.drawing import colorize
 from tests.comparisons import invent, read_plan, write_plan
 
@@ -95,6 +97,25 @@ def report(comparison) -> str:
 @pytest.fixture(scope="module")
 def tree(report) -> Tree:
     return Tree(report)
+
+
+def test_pictures_are_drawn_in_the_tiles_of_the_scores(comparison, monkeypatch):
+    """But not those of a network with a working size, at which nothing is cut."""
+    asked = []
+
+    def mask(self, image, tile=0):
+        asked.append(tile)
+        return torch.zeros(image.shape[1:], dtype=torch.uint8)
+
+    monkeypatch.setattr(Segmenter, "mask", mask)
+    best = next(line for line in summarize(comparison) if line.kind == "method")
+    monkeypatch.setattr(Plan, "args", replace(comparison.plan.args, eval_tile=64))
+    make_panels(comparison, best)
+    assert asked and set(asked) == {64}
+    monkeypatch.setattr(Segmenter, "input_size", 48)
+    asked.clear()
+    make_panels(comparison, best)
+    assert asked and set(asked) == {0}
 
 
 # -- structure -----------------------------------------------------------------------------------

@@ -748,8 +748,7 @@ def test_the_lock_is_exclusive_and_given_back(tmp_path, monkeypatch):
             time.sleep(60)
 
     child = forks.fork(hold, tmp_path / "output.txt")
-    while not (tmp_path / "ready").exists():
-        time.sleep(0.01)
+    forks.wait_for(tmp_path / "ready")
     with monkeypatch.context() as patch:
         patch.setattr(time, "sleep", give_up)
         with pytest.raises(Waited), locked(tmp_path / "lock"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import time
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,7 @@ from networks.working_size import WorkingSize, at_working_size, resize_rows, wor
 from scoring.memory import scoring_bytes
 from scoring.protocol import evaluate_model, protocol_text
 from segdata.transforms import TrainTransform
+from tests import forks
 from tests.conftest import assert_one_line_error
 from tests.tiny import TinyModel
 from train_kd import get_args_parser, main
@@ -463,8 +465,34 @@ def test_pictures_without_masks_are_labelled_at_their_own_size(root, checkpoint,
         expected = F.interpolate(logits, size=image.shape[1:], mode="bilinear").argmax(1)[0]
         assert said[index]["mask"].shape == image.shape[1:]
         assert (said[index]["mask"] == expected).float().mean() > 0.98
+    parallel = label_split(data, LiveTeacher(teacher), ["tiny"], tmp_path / "two", CPU, teacher.input_size, workers=2)
+    assert [mask.read_bytes() for mask in parallel.files.masks] == [mask.read_bytes() for mask in said.files.masks]
     other = label_split(data, LiveTeacher(teacher), ["tiny"], tmp_path, CPU, 32)
     assert other.files.masks[0].parent != said.files.masks[0].parent, "what it says of smaller pictures is another word"
+
+
+@forks.needs_fork
+def test_two_runs_that_begin_together_label_once(root, checkpoint, tmp_path):
+    """The second waits for the first, and finds all there."""
+    layout = build_dataset("folder", root, "val").layout
+    data = SegmentationDataset(layout, "val", files=dataclasses.replace(layout.files("val"), masks=None))
+
+    class Slow(LiveTeacher):
+        def __call__(self, batch):
+            (tmp_path / "began").touch()
+            time.sleep(0.2)
+            return super().__call__(batch)
+
+    def work():
+        label_split(data, Slow(zoo.load_any_teacher("tiny", str(checkpoint))), ["tiny"], tmp_path / "said", CPU)
+
+    first = forks.fork(work, tmp_path / "first.txt")
+    forks.wait_for(tmp_path / "began")
+    second = forks.fork(work, tmp_path / "second.txt")
+    assert (forks.wait(first, 60), forks.wait(second, 60)) == (0, 0), (tmp_path / "second.txt").read_text()
+    assert "another run is building" in (tmp_path / "second.txt").read_text()
+    (place,) = (tmp_path / "said").iterdir()
+    assert len(list(place.glob("*.png"))) == len(data)
 
 
 # -- teachers ----------------------------------------------------------------------------------------
@@ -530,14 +558,19 @@ def grown(batch: dict, pad: tuple[int, int, int, int]) -> torch.Tensor:
 
 def test_large_pictures_are_scored_in_bands(root, monkeypatch):
     """As whole ones are, to the last pixel that is not a tie; what that takes does not grow with the classes."""
-    dataset, network = build_dataset("folder", root, "val"), at_working_size(TinyModel(3), 48)
+    dataset, network = build_dataset("folder", root, "val"), at_working_size(lively_tiny(), 48)
     whole = evaluate_model(network, dataset, torch.device("cpu"))
     monkeypatch.setattr(working_size, "BAND_LOGITS", 3 * 90 * 11)
     monkeypatch.setattr(working_size, "BAND_PIXELS", 90 * 13)
+    rows, bands_of = [], network.bands_of
+    monkeypatch.setattr(
+        network, "bands_of", lambda images: (rows.append(top) or (top, band) for top, band in bands_of(images))
+    )
     bands = evaluate_model(network, dataset, torch.device("cpu"), batch_size=2)
     assert bands.loss == pytest.approx(whole.loss, rel=1e-5)
     assert bands.scores.miou == pytest.approx(whole.scores.miou, abs=1e-4)
     assert bands.scores.pixels == whole.scores.pixels
+    assert max(rows) > 0, "each picture came whole"
 
 
 def test_bytes_of_a_phones_picture_do_not_grow_with_the_classes():
@@ -545,5 +578,5 @@ def test_bytes_of_a_phones_picture_do_not_grow_with_the_classes():
         return scoring_bytes(at_working_size(torch.nn.Conv2d(3, classes, 1), 256), classes, (3000, 4000), 1, 0)
 
     picture = 3000 * 4000 * (2 * 8 + 3 * 4)  # masks and image are there whole
-    assert needed(21) < picture + 2.5e9  # 0.8e9, but where a test has turned on PyTorch's deterministic resizing
+    assert needed(21) < picture + 0.9e9
     assert needed(150) < 1.1 * needed(21)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from basics.memory import explain_memory
 from basics.progress import ProgressBar
 from basics.signals import ignore_stop_signals
 from dataset import SegmentationDataset
+from kd.cache_store import locked
 from kd.distiller import Teacher, TeacherOutput, pad_batch
 from networks.working_size import resize_rows
 from segdata.labels import IndexLabels
@@ -28,7 +30,6 @@ from segdata.layouts import SplitFiles
 from segdata.palettes import palette_image
 
 
-@torch.inference_mode()
 def label_split(
     dataset: SegmentationDataset,
     teacher: Teacher,
@@ -52,6 +53,23 @@ def label_split(
     digest = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
     place = folder / f"{dataset.name}_{dataset.split}_said_{digest}"
     paths = [place / f"{index:06d}.png" for index in range(len(dataset))]
+    if not all(path.is_file() for path in paths):
+        with locked(place / "lock", "masks of what the teacher says"):  # seeds that begin together label once
+            _write_masks(dataset, teacher, paths, device, input_size, workers)
+    layout = replace(dataset.layout, labels=IndexLabels())
+    return SegmentationDataset(layout, dataset.split, files=SplitFiles(dataset.ids, dataset.files.images, paths))
+
+
+@torch.inference_mode()
+def _write_masks(
+    dataset: SegmentationDataset,
+    teacher: Teacher,
+    paths: Sequence[Path],
+    device: torch.device,
+    input_size: int,
+    workers: int,
+) -> None:
+    """Those of the masks ``paths``, one a picture, that are not there."""
     todo = [index for index, path in enumerate(paths) if not path.is_file()]
     loader = DataLoader(
         dataset.whole(input_size),
@@ -64,11 +82,8 @@ def label_split(
     for batch in ProgressBar(loader, desc=f"{dataset.split}: what the teacher says", unit="img"):
         with explain_memory("the teacher looks at whole validation pictures: bring masks for them, or smaller ones"):
             mask = classes_said(teacher, prepare_batch(batch, device))[0]
-        place.mkdir(parents=True, exist_ok=True)
         with replacing(paths[batch["index"].item()]) as temporary:
             palette_image(mask, dataset.palette).save(temporary, format="PNG")
-    layout = replace(dataset.layout, labels=IndexLabels())
-    return SegmentationDataset(layout, dataset.split, files=SplitFiles(dataset.ids, dataset.files.images, paths))
 
 
 def classes_said(teacher: Teacher, batch: dict) -> np.ndarray:

@@ -129,7 +129,7 @@ class Arguments(argparse.Namespace):
     )
     alpha: float | None = flag("losses", "method", None, "weight of the softened KL on logits (the preset's, or 0)")
     beta: float | None = flag("losses", "method", None, "weight of the cosine feature loss (the preset's, or 0)")
-    temperature: float | None = flag("losses", "method", None, "T of the losses on logits (the preset's, or 4)")
+    temperature: float | None = flag("losses", "method", None, "T of losses on logits, cwd_feat (the preset's, or 4)")
     loss: list[str] = flag(
         "losses",
         "method",

@@ -42,7 +42,7 @@ from training.goal import AGREEMENT
 from training.made_from import MadeFrom
 from training.optim import Optimization, make_optimizer, make_scheduler
 from training.pace import Pace
-from training.runlog import METRICS, RunLog, read_metrics
+from training.runlog import METRICS, RunLog, read_metrics, require_unused
 from training.stages import Stage
 from training.state import RunState, part_random_streams
 from zoo import create_model, load_model_state, model_file_dict
@@ -52,13 +52,16 @@ def locate_run(args: Arguments) -> Path | None:
     """The last.pth to go on from; None for a run that begins.
 
     Raises:
-        UserError: --resume auto, and the run folder holds a history without its last.pth.
+        UserError: the run folder holds another run; or, with --resume auto, a history without its last.pth.
     """
-    if args.resume and args.resume != "auto":
-        return Path(args.resume)
     last = args.run_folder / "last.pth"
-    if not args.resume or last.exists():
-        return last if args.resume else None
+    if args.resume != "auto":
+        resume_from = Path(args.resume) if args.resume else None
+        if resume_from is None or not _is_in(resume_from, args.run_folder):  # said before hours of preparation
+            require_unused(args.run_folder)
+        return resume_from
+    if last.exists():
+        return last
     epochs = len(read_metrics(args.run_folder / METRICS))
     if epochs > 1:  # a kill leaves at most one before the first last.pth
         raise UserError(
@@ -66,6 +69,10 @@ def locate_run(args: Arguments) -> Path | None:
             "or name another run with --name"
         )
     return None
+
+
+def _is_in(path: Path, folder: Path) -> bool:
+    return path.resolve().parent == folder.resolve()
 
 
 def written_at(args: Arguments) -> int | None:
@@ -89,7 +96,7 @@ def open_log(
         raise UserError(f"{args.run_folder}: another process has gone on with this run meanwhile: start again")
     folder, made_from = args.run_folder, state.made_from
     remove_stale(folder)
-    own = resume_from is not None and resume_from.resolve().parent == folder.resolve()
+    own = resume_from is not None and _is_in(resume_from, folder)
     config = {
         **made_from.arguments,
         "recipe": dict(recipe.weights),

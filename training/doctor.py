@@ -44,7 +44,7 @@ from segdata.transforms import TrainTransform
 from training.arguments import Arguments, check_arguments
 from training.data import judged_files, prefetched, training_split, with_pictures
 from training.recipe import make_recipe, name_run
-from training.runlog import METRICS, read_metrics
+from training.runlog import METRICS, read_metrics, require_unused
 from training.stages import Stages
 from training.trainer import Trainer
 from zoo import VOC_CLASS_COUNT, create_model
@@ -164,8 +164,8 @@ def check_folder(args: Arguments) -> str:
     epochs = len(read_metrics(folder / METRICS))
     if args.resume and args.resume != "auto" and not Path(args.resume).exists():
         raise UserError(f"--resume {args.resume}: no such file")
-    if epochs and not args.resume:
-        raise UserError(f"{folder} already holds a run of {epochs} epochs: pass --resume auto, or another --name")
+    if not args.resume:
+        require_unused(folder)
     return f"{folder}, {f'to go on after {epochs} epochs' if epochs else 'new'}"
 
 

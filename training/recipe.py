@@ -63,7 +63,7 @@ def settle(args: argparse.Namespace, device: torch.device) -> None:
 
 
 def name_run(args: Arguments, recipe: Recipe) -> None:
-    """Fill in --name: the resumed run's own, or one that tells runs of different settings apart."""
+    """Fill in --name: the resumed run's own, or one of its data, student, losses, masks and seed."""
     if args.name:
         return
     if args.resume and args.resume != "auto":

@@ -62,7 +62,7 @@ def epoch_line(
         val = f" | val loss {row['val_loss']:.4f} {goal.title} {100 * row[f'val_{goal.key}']:.2f} %"
         val += f" pixel acc {100 * row['val_pixel_accuracy']:.2f} %" if goal == MIOU else ""
     if row.get("skipped_steps"):
-        skipped = f" | {row['skipped_steps']} steps skipped"
+        skipped = f" | {row['skipped_steps']} steps skipped in all"
     return (
         f"epoch {title} | {terms}{val}{skipped} | lr {row['lr']:.2e} | "
         f"{row['images_per_s']:.1f} images/s | epoch {clock(row['epoch_s'])} "

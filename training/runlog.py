@@ -61,15 +61,11 @@ class RunLog:
         resume: bool = False,
     ):
         self.folder = Path(folder)
+        if not resume:
+            require_unused(self.folder)
         self._rows = read_metrics(self.folder / METRICS)
-        if self._rows and not resume:
-            raise UserError(
-                f"{self.folder} already holds a run of {len(self._rows)} epochs: "
-                "pass --resume auto to go on with it, or another --name"
-            )
-        self._tensorboard = need("torch.utils.tensorboard", "tensorboard", "--tensorboard") if tensorboard else None
+        self._tensorboard, wandb_module = import_loggers(tensorboard, wandb)
         self._writer: Any = None
-        wandb_module = need("wandb", "wandb", "--wandb") if wandb else None
         self.config: dict[str, Any] = {key: _jsonable(value) for key, value in config.items()}
         starts = self._earlier_starts() if resume else []
         self._drawn, self._drawn_rows = -math.inf, 0  # when curves.png was last drawn, and of how many epochs
@@ -184,6 +180,24 @@ class RunLog:
             resume="allow",
             dir=str(self.folder),
             config=self.config,
+        )
+
+
+def import_loggers(tensorboard: bool, wandb: bool) -> tuple[ModuleType | None, ModuleType | None]:
+    """TensorBoard's writer and W&B where they are asked for.
+
+    Raises:
+        UserError: one is not installed.
+    """
+    writer = need("torch.utils.tensorboard", "tensorboard", "--tensorboard") if tensorboard else None
+    return writer, need("wandb", "wandb", "--wandb") if wandb else None
+
+
+def require_unused(folder: Path) -> None:
+    """A `UserError` if a run has been written to ``folder``."""
+    if epochs := len(read_metrics(folder / METRICS)):
+        raise UserError(
+            f"{folder} already holds a run of {epochs} epochs: pass --resume auto to go on with it, or another --name"
         )
 
 

@@ -39,7 +39,7 @@ from training.failures import LossWatch, refuse_non_finite
 from training.pace import Pace, epochs_between_validations
 from training.recipe import settle
 from training.report import best_line, epoch_line, epoch_row, report_sections
-from training.runlog import RunLog
+from training.runlog import RunLog, import_loggers
 from training.stages import Stage, Stages
 from training.state import LossSums, Progress, RunState
 from training.timeshare import scoring_time, time_line, timed_batches
@@ -66,6 +66,7 @@ class Trainer:
         self.device = pick_device(args.device)
         settle(args, self.device)
         check_amp(self.device, args.amp)
+        import_loggers(args.tensorboard, args.wandb)  # what is missing is said before hours of preparation
         self.seen, self.resume_from = written_at(args), locate_run(args)
         self.data = build_data(args, resumed=self.resume_from is not None)
         self.recipe = recipe = fit_recipe(args, recipe, self.data)
