@@ -55,6 +55,8 @@ def main(args: argparse.Namespace) -> None:
     args.checkpoints, args.beside = expanded(args.checkpoints), expanded(args.beside)
     refuse_without_teacher(args)
     check_tile("--eval-tile", args.eval_tile)
+    if faults := list(filter(None, (fault_of_size("--input-size", size) for size in args.input_size or ()))):
+        raise UserError(faults[0])
     if args.submission:
         return write_submission(args)
     dataset = split_to_score(args)
@@ -69,6 +71,7 @@ def main(args: argparse.Namespace) -> None:
             require_same_data(scored.row, others)
             beside = others
             in_turn.add(scored.row, scored.network, scored.device)
+        write_results(rows, args.json, args.csv)  # with the times of scoring, should there be no more memory
         in_turn.time()
     finally:  # what was scored before one that could not be is not lost
         if rows:
@@ -93,9 +96,6 @@ def check_arguments(args: argparse.Namespace, dataset: SegmentationDataset) -> N
     """A `UserError` for what would only be found out after everything is scored."""
     if args.chart is not None:
         check_chart(args.chart)
-    for size in args.input_size or ():
-        if fault := fault_of_size("--input-size", size):
-            raise UserError(fault)
     for name in args.mean_over:
         if name not in dataset.class_names:
             raise UserError(f"--mean-over {name}: no such class; there are {', '.join(dataset.class_names)}")

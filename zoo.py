@@ -311,6 +311,7 @@ def load_checkpoint_model(path: str | Path, device: torch.device | str = "cpu") 
     if file.checkpoint is None:
         raise UserError(f"{path}: bare weights, not a checkpoint of this project: the model and classes are unknown")
     checkpoint = check_model_file(file.checkpoint, path, check_name)
+    sources.refuse_foreign(checkpoint)
     with torch.random.fork_rng(devices=[]):
         model = build_model(checkpoint["model"], len(checkpoint["class_names"]), **checkpoint["model_args"])
     load_whole(model, file.state_dict, str(path))

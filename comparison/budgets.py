@@ -49,7 +49,7 @@ def budgets_words(comparison: Comparison, lines: Sequence[Line]) -> str:
 def _draw(axes: Axes, plan: Plan, student: str, lines: Sequence[Line]) -> None:
     budgets = [group.labels for group in plan.groups if group.student == student]
     for index, method in enumerate(plan.methods):
-        found = {line.labels: _score(plan, line) for line in lines if line.method == method}
+        found = {line.labels: _score(plan, line) for line in lines if line.kind != "teacher" and line.method == method}
         points = [(place, found[count]) for place, count in enumerate(budgets) if found.get(count)]
         if points:
             places, spreads = zip(*points, strict=True)

@@ -12,7 +12,7 @@ from comparison.markup import Cell, Element, HtmlColumn, details, element, table
 from comparison.notes import commands, made_with, plain_words, protocol, reading_notes
 from comparison.panels import Panel, make_panels
 from comparison.scoring import Comparison
-from comparison.statistics import DASH, Line, best_method
+from comparison.statistics import DASH, Line, best_method, class_gain
 from comparison.tables import HELPS, SortKey, amount, columns_of, gain_cell, is_text, percent, signed, spread_cell
 from segdata.drawing import VOID_COLOR
 
@@ -193,8 +193,7 @@ def _bar_table(comparison: Comparison, lines: Sequence[Line], title: str) -> Ele
         bars = bars_svg([(_style(line), line.iou[name]) for line in lines])
         row = [Cell(name, name), Cell(bars, None), *(Cell(percent(value, 1), value) for value in values)]
         if baseline and best:
-            after, before = best.iou[name], baseline.iou[name]
-            gain = None if after is None or before is None else after - before
+            gain = class_gain(comparison, best, name)
             row.append(Cell(DASH if gain is None else signed(gain, 1), gain))
         rows.append(row)
     caption = f"IoU % by class, {title}, mean over seeds"

@@ -148,6 +148,15 @@ def class_means(scores: Sequence[Scored]) -> dict[str, float | None]:
     return {name: _mean_of_known(score.row["iou"][name] for score in scores) for name in scores[0].row["iou"]}
 
 
+def class_gain(comparison: Comparison, line: Line, name: str) -> float | None:
+    """Mean difference of a method's IoU of a class to the baseline's of the same seed; None where no pair has one."""
+
+    def values(method: str) -> dict[int, float]:
+        return by_seed(comparison.of(method, line.group), lambda result: result.row["iou"][name])
+
+    return _mean_of_known(paired(values(line.method), values(comparison.plan.baseline)))
+
+
 def _mean_of_known(values: Iterable[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return statistics.fmean(known) if known else None

@@ -21,6 +21,7 @@ OWN_ARGUMENTS = names_of("run")
 def section_arguments(table: dict, path: Path, section: str, allowed: frozenset[str] | None) -> dict[str, object]:
     """The section's arguments by their names in `Arguments`, each known and in its place."""
     known: dict[str, object] = vars(Arguments())
+    abouts = {each.name: about for each, about in flags()}
     arguments: dict[str, object] = {}
     for key, value in table.items():
         name = key.replace("-", "_")
@@ -36,6 +37,8 @@ def section_arguments(table: dict, path: Path, section: str, allowed: frozenset[
             raise UserError(f"{path}: [{section}] {key} is given twice")
         if isinstance(value, list) and not isinstance(known[name], list):
             raise UserError(f"{path}: [{section}] {key} takes one value, not {value!r}")
+        if value is False and not isinstance(known[name], bool) and abouts[name].nargs != "?":
+            raise UserError(f"{path}: [{section}] {key} takes a value, not false: say which, or leave it out")
         arguments[name] = value
     return arguments
 

@@ -276,8 +276,9 @@ def to_annotations(root: Path, files: Sequence[AnnotationFile], class_list: Path
         remarks.merge(file.remarks)
         items = []
         for label, shape, number in file.shapes:
-            if label in labels:
-                items.append(Item(labels[label], shape, f"shape {number} ({label})"))
+            known = label if label in labels or label.lower() not in BACKGROUND_NAMES else BACKGROUND
+            if known in labels:
+                items.append(Item(labels[known], shape, f"shape {number} ({label})"))
             else:
                 kind = f"is not in {class_list}: correct the label, or add it there at the end"
                 faults.add(kind, f"{file.path}, label {label!r}")
@@ -316,7 +317,8 @@ def _find_picture(
     """
     folder, own = file.path.parent, [file.path.stem + suffix for suffix in (*SUFFIXES, *map(str.upper, SUFFIXES))]
     names = [file.image.name, *own] if file.image.name else own
-    for path in (Path(os.path.normpath(folder / file.image)), *(folder / name for name in names)):
+    told = [Path(os.path.normpath(folder / file.image))] if file.image.name else []
+    for path in (*told, *(folder / name for name in names)):
         if path.suffix and listings.has(path):
             return path
     folders = _folders(file.path, root)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from datalayouts.annotations import Annotations, Findings, Item, Picture
-from datalayouts.shapes import Region, paint
+from datalayouts.shapes import Circle, Polygons, Region, paint
 from segdata.orientation import SIDEWAYS
 from segdata.palettes import colour_table, distinct_palette, palette_image
 from segdata.parallel import map_in_order
@@ -52,11 +53,18 @@ def draw_masks(annotations: Annotations, folder: Path) -> None:
         annotations.remarks.merge(noted)
         visible += count
     items = sum(len(picture.items or []) for picture in pictures)
-    if items and not visible and not faults.found:
+    if items and (not visible or _are_fractions(pictures)) and not faults.found:
         first = next(picture for picture in pictures if picture.items)
-        kind = f"none of all {items:,} shapes covers a pixel; are the coordinates fractions of the picture's size?"
-        faults.add(kind, str(first.origin))
+        what = f"none of all {items:,} shapes {'reaches beyond the first pixel' if visible else 'covers a pixel'}"
+        faults.add(f"{what}; are the coordinates fractions of the picture's size?", str(first.origin))
     faults.raise_any()
+
+
+def _are_fractions(pictures: Sequence[Picture]) -> bool:
+    """Whether all outlines lie within one pixel, of which those in the middle of their pictures cover its centre."""
+    shapes = [item.shape for picture in pictures for item in picture.items or []]
+    outlines = [shape for shape in shapes if isinstance(shape, Polygons | Circle)]
+    return len(outlines) == len(shapes) and all(max(shape.bounds()[2:]) <= 1 for shape in outlines)
 
 
 def _draw_picture(

@@ -13,7 +13,7 @@ from basics.errors import UserError
 from basics.progress import ProgressBar
 from dataset import SegmentationDataset
 from deploy.exported import one_hot_logits
-from networks.working_size import at_working_size
+from networks.working_size import at_working_size, logits_in_bands
 from scoring.metrics import ConfusionMatrix, Scores
 
 
@@ -90,7 +90,8 @@ class RealPictures:
         masks, confusion = [], ConfusionMatrix(self.dataset.num_classes)
         for index in ProgressBar(self.indices, desc="score", unit="img"):
             sample = self.dataset[index]
-            mask = network(normalize(sample["image"][None])).max(1)[1][0]
+            bands = logits_in_bands(network, normalize(sample["image"][None]))
+            mask = torch.cat([logits.max(1)[1][0] for _, logits in bands])
             confusion.update(mask, sample["mask"])
             masks.append(mask.to(torch.uint8))
         return masks, confusion.scores()

@@ -327,6 +327,9 @@ class Labeller(Predictor):
         note_written(self.folder, mask.name, digest)
         self.written.setdefault(mask.name, set()).add(digest)
 
+    def _is_a_persons(self, name: PurePath) -> bool:
+        return is_mended(self._mask(name), self.written)
+
     def _mask(self, name: PurePath) -> Path:
         return self.folder / "mask" / f"{name}.png"
 

@@ -8,7 +8,7 @@ import itertools
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path, PurePath
@@ -163,9 +163,10 @@ class Predictor:
                     tally.pictures += 1
                 except DataError as error:  # costs its page, and of an animation all that is drawn on it
                     tally.fail(error)
+                    self._remove_numbers(folder, [number])
                     if not file.pages_stand_alone:
                         break
-            self._remove_beyond(folder, number)
+            self._remove_numbers(folder, range(number + 1, 1_000_000))
 
     def _write(self, source: Source, name: PurePath, picture: Picture, number: int | None = None) -> None:
         size = picture.height, picture.width
@@ -212,11 +213,15 @@ class Predictor:
             raise UserError(f"{path} would be overwritten by its own prediction: give another --output-dir")
         return path
 
-    def _remove_beyond(self, folder: PurePath, last: int) -> None:
-        """Remove what an earlier run wrote of pages or frames behind the ``last`` one: it would pass for this run's."""
+    def _is_a_persons(self, name: PurePath) -> bool:
+        """Whether somebody has worked on what was written of a picture."""
+        return False
+
+    def _remove_numbers(self, folder: PurePath, numbers: Container[int]) -> None:
+        """Remove what an earlier run wrote of pages or frames that this one has not: it would pass for this run's."""
         for kind in self.files:
             for path in (self.folder / kind / folder).glob("[0-9]" * 6 + ".png"):
-                if int(path.stem) > last:
+                if int(path.stem) in numbers and not self._is_a_persons(folder / path.stem):
                     try:
                         path.unlink()
                     except OSError as error:  # such as one that is open in a viewer, on Windows
@@ -250,7 +255,7 @@ class Predictor:
                     if number == FIRST_FRAMES and total:
                         _remark_room(self.folder, (free - free_bytes(self.folder)) / number, total - number)
         if not source.is_live and number != limit:  # it was seen to its end
-            self._remove_beyond(folder, number)
+            self._remove_numbers(folder, range(number + 1, 1_000_000))
         if reader.damage:
             tally.note(f"{source.shown}: {reader.damage}")
 

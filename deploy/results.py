@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -12,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from basics.files import replacing, write_text
+from basics.errors import UserError
+from basics.files import file_bytes, replacing, write_text
 from segdata.drawing import Palette, PanelRow, background_classes, overlay, panel
 from segdata.png_rows import PngRows
 
@@ -169,12 +171,27 @@ class _Reduced:
 
 
 def _read_rows(path: Path, header: list[object]) -> list[list[str]]:
-    """The rows of a table of areas; none, if it is not there, or another one."""
-    try:
-        first, *rows = csv.reader(io.StringIO(path.read_bytes().decode("utf-8"), newline=""))
-    except (OSError, ValueError, csv.Error):
+    """The rows of a table of areas; none, if it is not there. One with other columns is put aside, aloud.
+
+    Raises:
+        UserError: it can neither be read nor put aside.
+    """
+    if not file_bytes(path):
         return []
-    return [row for row in rows if len(row) == len(header)] if first == header else []
+    try:
+        first, *rows = csv.reader(io.StringIO(path.read_bytes().decode("utf-8-sig"), newline=""))
+        if first == header:
+            return [row for row in rows if len(row) == len(header)]
+    except (OSError, ValueError, csv.Error):
+        pass
+    numbered = (path.with_stem(f"{path.stem}_before{number or ''}") for number in itertools.count())
+    aside = next(other for other in numbered if not other.exists())
+    try:
+        path.rename(aside)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: it holds other columns, and {error.strerror or error}") from error
+    print(f"remark: {path} held other columns (other classes, or saved by another program): it is {aside.name} now")
+    return []
 
 
 class Areas:

@@ -310,11 +310,12 @@ def _short(value: Any) -> str:
 
 
 @contextlib.contextmanager
-def locked(path: Path, what: str = "teacher cache") -> Iterator[None]:
+def locked(path: Path, what: str = "teacher cache", *, needed: bool = True) -> Iterator[None]:
     """Hold ``path`` as a lock between processes; the system gives it back when a process ends, however it ends.
 
     Args:
         what: is made, in words, for who waits.
+        needed: a file system without locks is an error; else nothing is held there.
     """
     with writing(path.parent, what):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -323,7 +324,12 @@ def locked(path: Path, what: str = "teacher cache") -> Iterator[None]:
         waited = False
         while True:
             with writing(path.parent, what):  # a file system without locks is an error, not a lock held for ever
-                if try_lock(file):
+                try:
+                    if try_lock(file):
+                        break
+                except OSError:
+                    if needed:
+                        raise
                     break
             if not waited:
                 print(f"{what}: another run is building {path.parent}; waiting for it", flush=True)

@@ -144,6 +144,26 @@ class LiveTeacher:
         return TeacherOutput(torch.cat(logits), {tap: torch.cat([part[tap] for part in taps]) for tap in taps[0]})
 
 
+def require_maps(student: Grids, recipe: Recipe, teacher: Grids | None = None) -> None:
+    """A `UserError` where a map that a head or a loss needs is lacking, or two to be compared have no common grid."""
+
+    def require(what: str, tap: str, **networks: Grids) -> None:
+        for role, network in networks.items():
+            if tap not in network.tap_channels:
+                known = ", ".join(network.tap_channels) or "none"
+                raise UserError(f"{what} needs the feature map {tap!r}, which this {role} lacks (it has: {known})")
+
+    for tap in recipe.heads:
+        require(f"the auxiliary head @{tap}", tap, student=student)
+    if teacher is None:
+        return
+    common_stride(student.stride, teacher.stride)
+    for name in recipe.names("features"):
+        for tap in loss_of(name).taps:
+            require(f"loss {name!r}", tap, student=student, teacher=teacher)
+            common_stride(student.tap_strides[tap], teacher.tap_strides[tap])
+
+
 class DistilledStudent(nn.Module):
     """The student, the 1x1 adapters that lift its feature maps to the teacher's channels, and its auxiliary heads.
 
@@ -166,27 +186,19 @@ class DistilledStudent(nn.Module):
         self.adapters = nn.ModuleDict()
         self.feature_terms: list[tuple[str, str]] = []
         self.heads = recipe.heads
+        require_maps(student, recipe, teacher)
         for tap in self.heads:
-            self._require(f"the auxiliary head @{tap}", tap, student=student)
             self.adapters[head_name(tap)] = FCNHead(student.tap_channels[tap], student.num_classes)
         if teacher is None:
             return
         for name in recipe.names("features"):
             for tap in loss_of(name).taps:
-                self._require(f"loss {name!r}", tap, student=student, teacher=teacher)
                 self.feature_terms.append((name, tap))
                 if loss_of(name).adapter:
                     self.adapters[f"{name}_{tap}"] = nn.Conv2d(
                         student.tap_channels[tap], teacher.tap_channels[tap], kernel_size=1
                     )
         self.teacher_strides = dict(teacher.tap_strides)
-
-    @staticmethod
-    def _require(what: str, tap: str, **networks: Grids) -> None:
-        for role, network in networks.items():
-            if tap not in network.tap_channels:
-                known = ", ".join(network.tap_channels) or "none"
-                raise UserError(f"{what} needs the feature map {tap!r}, which this {role} lacks (it has: {known})")
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """``images`` (N, 3, H, W) -> strided logits, and by name what adapters and heads make of the feature maps.

@@ -58,7 +58,7 @@ DEFAULT_FOLDER = Path("data/teacher_cache")
 # Feature maps are kept at these strides, those of a student, or at their own where that is coarser: losses compare on
 # the coarser of both grids. Half of low's resolution would leave 45 % of its variance, a quarter 23 % (docs/cache.md).
 KEPT_STRIDES = {"low": 4, "mid": 8, "high": 16, "decoder": 4}
-LEAST_PAD = 16  # images are padded to multiples of this, or of the teacher's stride
+LEAST_PAD = 16  # images are padded to multiples of this, and of the teacher's stride
 EXPECTED_DIMS = 0.5  # share of the channels, where nobody knows yet how many dimensions are needed
 
 
@@ -164,14 +164,15 @@ def describe(
     """All that the content of a cache depends on, as plain values that survive JSON."""
     maps = {"logits": [model.num_classes, model.logit_stride]}
     for tap in taps:
-        maps[tap] = [model.tap_channels[tap], max(model.tap_strides[tap], KEPT_STRIDES[tap])]
+        own, kept = model.tap_strides[tap], KEPT_STRIDES[tap]
+        maps[tap] = [model.tap_channels[tap], own if kept % own else kept]
     return {
         "format": FORMAT,
         "teacher": name,
         "weights_sha256": weights_sha256(model),
         "mean": list(MEAN),
         "std": list(STD),
-        "pad": max(model.stride, LEAST_PAD),
+        "pad": math.lcm(model.stride, LEAST_PAD),
         "dtype": dtype,
         "projection": {"kind": "mean and principal components", "keeps": KEEP, "images": PROJECTION_IMAGES},
         "maps": maps,

@@ -40,7 +40,7 @@ def fold_batchnorm(model: SegmentationModel) -> SegmentationModel:
 
 
 def _conv_norm_pairs(model: SegmentationModel, images: torch.Tensor) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
-    """Convolutions and BatchNorms that run once each, the one's output the other's input."""
+    """Convolutions and BatchNorms with statistics that run once each, the one's output the other's input."""
     calls: list[tuple[nn.Module, torch.Tensor, torch.Tensor]] = []
 
     def note(module: nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
@@ -60,6 +60,7 @@ def _conv_norm_pairs(model: SegmentationModel, images: torch.Tensor) -> list[tup
         for (conv, _, output), (norm, inputs, _) in pairwise(calls)  # in the order they ran
         if isinstance(conv, nn.Conv2d)
         and isinstance(norm, nn.BatchNorm2d)
+        and norm.running_mean is not None
         and inputs is output
         and modules.count(conv) == modules.count(norm) == 1
     ]

@@ -10,13 +10,28 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
+from pathlib import Path
 
 import onnx
+
+from basics.checkpoint import external_data
+from basics.files import file_bytes
+
+MOST_BYTES = (1 << 31) - (1 << 20)  # of a message in protobuf, some of them for the graph
 
 ENCODER = re.compile(r"(?:^|[./])(backbone|encoder)[./](.+)")
 # Passed on the way from a block's last weight to its output, and back from the classifier to the map before its ReLU.
 ELEMENTWISE = {"Add", "Relu", "Clip", "LeakyRelu", "HardSwish", "Gelu", "BatchNormalization", "Identity", "Dropout"}
 BEFORE_CLASSIFIER = {"Relu", "Clip", "LeakyRelu", "HardSwish", "Identity", "Dropout"}
+
+
+def load(path: Path) -> onnx.ModelProto | None:
+    """The file with its weights; None, said aloud, where these are too many to be written anew with other outputs."""
+    size = sum(file_bytes(part) for part in (path, *external_data(path)))
+    if size < MOST_BYTES:
+        return onnx.load(path)
+    print(f"{path}: {size / 1e9:.1f} GB are too large to look for feature maps in")
+    return None
 
 
 def block_outputs(model: onnx.ModelProto) -> list[str]:

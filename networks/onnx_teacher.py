@@ -225,15 +225,15 @@ class OnnxTeacher(SegmentationModel):
 
     def _find_inner_taps(self) -> dict[str, str]:
         try:
-            import onnx
+            import onnx  # noqa: F401
+
+            from networks import onnx_graph
         except ImportError:
             return {}
-        from networks import onnx_graph
-
-        model = onnx.load(self.path)
-        blocks, last = onnx_graph.block_outputs(model), onnx_graph.before_classifier(model, self.num_classes)
-        if not blocks:
+        model = onnx_graph.load(self.path)
+        if model is None or not (blocks := onnx_graph.block_outputs(model)):
             return {}
+        last = onnx_graph.before_classifier(model, self.num_classes)
         names = list(dict.fromkeys([*blocks, *([last] if last else [])]))
         session = self._open(onnx_graph.with_outputs(model, names))
         probe = self._input.probe

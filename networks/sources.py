@@ -58,7 +58,7 @@ def build(name: str, num_classes: int, **model_args: Any) -> SegmentationModel:
         if smp.split_name(name):
             return smp.create(name, num_classes, weights=False)
         return smp.rebuild(num_classes, **smp.read_arguments(name))
-    return _for_classes(name, num_classes, model_args)
+    return _for_classes(name, num_classes)
 
 
 def create(
@@ -117,7 +117,9 @@ def load(name: str, num_classes: int | None = None, file: WeightsFile | None = N
 
 
 def refuse_foreign(checkpoint: Mapping[str, Any]) -> None:
-    """A `UserError` where a checkpoint, and nobody else, names a file of code that may not be run for that."""
+    """A `UserError` where a checkpoint, and nobody else, names a file of code that may not be run for that: whoever
+    builds what a checkpoint names asks here first.
+    """
     if user_file.is_spec(name := str(checkpoint["model"])):
         user_file.refuse_foreign(name, str(checkpoint.get("model_args", {}).get("sha256")))
 
@@ -149,10 +151,8 @@ def _build_for(name: str, num_classes: int, file: WeightsFile) -> SegmentationMo
     return build(name, num_classes, **args)
 
 
-def _for_classes(name: str, num_classes: int, model_args: Mapping[str, Any] | None = None) -> SegmentationModel:
-    """A user's network as a student; one that a checkpoint names, if there are ``model_args``."""
-    if model_args:
-        refuse_foreign({"model": name, "model_args": model_args})
+def _for_classes(name: str, num_classes: int) -> SegmentationModel:
+    """A user's network as a student."""
     model = user_file.load(name, num_classes)
     if model.num_classes != num_classes:
         raise UserError(

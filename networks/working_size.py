@@ -8,7 +8,7 @@ bilinearly to the picture's own size, so that masks and scores are native.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import nn
@@ -76,6 +76,13 @@ class WorkingSize(nn.Module):
     def bands_of(self, images: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
         """`bands` of ``images`` (N, 3, H, W) that are in memory: their logits at their own size need not be."""
         return self.bands(lambda top, bottom: images[..., top:bottom, :], (images.shape[-2], images.shape[-1]))
+
+
+def logits_in_bands(model: nn.Module, images: torch.Tensor) -> Iterable[tuple[int, torch.Tensor]]:
+    """First row and logits (N, C, rows, W) of ``images``: of some rows after the other from a network with a working
+    size, at once from another.
+    """
+    return model.bands_of(images) if isinstance(model, WorkingSize) else [(0, model(images))]
 
 
 def fault_of_size(option: str, size: int) -> str | None:

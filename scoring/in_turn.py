@@ -13,6 +13,7 @@ from basics.device import autocast
 from basics.tiling import blended_bands, fits
 from basics.timing import interleave
 from dataset import SegmentationDataset
+from networks.working_size import logits_in_bands
 from scoring.tables import SummaryRow
 
 PICTURES = 20  # spread over the split, each timed once
@@ -69,7 +70,8 @@ class InTurn:
     def _run(self, model: nn.Module, device: torch.device, number: int) -> None:
         images = self._picture(number, device)
         with autocast(device, self.amp):
-            for _ in [model(images)] if fits(images, self.tile) else blended_bands(model, images, self.tile):
+            whole = fits(images, self.tile)
+            for _ in logits_in_bands(model, images) if whole else blended_bands(model, images, self.tile):
                 pass
 
     def _picture(self, number: int, device: torch.device) -> torch.Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
 
 import torch
 from torch import nn
@@ -11,7 +10,7 @@ from torch.nn import functional as F
 
 from basics.memory import LiveBytes
 from basics.tiling import blended_bands, fits
-from networks.working_size import WorkingSize
+from networks.working_size import logits_in_bands
 
 
 def memory_advice(batch_size: int, tile: int, batch_option: str, input_size: int = 0) -> str:
@@ -39,12 +38,8 @@ def scoring_bytes(model: nn.Module, num_classes: int, size: tuple[int, int], bat
     def count(images: torch.Tensor) -> None:
         """As `scoring.protocol._Counts.add`; the masks are the truth, and the prediction before in memory."""
         masks = torch.empty((2, len(images), *images.shape[-2:]), dtype=torch.int64, device="meta")
-        bands: Iterable[tuple[int, torch.Tensor]]
-        if not fits(images, tile):
-            bands = blended_bands(stand_in, images, tile)
-        else:
-            bands = network.bands_of(images) if isinstance(network, WorkingSize) else [(0, network(images))]
-        for top, logits in bands:
+        whole = fits(images, tile)
+        for top, logits in logits_in_bands(network, images) if whole else blended_bands(stand_in, images, tile):
             plain = torch.empty_like(logits)  # cross_entropy wants the layout with a class after the other
             F.cross_entropy(plain, masks[0, :, top : top + logits.shape[-2]], reduction="none")
             logits.max(1)

@@ -123,6 +123,8 @@ def test_methods_may_set_all_losses_and_nothing_else():
         ("", METHODS + "[methods.KL]\nalpha = 2", ["differ in case"]),
         ("warmup_epochs = [3, 9]", METHODS, ["[common] warmup_epochs takes one value"]),
         ("batch-size = 8", METHODS, ["[common] batch-size is given twice"]),
+        ("amp = false", METHODS, ["[common] amp takes a value, not false"]),
+        ("", METHODS + "beta = false\n", ["[methods.kl] beta takes a value, not false"]),
         ("labels = 5", METHODS + 'unlabelled = ["train"]', ["[common] wants epoch_images = N, or time_budget"]),
         (
             "",

@@ -5,6 +5,7 @@ import shutil
 from collections import Counter, namedtuple
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -12,13 +13,14 @@ from PIL import Image
 import zoo
 from basics.checkpoint import load_file
 from basics.errors import UserError
-from dataset import build_dataset
+from dataset import build_dataset, find_layout
 from kd.losses import LOSSES
 from segdata.reading import image_size
 from tests.test_train import arguments
 from tests.tiny import TinyModel
 from train_kd import main
 from training import doctor
+from training.data import draw_labelled
 
 WEIGHTS = Path(__file__).resolve().parent.parent.parent / "shared" / "weights"
 REAL_TEACHER = WEIGHTS / "teacher_deeplabv3_mobilenetv2_voc.onnx"
@@ -65,6 +67,23 @@ def test_all_is_well_and_nothing_is_written(dry_run, tmp_path):
     assert list(tmp_path.iterdir()) == []
     looked_at = {line.split()[1] for line in lines if line.startswith("ok")}
     assert looked_at >= {"losses", "folder", "device", "data", "batches", "workers", "step", "memory", "disk"}
+
+
+def test_a_draw_of_masks_may_lack_classes(dry_run, demo_data, tmp_path):
+    """As the training has it, which judges all masks that there are."""
+    root = tmp_path / "defects"
+    for number in range(12):
+        for place, values in (("images", 20 * number), ("masks", int(number == 11))):
+            (root / place).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.full((64, 64), values, np.uint8)).save(root / place / f"{number:02d}.png")
+    (root / "classes.txt").write_text("fine\ndefect\n")
+    (root / "train.txt").write_text("".join(f"{number:02d}\n" for number in (*range(8), 11)))
+    (root / "val.txt").write_text("08\n09\n")
+    files = find_layout("folder", root).files("train")
+    seed = next(seed for seed in range(99) if "11" not in draw_labelled(files, 2, seed, "x").ids)
+    more = ["--dataset", "folder", "--labels", "2", "--seed", str(seed), "--batch-size", "2"]
+    status, lines = dry_run(*more, data_dir=root)
+    assert status == 0 and not wrong(lines), lines
 
 
 def test_caches_are_looked_for_and_not_made(dry_run, demo_checkpoint, tmp_path, monkeypatch):

@@ -315,6 +315,19 @@ def test_networks_side_by_side_are_timed_in_turn_on_the_same_pictures(val_set, m
     assert shown[0] == shown[1] and len(shown[0]) == min(20, len(val_set))
 
 
+def test_a_working_size_is_timed_in_bands(val_set, monkeypatch):
+    """As it is scored: a phone's picture at full size would want gigabytes."""
+    network, seen = at_working_size(TinyModel(7).eval(), 48), []
+    bands_of = network.bands_of
+    monkeypatch.setattr(network, "bands_of", lambda images: seen.append(images.shape) or bands_of(images))
+    monkeypatch.setattr(network, "forward", None)
+    row = {"checkpoint": "a", "ms_per_image": 0.0, "parameters": 1}
+    in_turn = InTurn(val_set)
+    in_turn.add(row, network, CPU)
+    in_turn.time()
+    assert row["ms_per_image"] > 0 and len(seen) >= len(val_set)
+
+
 def test_networks_too_large_to_be_kept_side_by_side_are_not(val_set, capsys):
     large = {"ms_per_image": 1.0, "parameters": 300_000_000}
     in_turn, rows = InTurn(val_set), [large | {"checkpoint": name} for name in "ab"]

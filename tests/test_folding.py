@@ -81,6 +81,16 @@ def test_what_cannot_be_folded_stays(kind, folded_norms):
     assert folded is model if folded_norms is None else norms(model) - norms(folded) == folded_norms
 
 
+def test_layers_without_statistics_stay():
+    model = lively(TinyModel())
+    model.backbone["low"][1] = nn.BatchNorm2d(8, track_running_stats=False)
+    folded = fold_batchnorm(model)
+    assert norms(folded) == 1 and norms(model) == 3
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(folded.eval()(images), model.eval()(images), rtol=1e-4, atol=1e-4)
+
+
 def test_nothing_to_fold():
     model = nn.Conv2d(3, 3, 1)
     assert fold_batchnorm(model) is model

@@ -252,6 +252,24 @@ def test_background_and_ignored_shapes(tmp_path):
     )
 
 
+def test_background_in_any_spelling(tmp_path):
+    """Without a list, and with the one that was written then."""
+    shapes = [shape("cat", box(0, 0, 10, 10)), shape("Background", box(2, 2, 4, 4))]
+    for _ in range(2):
+        np.testing.assert_array_equal(draw(tmp_path, shapes), painted((1, 0, 0, 10, 10), (0, 2, 2, 4, 4)))
+    assert (tmp_path / "classes.txt").read_text().split() == ["background", "cat"]
+
+
+def test_a_file_that_names_no_picture_has_the_one_beside_it(tmp_path):
+    """Also in a folder whose name has a dot."""
+    content = document("p.jpg", [shape("cat", box(0, 0, 3, 3))])
+    del content["imagePath"]
+    save_picture(tmp_path / "crops.v2" / "p.jpg")
+    write(tmp_path / "crops.v2" / "p.json", content)
+    (mask,) = both(find_labelme(tmp_path)).values()
+    np.testing.assert_array_equal(mask, painted((1, 0, 0, 3, 3)))
+
+
 def test_masks_belong_to_the_upright_picture(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 8

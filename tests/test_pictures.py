@@ -181,8 +181,12 @@ def test_a_page_of_a_kind_that_cannot_be_read_costs_itself(run, tmp_path):
         if struct.unpack_from("<H", content, entry) == (259,):
             struct.pack_into("<H", content, entry + 8, 60000)
     path.write_bytes(content)
+    stale = tmp_path / "out" / "mask" / "a" / "000002.png"  # of a run before it was damaged
+    stale.parent.mkdir(parents=True)
+    stale.write_bytes(b"old")
     tally = run(path)
     assert tally.pictures == 2 and len(tally.failures) == 1 and "page or frame 2" in tally.failures[0]
+    assert not stale.exists(), "it would pass for this run's"
     assert results(tmp_path / "out") == ["mask/a/000001.png", "mask/a/000003.png"]
 
 

@@ -561,6 +561,26 @@ def test_areas_of_odd_names_are_read_back(tmp_path):
     assert rows == [[name, "", "", "3", "2", "4", "2"] for name in [*files[:2], "\\udcff.png", files[3]]]
 
 
+def test_areas_that_another_program_saved_are_not_lost(tmp_path, capsys):
+    """With a mark at the beginning, as Excel writes it, they are read; with other columns they are put aside."""
+
+    def write(names, file):
+        areas = Areas(names)
+        areas.add(file, None, None, (2, 3), np.array([4, 2]))
+        areas.write(tmp_path)
+        return (tmp_path / AREAS).read_text(encoding="utf-8").splitlines()[1:]
+
+    write(["a", "b"], "one.png")
+    (tmp_path / AREAS).write_bytes(b"\xef\xbb\xbf" + (tmp_path / AREAS).read_bytes())
+    assert [row.partition(",")[0] for row in write(["a", "b"], "two.png")] == ["one.png", "two.png"]
+    assert [row.partition(",")[0] for row in write(["a", "c"], "three.png")] == ["three.png"]
+    assert "is areas_before.csv now" in capsys.readouterr().out
+    assert (tmp_path / "areas_before.csv").read_text().splitlines()[2].startswith("two.png")
+    (tmp_path / AREAS).write_text("file;frame\n")
+    write(["a", "c"], "four.png")
+    assert (tmp_path / "areas_before1.csv").read_text() == "file;frame\n"
+
+
 def test_a_folder_of_results_belongs_to_one_process_at_a_time(checkpoint, tmp_path):
     """A second one would write into the first one's half files."""
     root = Path(predict.__file__).parent

@@ -577,14 +577,15 @@ class TestUserFile:
     def test_a_checkpoint_cannot_have_any_file_run(self, user, tmp_path, monkeypatch):
         """What it names must lie below the current folder; the file is not even imported."""
         file = user("net", f"open({str(tmp_path / 'was run')!r}, 'w').close()\n" + textwrap.dedent(NET))
-        model = TinyModel(len(NAMES))
-        model.model_args = {"sha256": "0"}
-        save_atomic(model_file_dict(f"{file}:build", model, Labels), tmp_path / "model.pth")
         (tmp_path / "elsewhere").mkdir()
         monkeypatch.chdir(tmp_path / "elsewhere")
-        for load in (load_checkpoint_model, lambda path: load_any_teacher(str(path))):
-            with pytest.raises(UserError, match="only if it lies below the current folder"):
-                load(tmp_path / "model.pth")
+        for model_args in ({"sha256": "0"}, {}):
+            model = TinyModel(len(NAMES))
+            model.model_args = model_args
+            save_atomic(model_file_dict(f"{file}:build", model, Labels), tmp_path / "model.pth")
+            for load in (load_checkpoint_model, lambda path: load_any_teacher(str(path))):
+                with pytest.raises(UserError, match="only if it lies below the current folder"):
+                    load(tmp_path / "model.pth")
         assert not (tmp_path / "was run").exists()
 
     def test_it_can_be_compiled(self, user):

@@ -112,6 +112,8 @@ def test_other_classes_are_refused(demo_data, demo_checkpoint, tmp_path):
     with pytest.raises(UserError, match="for VOC's 21 classes: demo has others"):
         main(get_args_parser().parse_args(list(map(str, argv))))
     assert not (tmp_path / "a.tgz").exists()
+    with pytest.raises(UserError, match="--input-size must be at least 32"):
+        main(get_args_parser().parse_args([*map(str, argv), "--input-size", "8"]))
     with pytest.raises(UserError, match="--eval-tile"):
         main(get_args_parser().parse_args([*map(str, argv), "--eval-tile", "8"]))
 

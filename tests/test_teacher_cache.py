@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import default_collate
 
@@ -30,6 +31,7 @@ from kd.distiller import DistilledStudent, Distiller, LiveTeacher, Recipe, pad_b
 from kd.losses import LOSSES
 from kd.projection import fit_projection
 from kd.teacher_cache import describe, open_teacher_cache, weights_sha256
+from networks.base import SegmentationModel
 from networks.folding import fold_batchnorm
 from segdata.layouts import SplitFiles
 from segdata.transforms import TrainTransform
@@ -588,6 +590,30 @@ def outputs(folder):
 def plain_bytes(train_set, tmp_path_factory):
     """The file that an undisturbed build writes."""
     return outputs(open_teacher_cache(tmp_path_factory.mktemp("plain"), make_teacher(), "tiny", train_set).folder)
+
+
+class Fourteen(SegmentationModel):
+    """A network of patches of 14 pixels, as DINOv2 has them; one map beside its logits."""
+
+    stride = logit_stride = 14
+    tap_channels, tap_strides = {"high": 6}, {"high": 14}
+
+    def __init__(self, num_classes=CLASSES):
+        super().__init__()
+        self.num_classes = num_classes
+        self.backbone = nn.Conv2d(3, 6, 14, 14)
+        self.classifier = nn.Conv2d(6, num_classes, 1)
+
+    def _forward_padded(self, images):
+        features = self.backbone(images)
+        return self.classifier(features), {"high": features}
+
+
+def test_strides_that_are_no_power_of_two(train_set, tmp_path):
+    model = Fourteen().eval()
+    cached = open_teacher_cache(tmp_path, model, "patches", train_set, recipe=Recipe({"ce": 1.0, "cosine@high": 1.0}))
+    maps = json.loads((cached.folder / "manifest.json").read_text())["made_from"]["maps"]
+    assert maps["logits"] == [CLASSES, 14] and maps["high"][1] == 14
 
 
 def test_an_interrupted_build_goes_on_where_it_stopped(train_set, tmp_path, monkeypatch, capsys, plain_bytes):

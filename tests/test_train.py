@@ -12,12 +12,14 @@ import torch
 from PIL import Image
 
 import dataset
+import zoo
 from basics.checkpoint import load_file
 from basics.errors import UserError
 from basics.signals import Stopped
 from kd.distiller import Distiller
 from segdata.palettes import palette_image
 from tests.conftest import assert_one_line_error
+from tests.tiny import TinyModel
 from train_kd import get_args_parser, main, make_recipe, name_run
 from training import build, pace
 from training import trainer as trainer_module
@@ -328,6 +330,27 @@ def test_a_history_without_its_checkpoint_is_not_written_over(demo_data, distill
     with pytest.raises(UserError, match=r"holds a run of 2 epochs, but not the last\.pth"):
         main(arguments(demo_data, tmp_path, *distilled, "--resume", "auto"))
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == kept
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [(["--beta", "1", "--student", "bare"], "needs the feature map 'low', which this student lacks"),
+     (["--alpha", "1", "--class-weights", "none.csv"], "none.csv"),
+     (["--alpha", "1", "--loss", "ce@high=1", "--student", "bare"], "the auxiliary head @high needs the feature map")],
+)  # fmt: skip
+def test_what_can_never_train_is_said_before_the_teachers_cache_is_filled(
+    demo_data, distilled, tmp_path, monkeypatch, more, words
+):
+    class Bare(TinyModel):
+        def __init__(self, num_classes):
+            super().__init__(num_classes)
+            self.tap_channels = self.tap_strides = {}
+
+    monkeypatch.setitem(zoo.MODELS, "bare", zoo.ModelSpec(Bare, None, "random"))
+    cache = ["--cache-teacher", "--cache-dir", tmp_path / "cache"]
+    with pytest.raises(UserError, match=words):
+        main(arguments(demo_data, tmp_path, *distilled, *cache, *more))
+    assert not (tmp_path / "cache").exists()
 
 
 def test_a_state_from_elsewhere_does_not_go_on_with_another_runs_rows(

@@ -54,7 +54,7 @@ def label_split(
     place = folder / f"{dataset.name}_{dataset.split}_said_{digest}"
     paths = [place / f"{index:06d}.png" for index in range(len(dataset))]
     if not all(path.is_file() for path in paths):
-        with locked(place / "lock", "masks of what the teacher says"):  # seeds that begin together label once
+        with locked(place / "lock", "masks of what the teacher says", needed=False):  # seeds may begin together
             _write_masks(dataset, teacher, paths, device, input_size, workers)
     layout = replace(dataset.layout, labels=IndexLabels())
     return SegmentationDataset(layout, dataset.split, files=SplitFiles(dataset.ids, dataset.files.images, paths))

@@ -28,7 +28,7 @@ from deploy.quantized import FakeQuantModel
 from deploy.teachers import FittedTeacher, TeacherChoice, load_teacher_for
 from kd.cached_teacher import CachedTeacher
 from kd.class_map import ClassMap
-from kd.distiller import DistilledStudent, Distiller, LiveTeacher, Recipe, Teacher
+from kd.distiller import DistilledStudent, Distiller, LiveTeacher, Recipe, Teacher, require_maps
 from kd.mapped_teacher import MappedTeacher
 from kd.teacher_cache import open_teacher_cache, weights_sha256
 from networks.base import SegmentationModel
@@ -211,35 +211,38 @@ def build_models(args: Arguments, recipe: Recipe, data: Data, device: torch.devi
                 f"remark: {args.student_weights} was trained at working size {student.input_size}, and this run's is "
                 f"{args.input_size or 'native'}: --input-size {student.input_size} goes on as it was"
             )
+        weights = None
+        if args.class_weights and recipe.names("hard"):
+            labelled = data.train_set.files.labelled
+            weights = class_weights(args.class_weights, data.train_set.layout, args.train_split, labelled).to(device)
+        if args.qat:
+            _require_qat(device)
+        require_maps(student, recipe)
         if recipe.needs_teacher:
             fitted = load_teacher_for(TeacherChoice.of(args), data.train_set)
+            require_maps(student, recipe, fitted.model)  # before its cache is filled
             teacher_sha256 = weights_sha256(fitted.model)
             _check_known_classes(recipe, data.train_set, fitted)
             score_against_teacher(args, data, fitted, device)
             teacher = _make_teacher(args, recipe, data, fitted, device)
     plain = distributed.synchronize_batchnorm(student, device)
-    trained = _fake_quantized(plain, device) if args.qat else plain
+    trained = FakeQuantModel(plain) if args.qat else plain
     model = DistilledStudent(trained, recipe, teacher).to(device)
     distributed.synchronize_batchnorm(model.adapters, device)
     # Seeded anew: how many numbers the adapters took must not change the student's dropout.
     torch.manual_seed(args.seed)
     part_random_streams()
-    weights = None
-    if args.class_weights and recipe.names("hard"):
-        weights = class_weights(
-            args.class_weights, data.train_set.layout, args.train_split, data.train_set.files.labelled
-        ).to(device)
     average = AveragedStudent(plain, args.ema) if args.ema else None
     distiller = Distiller(model, trained, recipe, teacher, weights, amp=args.amp)
     return Models(plain, trained, model, distiller, average, teacher_sha256)
 
 
-def _fake_quantized(student: SegmentationModel, device: torch.device) -> SegmentationModel:
+def _require_qat(device: torch.device) -> None:
+    """A `UserError` where --qat cannot be."""
     if device.type == "mps":
         raise UserError("--qat: PyTorch has no fake quantization on MPS: use --device cpu")
     if distributed.world_size() > 1:
         raise UserError("--qat trains in one process, whose ranges are those of all images: leave torchrun out")
-    return FakeQuantModel(student)
 
 
 def _make_teacher(args: Arguments, recipe: Recipe, data: Data, fitted: FittedTeacher, device: torch.device) -> Teacher:

@@ -108,12 +108,13 @@ def examine(args: Arguments) -> int:
     if layout := findings.look("data", layout_of, args):
         splits["train"] = findings.look("data", training_split, args, layout)
         splits["val"] = findings.look("data", SegmentationDataset, layout, args.val_split)
+    judged = [dataset for dataset in splits.values() if dataset is not None]  # a draw of masks may lack any class
     if splits["train"] and splits["val"] and (args.labels is not None or args.unlabelled):
         found = findings.look("data", with_pictures, args, splits["train"], splits["val"])
         splits["train"], lines = found or (None, [])
         for line in lines:
             print(f"ok     {'data':<10} {line}")
-    if look_at_labels(findings, args, [dataset for dataset in splits.values() if dataset is not None]):
+    if look_at_labels(findings, args, judged):
         for role, dataset in splits.items():
             if dataset is not None:
                 findings.look("data", check_samples, dataset, crop_size if role == "train" else None)
