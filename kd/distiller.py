@@ -26,27 +26,13 @@ from basics.grids import adaptive_average, common_stride, to_stride, upsample_lo
 from kd.hard_losses import ce, upsampled_ce
 from kd.loss_tools import wide
 from kd.losses import LossSpec, Recipe, adaptive_weights, loss_of
+from kd.maps import Grids, require_maps
 from networks.logits import fault_of_logits
 
 # A teacher runs so many images at a time on a CPU: the maps of more do not fit its caches (8 % of the time of
 # FCN-ResNet50).
 CPU_IMAGES = 2
 OWN = ""  # in the place of a tap: the student's own logits, not those of an auxiliary head
-
-
-class Grids(Protocol):
-    """Where the outputs of a network lie.
-
-    Attributes:
-        stride: inputs are padded to a multiple of it.
-        logit_stride: pixels per logit cell.
-        tap_channels, tap_strides: channels, and pixels per cell, of each named feature map.
-    """
-
-    stride: int
-    logit_stride: int
-    tap_channels: dict[str, int]
-    tap_strides: dict[str, int]
 
 
 class Network(Grids, Protocol):
@@ -142,26 +128,6 @@ class LiveTeacher:
             return TeacherOutput(*outputs[0])
         logits, taps = zip(*outputs, strict=True)
         return TeacherOutput(torch.cat(logits), {tap: torch.cat([part[tap] for part in taps]) for tap in taps[0]})
-
-
-def require_maps(student: Grids, recipe: Recipe, teacher: Grids | None = None) -> None:
-    """A `UserError` where a map that a head or a loss needs is lacking, or two to be compared have no common grid."""
-
-    def require(what: str, tap: str, **networks: Grids) -> None:
-        for role, network in networks.items():
-            if tap not in network.tap_channels:
-                known = ", ".join(network.tap_channels) or "none"
-                raise UserError(f"{what} needs the feature map {tap!r}, which this {role} lacks (it has: {known})")
-
-    for tap in recipe.heads:
-        require(f"the auxiliary head @{tap}", tap, student=student)
-    if teacher is None:
-        return
-    common_stride(student.stride, teacher.stride)
-    for name in recipe.names("features"):
-        for tap in loss_of(name).taps:
-            require(f"loss {name!r}", tap, student=student, teacher=teacher)
-            common_stride(student.tap_strides[tap], teacher.tap_strides[tap])
 
 
 class DistilledStudent(nn.Module):

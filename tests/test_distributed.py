@@ -267,7 +267,7 @@ def test_validation_counts_every_pixel_once(world, batch, demo_data, tmp_path):
         assert evaluation.scores.pixels == one.scores.pixels == labelled
         assert torch.equal(evaluation.scores.iou.nan_to_num(-1), one.scores.iou.nan_to_num(-1))
         assert evaluation.scores.miou == one.scores.miou
-        assert evaluation.loss == pytest.approx(one.loss, rel=1e-12)
+        assert evaluation.loss == pytest.approx(one.loss, rel=1e-12 if batch == 1 else 1e-6)
 
 
 def test_two_ranks_train_as_one_process(tiny_run, tmp_path):
@@ -347,7 +347,7 @@ def test_a_rank_that_dies_or_hangs_stops_the_others(number, tiny_run, tmp_path, 
 
     monkeypatch.setattr(Trainer, "train_step", step_and_die)
     start = time.monotonic()
-    ranks = Ranks(lambda rank: train(tiny_run(tmp_path, "--save-steps", "1")), 2, tmp_path / "ranks", timeout_s=20)
+    ranks = Ranks(lambda rank: train(tiny_run(tmp_path, "--save-steps", "1")), 2, tmp_path / "ranks", timeout_s=10)
     ranks.children.reverse()  # the dead one first, to look at the survivor
     dead, alive = ranks.children
     ranks.children = [alive]

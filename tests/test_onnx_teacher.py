@@ -473,6 +473,7 @@ def test_a_fixed_size_puts_things_where_they_are(tmp_path):
     picture[..., :320] = 2
     logits = fixed(picture)[0]  # (C, 192, 640)
     steps = (logits[:, 96, 1:] - logits[:, 96, :-1]).abs().sum(0)
+    steps[:100] = steps[-100:] = 0  # there the padding of the convolutions ends
     centre = (steps * torch.arange(len(steps))).sum() / steps.sum()
     assert abs(centre - 320) < 60
     assert (logits[:, 96, 20] - logits[:, 96, 620]).abs().max() > 0.05

@@ -28,8 +28,9 @@ from deploy.quantized import FakeQuantModel
 from deploy.teachers import FittedTeacher, TeacherChoice, load_teacher_for
 from kd.cached_teacher import CachedTeacher
 from kd.class_map import ClassMap
-from kd.distiller import DistilledStudent, Distiller, LiveTeacher, Recipe, Teacher, require_maps
+from kd.distiller import DistilledStudent, Distiller, LiveTeacher, Recipe, Teacher
 from kd.mapped_teacher import MappedTeacher
+from kd.maps import require_maps
 from kd.teacher_cache import open_teacher_cache, weights_sha256
 from networks.base import SegmentationModel
 from networks.folding import fold_batchnorm
