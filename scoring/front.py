@@ -85,6 +85,10 @@ def size_of(row: SummaryRow) -> str:
     return match[1] if match else "native"
 
 
+def _pixels(point: Point) -> int:
+    return int(point.size.partition("x")[0])
+
+
 def on_front(points: Iterable[Point]) -> list[Point]:
     """Those that no other one beats: of all that are as fast or faster, the best; fastest first."""
     front: list[Point] = []
@@ -95,7 +99,8 @@ def on_front(points: Iterable[Point]) -> list[Point]:
 
 
 def draw_front(rows: Sequence[SummaryRow], path: Path, classes: Sequence[str] = ()) -> None:
-    """Draw mIoU over milliseconds an image, both of ``rows``: a line a file, through the sizes it was scored at.
+    """Draw mIoU over milliseconds an image, both of ``rows``: a line a file, from its smallest working size to its
+    largest, and a point for pictures at their own.
 
     Points that no other beats stand on a dashed line.
 
@@ -121,18 +126,39 @@ def draw_front(rows: Sequence[SummaryRow], path: Path, classes: Sequence[str] = 
                   drawstyle="steps-post", label="none faster is better", zorder=1)  # fmt: skip
         for index, (name, points) in enumerate(zip(names, lines.values(), strict=True)):
             colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
-            points = sorted(points, key=lambda point: point.ms)
-            axes.plot([point.ms for point in points], [point.percent for point in points], color=colour,
-                      marker=marker, linewidth=1.5, label=f" {name}" if name.startswith("_") else name)  # fmt: skip
+            name = f" {name}" if name.startswith("_") else name
+            sized = sorted((point for point in points if point.size != "native"), key=_pixels)
+            for part in (sized, [point for point in points if point.size == "native"]):  # which is no size among them
+                if part:
+                    axes.plot([point.ms for point in part], [point.percent for point in part], color=colour,
+                              marker=marker, linewidth=1.5, label=name)  # fmt: skip
+                    name = "_" + name  # is told once
             labels += [(point not in front, point, colour) for point in points if len(points) > 1]
         plain_axes(axes, "ms an image", f"mIoU over {len(classes)} classes, %" if classes else "mIoU, %")
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
+        place_legend(figure, axes, (point for points in lines.values() for point in points))
         label_sizes(figure, axes, [(point, colour) for _, point, colour in sorted(labels, key=lambda label: label[0])])
         with replacing(path) as partial:
             figure.savefig(partial, dpi=130)
+
+
+def place_legend(figure: Figure, axes: Axes, points: Iterable[Point]) -> None:
+    """Put the legend into the corner where it covers the fewest points, and keep it there: matplotlib's own search for
+    the best place comes anew with each drawing, and to other results once labels stand there.
+    """
+    legend, places = axes.get_legend(), [(point.ms, point.percent) for point in points]
+    assert legend is not None  # the front has a name
+    covered: dict[int, int] = {}
+    for corner in (2, 4, 3, 1):  # upper left, lower right, lower left, upper right
+        legend.set_loc(corner)
+        figure.draw_without_rendering()
+        box = legend.get_window_extent()
+        covered[corner] = sum(box.contains(*at) for at in axes.transData.transform(places))
+    least, *_ = sorted(covered, key=covered.__getitem__)
+    legend.set_loc(least)
 
 
 def label_sizes(figure: Figure, axes: Axes, points: Sequence[tuple[Point, str]]) -> None:

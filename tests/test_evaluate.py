@@ -26,7 +26,7 @@ from dataset import build_dataset
 from deploy.segmenter import load_segmenter
 from networks.working_size import at_working_size
 from scoring import protocol
-from scoring.front import Point, draw_front, label_sizes, on_front, short_names, size_of
+from scoring.front import Point, draw_front, label_sizes, on_front, place_legend, short_names, size_of
 from scoring.in_turn import InTurn
 from scoring.metrics import ConfusionMatrix
 from scoring.protocol import evaluate_model, same_size_batches
@@ -363,6 +363,19 @@ def test_sizes_in_the_chart_cover_neither_each_other_nor_the_legend():
     boxes = [text.get_window_extent() for text in axes.texts] + [axes.get_legend().get_window_extent()]
     assert axes.texts[0].get_text() == "100" and 1 < len(axes.texts) < 9
     assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
+
+
+def test_the_legend_keeps_away_from_the_points():
+    figure = Figure(figsize=(5, 4), layout="constrained")
+    axes = figure.subplots()
+    places = [(1.0, 90.0), (1.2, 80.0), (9.0, 10.0), (5.0, 50.0), (1.0, 10.0), (2.0, 15.0)]  # none is upper right
+    points = [Point(*place) for place in places]
+    axes.plot([point.ms for point in points], [point.percent for point in points], label="a file of a long name")
+    axes.legend(loc="best")
+    place_legend(figure, axes, points)
+    figure.draw_without_rendering()
+    box = axes.get_legend().get_window_extent()
+    assert not any(box.contains(*at) for at in axes.transData.transform(places))
 
 
 def test_a_name_in_the_chart_is_no_formula_and_is_not_left_out(tmp_path, monkeypatch):
