@@ -17,12 +17,11 @@ import torch
 from torch import nn
 
 from basics.device import pick_device
-from basics.errors import UserError
 from dataset import SegmentationDataset
 from deploy.segmenter import load_segmenter
 from deploy.teachers import TeacherChoice, load_teacher_for, remark_of
 from networks.cost import count_parameters
-from networks.working_size import fitted_size_of
+from networks.working_size import refuse_other_size
 from scoring.protocol import Agreement, check_classes
 from scoring.reporting import report
 from scoring.tables import SummaryRow
@@ -80,13 +79,13 @@ def score_teacher(
         sizes: working sizes, 0 for native; by default what ``choice`` says, or else its own.
 
     Raises:
-        UserError: it cannot be had, or nobody says what its classes mean.
+        UserError: it cannot be had, nobody says what its classes mean, or it takes pictures of one size alone.
     """
     teacher, device = load_teacher_for(choice, dataset), pick_device(args.device)
     label = teacher.label if choice.weights == "default" else choice.weights
     parameters = count_parameters(teacher.model)
-    if sizes and (fitted := fitted_size_of(teacher.model)):
-        raise UserError(f"{label}: a file for pictures of {fitted[0]}x{fitted[1]} has no other size")
+    if sizes:
+        refuse_other_size(label, teacher.model)
     for size in dict.fromkeys(sizes or [teacher.model.input_size]):
         network = teacher.as_network(size).to(device)
         row = report(label, teacher.label, network, dataset, args, parameters=parameters)

@@ -25,7 +25,7 @@ from basics.tiling import blended_blocks
 from deploy.exporting import LEAST_SIZE
 from deploy.formats import format_of, load_exported, stored_bytes
 from networks.cost import count_parameters
-from networks.working_size import WorkingSize, at_working_size, fitted_size_of, working_size_of
+from networks.working_size import WorkingSize, at_working_size, fitted_size_of, refuse_other_size, working_size_of
 from scoring.protocol import check_untiled
 from zoo import load_checkpoint_model
 
@@ -76,8 +76,7 @@ class Segmenter:
         Raises:
             UserError: it comes from a file for pictures of one size.
         """
-        if fitted := fitted_size_of(self.model):
-            raise UserError(f"{self.name}: a file for pictures of {fitted[0]}x{fitted[1]} has no other size")
+        refuse_other_size(self.name, self.model)
         model = self.model.model if isinstance(self.model, WorkingSize) else self.model
         name, model = _sized(self.name.removesuffix(f" at {self.input_size}"), model, input_size)
         return replace(self, name=name, model=model)

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from basics.errors import UserError
 from basics.grids import working_shape
 
 LEAST_SIDE = 32  # pixels that a network wants: the shorter side of a long strip is padded to it
@@ -106,6 +107,12 @@ def fitted_size_of(model: nn.Module) -> tuple[int, int] | None:
     """Height and width of the one picture that a network, or one inside it, takes; None: any."""
     sizes = (getattr(part, "fitted_size", None) for part in model.modules())
     return next((size for size in sizes if size is not None), None)
+
+
+def refuse_other_size(label: str, model: nn.Module) -> None:
+    """A `UserError` where the network ``label`` is asked for a working size and takes pictures of one size."""
+    if fitted := fitted_size_of(model):
+        raise UserError(f"{label}: a file for pictures of {fitted[0]}x{fitted[1]} has no other size")
 
 
 def resize(images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

@@ -17,7 +17,7 @@ from dataset import build_dataset, find_layout
 from kd.losses import LOSSES
 from segdata.reading import image_size
 from tests.test_train import arguments
-from tests.tiny import TinyModel
+from tests.tiny import TinyModel, tiny_in_zoo  # noqa: F401 (a fixture)
 from train_kd import main
 from training import doctor
 from training.data import draw_labelled
@@ -25,11 +25,6 @@ from training.data import draw_labelled
 WEIGHTS = Path(__file__).resolve().parent.parent.parent / "shared" / "weights"
 REAL_TEACHER = WEIGHTS / "teacher_deeplabv3_mobilenetv2_voc.onnx"
 Usage = namedtuple("Usage", "total used free")
-
-
-@pytest.fixture(autouse=True)
-def tiny_model(monkeypatch):
-    monkeypatch.setitem(zoo.MODELS, "tiny", zoo.ModelSpec(TinyModel, None, "random"))
 
 
 @pytest.fixture

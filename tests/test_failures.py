@@ -8,24 +8,18 @@ import sys
 import pytest
 import torch
 
-import zoo
 from basics.checkpoint import load_file
 from basics.errors import UserError
 from basics.memory import explain_memory
 from tests import forks
 from tests.conftest import ROOT, assert_one_line_error
 from tests.test_train import arguments, assert_same_run
-from tests.tiny import TinyModel
+from tests.tiny import tiny_in_zoo  # noqa: F401 (a fixture)
 from train_kd import main, make_recipe
 from training.failures import LossWatch, refuse_non_finite
 from training.trainer import Trainer
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(autouse=True)
-def tiny_model(monkeypatch):
-    monkeypatch.setitem(zoo.MODELS, "tiny", zoo.ModelSpec(TinyModel, None, "random"))
 
 
 @pytest.fixture

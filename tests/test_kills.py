@@ -18,14 +18,13 @@ import pytest
 import torch
 from PIL import Image
 
-import zoo
 from basics.checkpoint import load_file
 from basics.errors import UserError
 from basics.files import lock_folder
 from tests import forks
 from tests.conftest import ROOT
 from tests.test_train import arguments, assert_same_run, rows
-from tests.tiny import TinyModel
+from tests.tiny import tiny_in_zoo  # noqa: F401 (a fixture)
 from train_kd import main
 from training.runlog import read_metrics
 from training.trainer import Trainer
@@ -34,13 +33,6 @@ from zoo import load_checkpoint_model
 pytestmark = forks.needs_fork
 KILLS = int(os.environ.get("KILLS", "20"))
 STEPS = 4  # an epoch
-
-
-@pytest.fixture(scope="module", autouse=True)
-def tiny_model():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(zoo.MODELS, "tiny", zoo.ModelSpec(TinyModel, None, "random"))
-        yield
 
 
 @pytest.fixture(scope="module")

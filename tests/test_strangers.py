@@ -17,11 +17,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import zoo
 from basics.checkpoint import load_file
 from basics.errors import UserError
 from tests.test_train import arguments
-from tests.tiny import TinyModel
+from tests.tiny import tiny_in_zoo  # noqa: F401 (a fixture)
 from train_kd import main, make_recipe
 from training import made_from
 from training.trainer import Trainer
@@ -30,13 +29,6 @@ from zoo import load_checkpoint_model
 FUZZ = settings(
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def tiny_model():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(zoo.MODELS, "tiny", zoo.ModelSpec(TinyModel, None, "random"))
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
+import zoo
 from networks.base import SegmentationModel
 
 
@@ -54,3 +56,11 @@ def tiny_batch(size: int = 64, images: int = 2, classes: int = 3, seed: int = 0)
         "index": torch.arange(images),
         "id": [str(index) for index in range(images)],
     }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tiny_in_zoo():
+    """The model is the row ``tiny`` of the zoo, in every module that imports this."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(zoo.MODELS, "tiny", zoo.ModelSpec(TinyModel, None, "random"))
+        yield
